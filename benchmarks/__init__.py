@@ -1,0 +1,1 @@
+"""Benchmarks: speed, start, memory, conformance and real models, against what people use today."""
