@@ -1,0 +1,73 @@
+"""Everything whet raises on purpose. Each class is also the built-in error a caller would expect."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class Error(Exception):
+    """The base of all errors that whet raises: it says what is wrong, where, and what to do."""
+
+
+class ShapeError(Error, ValueError):
+    """Sizes that an operator, a profile or a session does not accept."""
+
+
+class TypeMismatch(Error, TypeError):
+    """Element types or kinds of value that an operator or a session does not accept."""
+
+
+class InvalidModel(Error, ValueError):
+    """A model file that is damaged, contradicts itself or breaks its format's rules."""
+
+
+class InvalidEngine(Error, ValueError):
+    """An engine file that is damaged, foreign, or from a later format version."""
+
+
+class InvalidInput(Error, ValueError):
+    """A run's inputs or outputs: a missing or unknown name, a wrong dtype or shape."""
+
+
+class IndexOutOfRange(Error, IndexError):
+    """An index computed by the network lies outside the tensor that it indexes."""
+
+
+class CompileError(Error, RuntimeError):
+    """Code that a target could not compile: a defect of whet, reported with the kernel's name."""
+
+
+class DeviceError(Error, RuntimeError):
+    """A device that is not there, refuses, or disappeared."""
+
+
+class CacheError(Error, OSError):
+    """A cache folder that cannot be used, or an entry that must not be."""
+
+
+class OutOfMemory(Error, MemoryError):
+    """More memory than there is; the message says how much was planned."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """One node that cannot be read, and why."""
+
+    node: str
+    operator: str
+    opset: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f'{self.operator} (opset {self.opset}) at node "{self.node}": {self.reason}'
+
+
+class UnsupportedModel(Error, NotImplementedError):
+    """A model with nodes that cannot be read: one message that lists all of them."""
+
+    def __init__(self, refusals: Sequence[Refusal]) -> None:
+        self.refusals = tuple(refusals)
+        lines = "\n".join(f"  {refusal}" for refusal in self.refusals)
+        count = f"{len(self.refusals)} node{'s' if len(self.refusals) > 1 else ''}"
+        super().__init__(f"{count} of the model cannot be read:\n{lines}")

@@ -1,0 +1,96 @@
+"""Operators that multiply and sum: matrix products and convolutions."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from whet.errors import ShapeError
+from whet.ir.graph import Op, operator
+from whet.ir.sizes import Size, floor_divide, is_less
+from whet.ir.types import TensorType
+from whet.ops.elementwise import broadcast, require_equal, same_dtype
+
+
+@operator
+class MatMul(Op):
+    """a[..., M, K] times b[..., K, N]; leading axes broadcast. Integers multiply into `accumulate`."""
+
+    accumulate: str | None = None
+
+    def infer(self, a: TensorType, b: TensorType) -> TensorType:
+        if a.rank < 2 or b.rank < 2:
+            raise ShapeError(
+                f"a matrix product needs two axes or more on each side, got {a} and {b}"
+            )
+        require_equal(a.shape[-1], b.shape[-2], "the inner sizes of a matrix product")
+        dtype = self.accumulate or same_dtype(a, b)
+        return TensorType(dtype, (*broadcast(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]))
+
+    def reference(self, a, b):
+        wide = _accumulator(a.dtype, self.accumulate)
+        return np.matmul(a.astype(wide), b.astype(wide)).astype(self.accumulate or a.dtype)
+
+
+def _accumulator(dtype: np.dtype, wanted: str | None) -> str:
+    if wanted in ("int32", "int64"):
+        return wanted
+    if dtype.kind in "iub":
+        return dtype.name
+    return "float64"
+
+
+@operator
+class Convolution(Op):
+    """x[N, *S, C] with w[O, *K, C/groups], channels last, giving y[N, *S', O]; S may have any number of axes.
+
+    y[n, s, o] = sum over k and c of x[n, s*stride + k*dilation - before, c] * w[o, k, c]; outside x stands 0.
+    """
+
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    before: tuple[Size, ...]
+    after: tuple[Size, ...]
+    groups: int = 1
+    accumulate: str | None = None
+
+    def infer(self, x: TensorType, w: TensorType) -> TensorType:
+        if x.rank != w.rank or x.rank != len(self.strides) + 2:
+            raise ShapeError(
+                f"a convolution over {len(self.strides)} axes does not fit {x} and {w}"
+            )
+        require_equal(
+            x.shape[-1],
+            w.shape[-1] * self.groups,
+            "the input channels and the weight's times groups",
+        )
+        spatial = []
+        for size, kernel, stride, dilation, before, after in zip(
+            x.shape[1:-1], w.shape[1:-1], self.strides, self.dilations, self.before, self.after
+        ):
+            room = size + before + after - (kernel - 1) * dilation - 1
+            if is_less(room, 0):
+                raise ShapeError(
+                    f"a kernel of {kernel} by {dilation} is larger than the padded axis of {size}"
+                )
+            spatial.append(floor_divide(room, stride) + 1)
+        return TensorType(self.accumulate or same_dtype(x, w), (x.shape[0], *spatial, w.shape[0]))
+
+    def reference(self, x, w):
+        wide = _accumulator(x.dtype, self.accumulate)
+        pads = ((0, 0), *zip(self.before, self.after), (0, 0))
+        x = np.pad(x.astype(wide), pads)
+        kernel = w.shape[1:-1]
+        spans = [(k - 1) * d + 1 for k, d in zip(kernel, self.dilations)]
+        axes = tuple(range(1, x.ndim - 1))
+        windows = np.lib.stride_tricks.sliding_window_view(x, spans, axes)
+        steps = tuple(slice(None, None, s) for s in self.strides)
+        taps = tuple(slice(None, None, d) for d in self.dilations)
+        windows = windows[(slice(None), *steps, slice(None), *taps)]
+        n, spatial, out = x.shape[0], windows.shape[1 : x.ndim - 1], w.shape[0]
+        # windows: n, *s', c, *k  ->  groups of columns against groups of rows
+        cols = np.moveaxis(windows, x.ndim - 1, -1).reshape(
+            n, *spatial, -1, self.groups, x.shape[-1] // self.groups
+        )
+        rows = w.astype(wide).reshape(self.groups, out // self.groups, -1, w.shape[-1])
+        product = np.einsum("...kgc,gokc->...go", cols, rows, optimize=True)
+        return product.reshape(n, *spatial, out).astype(self.accumulate or w.dtype)

@@ -1,0 +1,1 @@
+"""Graph to Graph, one function each."""

@@ -1,0 +1,1 @@
+"""Engines, sessions, the cache, and what happens while they run."""

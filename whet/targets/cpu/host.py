@@ -1,0 +1,171 @@
+"""What is particular to the processor and the operating system: features, cores, memory."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from whet.errors import DeviceError
+from whet.targets.cpu.architecture import Architecture, best_level, extras_present
+
+HUGE_PAGE = 2 << 20
+PAGE = mmap.PAGESIZE
+
+
+def system() -> str:
+    """The operating system, as architectures name it: linux, windows or darwin."""
+    return {"win32": "windows"}.get(sys.platform, sys.platform)
+
+
+def architecture(level: str | None = None) -> Architecture:
+    """The processor at hand, or the same held down to a lower `level`, so that it can be tested.
+
+    `level` is a level (`avx2`, with the extras that this processor has) or a whole name of an
+    `Architecture`. Raises DeviceError for what this processor cannot run.
+    """
+    wanted = Architecture.parse(level, system()) if level else None
+    if wanted is None or level == wanted.level:
+        wanted = _on_this_host(wanted.level if wanted else best_level(machine(), features()))
+    missing = wanted.requirements - features()
+    if missing or wanted.system != system():
+        lacks = f"no {', '.join(sorted(missing))}" if missing else f"runs {system()}"
+        raise DeviceError(f"code for {wanted} cannot run here: this machine has {lacks}")
+    return wanted
+
+
+@cache
+def _on_this_host(level: str) -> Architecture:
+    return Architecture(level, extras_present(level, features()), system())
+
+
+@cache
+def features() -> frozenset[str]:
+    """LLVM's names of what this processor has and the operating system permits."""
+    # Importing llvmlite takes 15 ms, which only those pay who open this target.
+    import llvmlite.binding as llvm
+
+    found = {name for name, on in llvm.get_host_cpu_features().items() if on}
+    if machine() == "aarch64":
+        found |= {"neon", "fp-armv8"}
+    if "amx-tile" in found and not permit_amx():
+        found -= {name for name in found if name.startswith("amx")}
+    return frozenset(found)
+
+
+def machine() -> str:
+    """The instruction set, as LLVM spells it: x86_64 or aarch64."""
+    name = platform.machine().lower()
+    return {"amd64": "x86_64", "arm64": "aarch64"}.get(name, name)
+
+
+@cache
+def _libc() -> Any:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def permit_amx() -> bool:
+    """Ask the kernel for the AMX tile registers (Linux 5.16: arch_prctl ARCH_REQ_XCOMP_PERM)."""
+    if system() != "linux" or machine() != "x86_64":
+        return False
+    arch_prctl, request_permission, tile_data = 158, 0x1023, 18
+    return _libc().syscall(arch_prctl, request_permission, tile_data) == 0
+
+
+def cpus() -> tuple[int, ...]:
+    """The CPUs that this thread may run on; plain numbers where there is no mask."""
+    if hasattr(os, "sched_getaffinity"):
+        return tuple(sorted(os.sched_getaffinity(0)))
+    return tuple(range(os.cpu_count() or 1))
+
+
+def cores() -> int:
+    """How many threads can run at once: the affinity mask, less a container's CPU quota."""
+    return max(1, min(len(cpus()), _quota() or len(cpus())))
+
+
+def _quota() -> int | None:
+    """CPUs granted by the control group (version 2, then 1), rounded up."""
+    try:
+        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        folder = Path("/sys/fs/cgroup/cpu")
+        try:
+            limit = (folder / "cpu.cfs_quota_us").read_text()
+            period = (folder / "cpu.cfs_period_us").read_text()
+        except OSError:
+            return None
+    if limit.strip() in ("max", "-1"):
+        return None
+    return -(-int(limit) // int(period))
+
+
+@dataclass(frozen=True)
+class CacheSizes:
+    """Bytes of first- and second-level cache of one core, and of the third level."""
+
+    l1: int
+    l2: int
+    l3: int
+
+
+@cache
+def cache_sizes() -> CacheSizes:
+    """Data cache sizes of CPU 0, or common ones where the system does not tell."""
+    sizes = {1: 32 << 10, 2: 1 << 20, 3: 16 << 20}
+    unit = {"K": 10, "M": 20, "G": 30}
+    for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
+        try:
+            kind, text = (index / "type").read_text(), (index / "size").read_text().strip()
+            level = int((index / "level").read_text())
+        except (OSError, ValueError):
+            continue
+        if not kind.startswith("Instruction"):
+            sizes[level] = int(text[:-1]) << unit[text[-1]]
+    return CacheSizes(sizes[1], sizes[2], sizes[3])
+
+
+def aligned_memory(nbytes: int) -> NDArray[np.uint8]:
+    """`nbytes` of memory, 64-byte aligned (2 MiB and huge pages when large), freed when dropped.
+
+    The contents are undefined: zeros in fresh pages, anything in small buffers.
+    """
+    if nbytes < HUGE_PAGE:
+        return _aligned(np.empty(nbytes + 64, np.uint8), 64, nbytes)
+    pages = mmap.mmap(-1, nbytes + HUGE_PAGE)
+    memory = _aligned(np.frombuffer(pages, np.uint8), HUGE_PAGE, nbytes)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        # Whole huge pages only: one more for the tail could cost 2 MiB for a byte.
+        _advise(memory, mmap.MADV_HUGEPAGE, HUGE_PAGE)
+    return memory
+
+
+def _aligned(memory: NDArray[np.uint8], alignment: int, nbytes: int) -> NDArray[np.uint8]:
+    start = -memory.ctypes.data % alignment
+    return memory[start : start + nbytes]
+
+
+def drop_pages(mapped: NDArray[Any]) -> None:
+    """Give back the memory behind a read-only *file mapping*; the next read loads it again.
+
+    Only whole pages inside the array go. Memory that is no file mapping would lose its contents.
+    """
+    if hasattr(mmap, "MADV_DONTNEED") and system() == "linux":
+        _advise(mapped, mmap.MADV_DONTNEED, PAGE)
+
+
+def _advise(memory: NDArray[Any], advice: int, page: int) -> None:
+    first = -(-memory.ctypes.data // page) * page
+    length = (memory.ctypes.data + memory.nbytes) // page * page - first
+    if length > 0:
+        # A refusal (no huge pages, locked memory) only costs speed.
+        _libc().madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), advice)
