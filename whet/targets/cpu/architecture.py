@@ -163,6 +163,7 @@ class Architecture:
 
         llvm.initialize_all_targets()
         llvm.initialize_all_asmprinters()
+        llvm.initialize_native_asmparser()
         # The default code model of llvmlite is "large": it takes a register for each constant.
         return llvm.Target.from_triple(self.triple).create_target_machine(
             cpu=self._level.tuning, features=self.features, opt=3, reloc="pic", codemodel="small"

@@ -69,8 +69,9 @@ def machine() -> str:
 
 
 @cache
-def _libc() -> Any:
-    return ctypes.CDLL(None, use_errno=True)
+def libc() -> Any:
+    """The C library of this process."""
+    return ctypes.CDLL(None if sys.platform != "win32" else "ucrtbase")
 
 
 def permit_amx() -> bool:
@@ -78,7 +79,8 @@ def permit_amx() -> bool:
     if system() != "linux" or machine() != "x86_64":
         return False
     arch_prctl, request_permission, tile_data = 158, 0x1023, 18
-    return _libc().syscall(arch_prctl, request_permission, tile_data) == 0
+    arguments = (ctypes.c_long(x) for x in (arch_prctl, request_permission, tile_data))
+    return libc().syscall(*arguments) == 0
 
 
 def cpus() -> tuple[int, ...]:
@@ -168,4 +170,4 @@ def _advise(memory: NDArray[Any], advice: int, page: int) -> None:
     length = (memory.ctypes.data + memory.nbytes) // page * page - first
     if length > 0:
         # A refusal (no huge pages, locked memory) only costs speed.
-        _libc().madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), advice)
+        libc().madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), advice)

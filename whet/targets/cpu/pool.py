@@ -1,0 +1,199 @@
+"""The process's worker threads, leased run by run, and the calls into the native driver."""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from whet.targets.cpu import driver, host, jit
+from whet.targets.cpu.architecture import Architecture
+from whet.targets.cpu.primitives import Primitives, primitives
+
+ToObject = Callable[[str, Architecture, Sequence[str]], bytes]
+
+# How long to spin before giving way to other threads, before sleeping at a barrier, and for a
+# worker that has to be woken. A wake-up takes 0.1 ms, at times 4 ms.
+HOT, PATIENCE, JOIN = 50e-6, 1e-3, 150e-6
+
+
+class Pool:
+    """Worker threads that any number of concurrent runs lease from.
+
+    A run takes the workers that are free, up to what it asks for and to what the processors have
+    room for; else it runs on its caller's thread alone. Workers spin for `idle` seconds after a
+    run, then sleep. They never keep the interpreter alive, start anew after a fork, and are joined
+    at exit. `to_object` compiles the driver: a cache may stand in for `jit.to_object`.
+    """
+
+    def __init__(
+        self,
+        capacity: int | None = None,
+        idle: float = 1e-3,
+        system: str | None = None,
+        to_object: ToObject = jit.to_object,
+    ) -> None:
+        means = primitives(system)
+        self._code = load_driver(means, to_object)
+        self._calls = {name: self._call(name) for name in driver.SYMBOLS}
+        self._run = self._calls["run"]
+        self._capacity, self._idle = capacity or host.cores(), idle
+        self._reset()
+        _watch_process()
+        _pools.add(self)
+
+    @staticmethod
+    def shared(to_object: ToObject = jit.to_object) -> Pool:
+        """The process's one pool, made on the first call."""
+        with _shared_lock:
+            if not _shared:
+                _shared.append(Pool(to_object=to_object))
+            return _shared[0]
+
+    @property
+    def capacity(self) -> int:
+        """How many threads can be at work at once: the processors this process may use."""
+        return self._capacity
+
+    @property
+    def active(self) -> int:
+        """How many threads are at work now, callers included."""
+        return int(self._words[driver.ACTIVE // 4])
+
+    def run(self, table: int, count: int, threads: int = 1) -> int:
+        """Call the `count` kernels of the table at an address; returns how many threads did.
+
+        The table holds {kernel, argument block} pointers, 16 bytes each. It and all it points to
+        must stay until the call returns. The interpreter's lock is not held meanwhile.
+        """
+        if threads > self._ready:
+            self._grow(threads)
+        return int(self._run(self._block, table, count, threads, 0))
+
+    def run_timed(self, table: int, count: int, threads: int, times: NDArray[np.int64]) -> int:
+        """Like `run`; `times[0]` is the start and `times[i + 1]` the end of entry i, in ns."""
+        if times.dtype != np.int64 or times.shape != (count + 1,) or not times.flags.c_contiguous:
+            raise ValueError(f"times must be int64[{count + 1}], got {times.dtype}{times.shape}")
+        if threads > self._ready:
+            self._grow(threads)
+        return int(self._run(self._block, table, count, threads, times.ctypes.data))
+
+    def close(self) -> None:
+        """Send the workers home; runs that go on keep theirs to the end, later ones run alone."""
+        with self._growing:
+            self._closed = True
+        self._calls["close"](self._block)
+        deadline = time.monotonic() + 0.5
+        for worker in self._workers:
+            worker.join(max(0.0, deadline - time.monotonic()))
+
+    def _call(self, name: str) -> Any:
+        word = ctypes.c_int64
+        return ctypes.CFUNCTYPE(word, *[word] * driver.SYMBOLS[name])(self._code.address(name))
+
+    def _reset(self) -> None:
+        """Make the pool one without workers, as at first and in a forked child."""
+        size = driver.MAILBOXES + driver.MAILBOX_BYTES * self._capacity
+        self._memory = host.aligned_memory(size)
+        self._memory[:] = 0
+        self._words = self._memory.view(np.int32)
+        self._block = self._memory.ctypes.data
+        self._growing = threading.Lock()
+        self._workers: list[threading.Thread] = []
+        self._ready, self._closed = 1, False
+        self._words[driver.CAPACITY // 4] = self._capacity
+        self._set_patience()
+        self._set_mask()
+
+    def _set_patience(self) -> None:
+        spins, tries = 500, 3
+        took = min(self._calls["relax_time"](spins) for _ in range(tries))
+        per_second = spins * 1e9 / max(took, 1)
+        longs = self._memory[: driver.ACTIVE].view(np.int64)
+        for field, seconds in (
+            (driver.IDLE, self._idle),
+            (driver.HOT, HOT),
+            (driver.PATIENCE, PATIENCE),
+            (driver.JOIN, JOIN),
+        ):
+            longs[field // 8] = int(seconds * per_second)
+
+    def _set_mask(self) -> None:
+        """The CPUs among which workers are steered: none where there is nothing to choose."""
+        cpus = host.cpus()
+        if len(cpus) < 2 or cpus[-1] >= driver.MASK_BYTES_MOST * 8:
+            return
+        bits = np.zeros(driver.MASK_BYTES_MOST * 8, np.uint8)
+        bits[list(cpus)] = 1
+        self._memory[driver.MASK : driver.MAILBOXES] = np.packbits(bits, bitorder="little")
+        self._words[driver.MASK_BYTES // 4] = driver.MASK_BYTES_MOST
+
+    def _grow(self, threads: int) -> None:
+        """Start the workers that a run of so many threads can use."""
+        with self._growing:
+            while not self._closed and self._ready < min(threads, self._capacity):
+                self._workers.append(self._start_worker(len(self._workers)))
+                self._ready += 1
+
+    def _start_worker(self, worker: int) -> threading.Thread:
+        box = driver.MAILBOXES + driver.MAILBOX_BYTES * worker
+        job = self._memory[box : box + 8].view(np.int64)
+        words = self._memory[box : box + driver.MAILBOX_BYTES].view(np.int32)
+        job[0], words[driver.AVOIDS // 4] = driver.TAKEN, -1
+        code, block = self._code, self._block
+
+        def serve() -> None:
+            words[driver.TID // 4] = threading.get_native_id()
+            # The closure keeps the mailbox and the driver's code for as long as this runs.
+            if code:
+                work(block, worker)
+
+        work = self._calls["work"]
+        thread = threading.Thread(target=serve, name=f"whet-{worker + 1}", daemon=True)
+        thread.start()
+        while job[0] == driver.TAKEN and thread.is_alive():
+            time.sleep(20e-6)
+        self._words[driver.WORKERS // 4] = worker + 1
+        return thread
+
+
+def load_driver(means: Primitives, to_object: ToObject = jit.to_object) -> jit.Code:
+    """The native driver's code; compiled for the plainest processor, as it holds no arithmetic."""
+    level = "neon" if host.machine() == "aarch64" else "sse2"
+    architecture = Architecture(level, system=host.system())
+    code = to_object(driver.to_llvm(means.llvm), architecture, tuple(means.symbols))
+    return jit.load(code, tuple(driver.SYMBOLS), means.symbols)
+
+
+_shared: list[Pool] = []
+_shared_lock = threading.Lock()
+_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+
+
+@cache
+def _watch_process() -> None:
+    """From the first pool on, forked children start anew and the exit takes workers home."""
+    atexit.register(_close_all)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_after_fork)
+
+
+def _close_all() -> None:
+    for pool in list(_pools):
+        pool.close()
+
+
+def _after_fork() -> None:
+    global _shared_lock
+    _shared_lock = threading.Lock()
+    for pool in list(_pools):
+        pool._reset()
