@@ -81,7 +81,7 @@ def text_model(name: str) -> Any:
     config = kind.config_class(attn_implementation="sdpa", use_cache=False)
     options = {"add_pooling_layer": False} if name == "bert_base" else {}
 
-    class Encoder(torch.nn.Module):  # type: ignore[misc]
+    class Encoder(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.model = kind(config, **options)
