@@ -113,12 +113,12 @@ class Window:
         ]
         return np.pad(x, [(0, 0), (0, 0), *spatial], constant_values=value)
 
-    def taps(self, x: Array) -> Iterator[tuple[tuple[int, ...], Array]]:
-        """Each position in the kernel and the view of the padded array that it reads."""
+    def taps(self, x: Array) -> Iterator[Array]:
+        """What each position of the kernel reads of the padded array, the last axis fastest."""
         for tap in itertools.product(*map(range, self.kernel)):
             steps = zip(tap, self.dilations, self.sizes, self.strides)
             slices = (slice(t * d, t * d + (n - 1) * s + 1, s) for t, d, n, s in steps)
-            yield tap, x[:, :, *slices]
+            yield x[:, :, *slices]
 
 
 def window_count(size: int, pads: tuple[int, int], extent: int, stride: int, ceil: int) -> int:
@@ -138,12 +138,10 @@ class Conv(OpRun):
     ) -> tuple[Array]:
         groups = attributes["group"] or 1
         window = Window(x.shape, list(w.shape[2:]), attributes)
-        weights = w.reshape(groups, w.shape[0] // groups, *w.shape[1:])
+        weights = w.reshape(groups, w.shape[0] // groups, w.shape[1], -1)
         result = np.zeros((x.shape[0], groups, weights.shape[1], math.prod(window.sizes)))
-        for tap, view in window.taps(window.padded(x, 0.0)):
-            result += weights[:, :, :, *tap] @ view.reshape(
-                x.shape[0], groups, weights.shape[2], -1
-            )
+        for k, view in enumerate(window.taps(window.padded(x, 0.0))):
+            result += weights[..., k] @ view.reshape(x.shape[0], groups, weights.shape[2], -1)
         result = result.reshape(x.shape[0], w.shape[0], *window.sizes)
         if bias is not None:
             result += bias.reshape(-1, *[1] * (x.ndim - 2))
@@ -157,8 +155,7 @@ class MaxPool(OpRun):
 
     def _run(self, x: Array, **attributes: Any) -> tuple[Array]:
         window = Window(x.shape, attributes["kernel_shape"], attributes)
-        views = [view for _, view in window.taps(window.padded(x, -np.inf))]
-        return (np.max(views, axis=0),)
+        return (np.max(list(window.taps(window.padded(x, -np.inf))), axis=0),)
 
 
 class AveragePool(OpRun):
@@ -168,14 +165,14 @@ class AveragePool(OpRun):
 
     def _run(self, x: Array, **attributes: Any) -> tuple[Array]:
         window = Window(x.shape, attributes["kernel_shape"], attributes)
-        total = np.sum([view for _, view in window.taps(window.padded(x, 0.0))], axis=0)
+        total = np.sum(list(window.taps(window.padded(x, 0.0))), axis=0)
         # What counts is the image and, if asked for, its border, never what a ceiling adds.
         counted = np.ones((1, 1, *x.shape[2:]))
         spread = [(0, 0), (0, 0), *window.pads]
         counted = np.pad(counted, spread, constant_values=attributes["count_include_pad"])
         reach = window.padded(x[:1, :1], 0.0).shape
         counted = np.pad(counted, [(0, r - n) for r, n in zip(reach, counted.shape)])
-        return (total / np.sum([view for _, view in window.taps(counted)], axis=0),)
+        return (total / np.sum(list(window.taps(counted)), axis=0),)
 
 
 class Gelu(OpRun):

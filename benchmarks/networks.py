@@ -107,6 +107,15 @@ def create(name: str, half: bool) -> tuple[Any, dict[str, Any]]:
     return model, {"input": torch.randn(2, *model.default_cfg["input_size"], dtype=dtype)}
 
 
+def fill_zero_matrices(model: Any) -> None:
+    """Give weights that start at zero random values: with them every output would be zero."""
+    import torch
+
+    for parameter in model.parameters():
+        if parameter.ndim > 1 and not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.02)
+
+
 def symbolic_shapes(name: str, examples: dict[str, Any]) -> tuple[dict[int, Any], ...]:
     import torch
 
@@ -122,6 +131,7 @@ def export(name: str, folder: Path, *, dynamic: bool = False, half: bool = False
     import torch
 
     model, examples = create(name, half)
+    fill_zero_matrices(model)
     shapes = symbolic_shapes(name, examples) if dynamic else None
     path = folder / f"{name}{'_half' * half}{'_dyn' * dynamic}.onnx"
     torch.onnx.export(
