@@ -1,4 +1,4 @@
-"""A text emitter of LLVM IR: a Module of Functions, whose values are the names of their SSA registers.
+"""A text emitter of LLVM IR: a Module of Functions, whose values are names of SSA registers.
 
 Text is eight times faster to make than a tree of llvmlite.ir objects, and needs nothing installed.
 """
@@ -58,13 +58,13 @@ def literal(type: str, value: float | int | bool) -> str:
 
 
 def _float_literal(element: str, value: float) -> str:
-    if element == "half":
-        return f"0xH{np.float16(value).view(np.uint16):04X}"
-    if element == "bfloat":
-        return f"0xR{np.array(value, ml_dtypes.bfloat16).view(np.uint16):04X}"
-    if element == "float":
-        with np.errstate(over="ignore"):
-            value = float(np.float32(value))  # LLVM writes a float as the double of equal value
+    with np.errstate(over="ignore"):
+        if element == "half":
+            return f"0xH{np.float16(value).view(np.uint16):04X}"
+        if element == "bfloat":
+            return f"0xR{np.array(value, ml_dtypes.bfloat16).view(np.uint16):04X}"
+        if element == "float":  # LLVM writes a float as the double of equal value
+            value = float(np.float32(value))
     return f"0x{struct.unpack('<Q', struct.pack('<d', value))[0]:016X}"
 
 
@@ -91,7 +91,7 @@ class Module:
         linkage: str = "",
         attributes: str = "",
     ) -> Function:
-        """A new function; `parameters` maps a name to a type, which may carry attributes ("ptr noalias")."""
+        """A new function; `parameters` maps a name to a type and its attributes ("ptr noalias")."""
         if name in self.functions:
             raise ValueError(f"the module already has a function called {name}")
         self.functions[name] = Function(self, name, parameters, returns, linkage, attributes)
@@ -266,11 +266,11 @@ class Function:
         return self.op(f"{operation} {type} {a}, {b}")
 
     def compare(self, predicate: str, type: str, a: str, b: str) -> str:
-        """An i1 per lane; `predicate` is LLVM's: slt, ult, eq for integers, olt, une … for floats."""
+        """An i1 per lane; `predicate` is LLVM's: slt, ult … for integers, olt, une … for floats."""
         return self.op(f"{'fcmp' if is_float(type) else 'icmp'} {predicate} {type} {a}, {b}")
 
     def select(self, condition: str, type: str, a: str, b: str, by_lane: bool = True) -> str:
-        """a where the condition holds, else b; the condition has one i1 per lane, or one for all."""
+        """a where the condition holds, else b; the condition is an i1 per lane, or one for all."""
         kind = mask_type(type) if by_lane else "i1"
         return self.op(f"select {kind} {condition}, {type} {a}, {type} {b}")
 
@@ -346,8 +346,8 @@ class Function:
     ) -> list[str]:
         """for i in range(low, high, step), with values carried from one turn to the next.
 
-        `body(i, values)` returns the next values; `carried` gives (type, first value). The loop runs
-        at least once unless guarded; by default it is guarded where the bounds don't say that it does.
+        `body(i, values)` returns the next values; `carried` gives (type, first value). Unguarded it
+        runs at least once; by default it is guarded where the bounds don't say that it does.
         """
         if guard is None:
             guard = not (isinstance(low, int) and isinstance(high, int) and low < high)
