@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import itertools
+import math
 import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from hashlib import blake2b
-from typing import Any, ClassVar, TypeVar, dataclass_transform
+from typing import Any, ClassVar, Protocol, TypeVar, dataclass_transform
 from weakref import WeakValueDictionary
 
 import numpy as np
 
 from whet.errors import Error, ShapeError, TypeMismatch
-from whet.ir.sizes import Expr, Size, substitute
-from whet.ir.types import OptionalType, SequenceType, TensorType, Type, dtype_name
+from whet.ir.sizes import Expr, Size, Undecided, substitute
+from whet.ir.types import (
+    OptionalType,
+    SequenceType,
+    TensorType,
+    Type,
+    UnrankedType,
+    dtype_name,
+    map_sizes,
+)
 
 Class = TypeVar("Class", bound=type)
 
@@ -41,6 +50,12 @@ class Op:
 
     has_effect: ClassVar[bool] = False
     """Never merged with an equal one, never folded: random numbers, debug output, user code."""
+
+    runs_graphs: ClassVar[bool] = False
+    """Whether `reference` first takes a function that runs an inner graph: (graph, arrays) -> outputs."""
+
+    folds: ClassVar[bool] = False
+    """Whether results may be computed while a model is read, where all inputs are known then."""
 
     computes_sizes: ClassVar[bool] = False
     """Whether `reference` also works on object arrays that hold symbolic sizes."""
@@ -75,12 +90,25 @@ class Op:
     def is_primitive(self) -> bool:
         return not hasattr(self, "lower")
 
-    def bind(self, sizes: Mapping[str, Size]) -> Op:
-        """The operator with the named sizes in its attributes replaced."""
-        changes = {f.name: _bind(getattr(self, f.name), sizes) for f in fields(self)}  # type: ignore[arg-type]
+    def bind(self, sizes: Mapping[str, Size], inner: bool = True) -> Op:
+        """The operator with the named sizes in its attributes replaced, in inner graphs unless told not to."""
+        return self._changed(lambda x: _bind(x, sizes) if inner or not isinstance(x, Graph) else x)
+
+    def map_graphs(self, fn: Callable[[Graph], Graph]) -> Op:
+        """The operator with each of its inner graphs g replaced by fn(g), which has the same inputs."""
+        return self._changed(lambda x: fn(x) if isinstance(x, Graph) else x)
+
+    def _changed(self, fn: Callable[[Any], Any]) -> Op:
+        changes = {f.name: fn(getattr(self, f.name)) for f in fields(self)}  # type: ignore[arg-type]
         if all(changes[name] is getattr(self, name) for name in changes):
             return self
         return type(self)(**changes)
+
+    @property
+    def graphs(self) -> tuple[Graph, ...]:
+        """The inner graphs among the attributes: a branch, the body of a loop."""
+        attributes = (getattr(self, f.name) for f in fields(self))  # type: ignore[arg-type]
+        return tuple(x for x in attributes if isinstance(x, Graph))
 
 
 def attribute_key(x: Any) -> Any:
@@ -97,8 +125,8 @@ def attribute_key(x: Any) -> Any:
         case np.ndarray():
             return array_key(x)
         case Graph():
-            return Graph, tuple(map(id, x.inputs)), tuple(map(id, x.outputs))
-        case Expr() | TensorType() | SequenceType() | OptionalType() | Token():
+            return Graph, tuple(map(id, x.inputs)), tuple(map(id, x.outputs)), x.guards
+        case Expr() | TensorType() | UnrankedType() | SequenceType() | OptionalType() | Token():
             return x
         case Op():
             return x.key
@@ -120,9 +148,8 @@ def _bind(x: Any, sizes: Mapping[str, Size]) -> Any:
         case tuple():
             bound = tuple(_bind(i, sizes) for i in x)
             return x if all(a is b for a, b in zip(x, bound)) else bound
-        case TensorType():
-            shape = _bind(x.shape, sizes)
-            return x if shape is x.shape else TensorType(x.dtype, shape)
+        case TensorType() | SequenceType() | OptionalType():
+            return map_sizes(x, lambda size: substitute(size, sizes))
         case Graph():
             return x.bind(sizes)
     return x
@@ -218,21 +245,55 @@ class Value(Arithmetic):
         """All results of the same operator application, this one among them."""
         return make(self.op, self.inputs)
 
-    @cached_property
+    @property
     def contents(self) -> np.ndarray | None:
         """The elements where they are known from sizes and constants alone; symbolic ones as objects."""
-        if not self.op.computes_sizes or not isinstance(self.type, TensorType):
-            return None
-        arrays = [None if i is None else i.contents for i in self.inputs]
-        if any(i is not None and a is None for i, a in zip(self.inputs, arrays)):
-            return None
-        if sum(a.size for a in arrays if a is not None) > MOST_CONTENTS:
-            return None
-        result = self.op.reference(*arrays)
-        return np.asarray(result[self.index] if isinstance(result, tuple) else result)
+        stack: list[Value] = [self]
+        while stack:
+            value = stack[-1]
+            unknown = _inputs_without_contents(value)
+            stack.extend(unknown)
+            if not unknown:
+                value.__dict__.setdefault("_contents", _contents(value))
+                stack.pop()
+        known: np.ndarray | None = self.__dict__["_contents"]
+        return known
 
 
 MOST_CONTENTS = 4096  # elements; more than that is data, not sizes
+
+
+def _inputs_without_contents(value: Value) -> list[Value]:
+    """The inputs to look at before value's own contents can be told."""
+    if "_contents" in value.__dict__ or not _may_have_contents(value):
+        return []
+    return [i for i in value.inputs if i is not None and "_contents" not in i.__dict__]
+
+
+def _may_have_contents(value: Value) -> bool:
+    if not isinstance(value.type, TensorType) or value.op.has_effect:
+        return False
+    if not (value.op.computes_sizes or value.op.folds):
+        return False
+    sizes = [s for s in value.shape if isinstance(s, int)]
+    return len(sizes) == value.rank and math.prod(sizes) <= MOST_CONTENTS
+
+
+def _contents(value: Value) -> np.ndarray | None:
+    if not _may_have_contents(value):
+        return None
+    arrays = [None if i is None else i.__dict__["_contents"] for i in value.inputs]
+    if any(i is not None and a is None for i, a in zip(value.inputs, arrays)):
+        return None
+    symbolic = any(a is not None and a.dtype == object for a in arrays)
+    if symbolic and not value.op.computes_sizes:
+        return None
+    try:
+        with np.errstate(all="ignore"):
+            result = value.op.reference(*arrays)
+    except Undecided:
+        return None
+    return np.asarray(result[value.index] if isinstance(result, tuple) else result)
 
 
 @dataclass(frozen=True, eq=False)
@@ -368,6 +429,21 @@ class Guard:
         )
 
 
+class Late(Protocol):
+    """The rest of a model, whose ranks or structure depend on data (DESIGN: a late region)."""
+
+    @property
+    def captured(self) -> tuple[str, ...]:
+        """Names of what it reads: the first stage's outputs after its named ones, in order."""
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the whole model's outputs, in order, from whichever stage they come."""
+
+    def stage(self, captured: Mapping[str, Any], weights: Callable[[str], np.ndarray] | None) -> Graph:
+        """The graph of the next stage, for captured values as they are now; inputs are among them, by name."""
+
+
 @dataclass(frozen=True, eq=False)
 class Graph:
     """What to compute: `outputs` from `inputs`. Values that no output needs are simply not part of it."""
@@ -378,6 +454,8 @@ class Graph:
     guards: tuple[Guard, ...] = ()
     origins: Mapping[Value, tuple[str, ...]] = field(default_factory=dict)
     """Which nodes of the user's model a Value came from."""
+    late: Late | None = None
+    """What can be planned only once this graph has run; the outputs after the named ones are for it."""
 
     def __iter__(self) -> Iterator[Value]:
         """Every Value the outputs need, each after its inputs."""
@@ -444,9 +522,7 @@ class Graph:
         outputs = tuple(new[o] for o in self.outputs)
         if all(a is b for a, b in zip(outputs, self.outputs)):
             return self
-        return Graph(
-            self.inputs, outputs, self.output_names, self.guards, {**self.origins, **origins}
-        )
+        return replace(self, outputs=outputs, origins={**self.origins, **origins})
 
     def substitute(self, changes: Mapping[Value, Value]) -> Graph:
         """The graph in which each key of `changes` is read as its value instead."""
@@ -474,7 +550,7 @@ class Graph:
             return self
         graph = self.map(lambda v: make(v.op.bind(sizes), v.inputs))
         inputs = tuple(make(v.op.bind(sizes), v.inputs)[0] for v in self.inputs)
-        return Graph(inputs, graph.outputs, self.output_names, self.guards, graph.origins)
+        return replace(graph, inputs=inputs)
 
     def node(self, value: Value) -> str:
         """The names of the user's nodes that a Value came from, for messages."""
@@ -500,6 +576,16 @@ class Graph:
         return "\n".join(lines)
 
     __repr__ = object.__repr__
+
+
+def map_inner(graph: Graph, fn: Callable[[Graph], Graph]) -> Graph:
+    """The graph with every inner graph g of its operators replaced by fn(g), which must keep g's inputs.
+
+    fn goes deeper itself: `def tidy(graph): return rewrite(map_inner(graph, tidy), RULES)`.
+    """
+    if not any(v.op.graphs for v in graph.values):
+        return graph
+    return graph.map(lambda v: make(v.op.map_graphs(fn), v.inputs) if v.op.graphs else v)
 
 
 def _leaf(v: Value) -> str:

@@ -15,6 +15,10 @@ from typing import Any, Union
 Size = Union[int, "Expr"]
 
 
+class Undecided(TypeError):
+    """A question about a size that only a run can answer."""
+
+
 class Atom:
     """A factor that arithmetic does not take apart. Immutable; equal atoms hash alike."""
 
@@ -146,10 +150,10 @@ class Expr:
         return f"Size({self})"
 
     def __bool__(self) -> bool:
-        raise TypeError(f"the size {self} is not known here; compare it with is_equal or is_less")
+        raise Undecided(f"the size {self} is not known here; compare it with is_equal or is_less")
 
     def __index__(self) -> int:
-        raise TypeError(f"the size {self} is not known here; substitute its symbols first")
+        raise Undecided(f"the size {self} is not known here; substitute its symbols first")
 
 
 def symbol(name: str, low: int = 0, high: Size | None = None) -> Expr:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,7 @@ FLOATS = frozenset(n for n in NUMPY_DTYPES if "float" in n)
 SIGNED = frozenset({"int2", "int4", "int8", "int16", "int32", "int64"})
 UNSIGNED = frozenset({"uint2", "uint4", "uint8", "uint16", "uint32", "uint64"})
 INTEGERS = SIGNED | UNSIGNED
+COMPLEX = frozenset({"complex64", "complex128"})
 
 
 def dtype_name(dtype: Any) -> str:
@@ -73,8 +75,22 @@ class TensorType:
 
 
 @dataclass(frozen=True)
+class UnrankedType:
+    """A tensor of which only the dtype is known: a run tells even the number of its axes.
+
+    Elements of sequences and optionals have it, and model inputs without a declared shape; operators on
+    tensors never see it.
+    """
+
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[...]"
+
+
+@dataclass(frozen=True)
 class SequenceType:
-    """Any number of values of one type; a tensor element's shape may differ from one to the next."""
+    """Any number of values of one type; an element's size written `?` differs from one to the next."""
 
     element: Type
 
@@ -92,4 +108,17 @@ class OptionalType:
         return f"optional({self.element})"
 
 
-Type = TensorType | SequenceType | OptionalType
+Type = TensorType | UnrankedType | SequenceType | OptionalType
+
+
+def map_sizes(kind: Type, change: Callable[[Size], Size]) -> Type:
+    """The type with every size in it replaced; the same object where none changes."""
+    match kind:
+        case TensorType(dtype=dtype, shape=shape):
+            changed = tuple(change(size) for size in shape)
+            same = all(a is b for a, b in zip(shape, changed))
+            return kind if same else TensorType(dtype, changed)
+        case SequenceType(element=element) | OptionalType(element=element):
+            inner = map_sizes(element, change)
+            return kind if inner is element else type(kind)(inner)
+    return kind
