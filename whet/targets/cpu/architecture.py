@@ -152,10 +152,6 @@ class Architecture:
             flags += [f"-{name}" for name in _OPTIONAL if name not in on] + ["-prefer-256-bit"]
         return ",".join(flags)
 
-    def supports(self, other: Architecture) -> bool:
-        """Whether code made for `other` runs here."""
-        return self.system == other.system and self.requirements >= other.requirements
-
     def target_machine(self) -> Any:
         """A new LLVM TargetMachine; each engine needs its own, since an engine frees it."""
         # Opened here because importing llvmlite takes longer than a warm start may.

@@ -197,6 +197,7 @@ entry:
   %box = getelementptr i8, ptr %boxes, i64 %offset
   %p_sleeping = getelementptr i8, ptr %box, i64 {SLEEPING}
   %p_idle = getelementptr i8, ptr %pool, i64 {IDLE}
+  %p_hot = getelementptr i8, ptr %pool, i64 {HOT}
   %p_active = getelementptr i8, ptr %pool, i64 {ACTIVE}
   %p_capacity = getelementptr i8, ptr %pool, i64 {CAPACITY}
   %p_closing = getelementptr i8, ptr %pool, i64 {CLOSING}
@@ -213,11 +214,14 @@ going:
 none:
   %limit = load i64, ptr %p_idle
   %tired = icmp uge i64 %spins, %limit
-  ; With as many callers as processors no work can come: spinning would only be in their way.
+  ; With all processors busy no work can come, save what is on its way: leave them theirs.
   %active = load atomic i32, ptr %p_active monotonic, align 4
   %capacity = load i32, ptr %p_capacity
   %full = icmp sge i32 %active, %capacity
-  %rest = or i1 %tired, %full
+  %hot = load i64, ptr %p_hot
+  %cool = icmp uge i64 %spins, %hot
+  %useless = and i1 %full, %cool
+  %rest = or i1 %tired, %useless
   br i1 %rest, label %sleep, label %idle
 idle:
   %more = call i64 @backoff(ptr %pool, i64 %spins)
@@ -303,7 +307,8 @@ look:
   %idle = sub i32 %room, %active
   %some = call i32 @llvm.smax.i32(i32 %idle, i32 0)
   %most = zext i32 %some to i64
-  %grant = call i64 @llvm.smin.i64(i64 %most, i64 %wanted)
+  %least = call i64 @llvm.smax.i64(i64 %wanted, i64 0)
+  %grant = call i64 @llvm.smin.i64(i64 %most, i64 %least)
   %workers = trunc i64 %grant to i32
   %threads = add i32 %workers, 1
   %after = add i32 %active, %threads
@@ -315,6 +320,7 @@ out:
   ret i32 %workers
 }}
 declare i32 @llvm.smax.i32(i32, i32)
+declare i64 @llvm.smax.i64(i64, i64)
 declare i64 @llvm.smin.i64(i64, i64)
 
 ; Fills `leased` with mailboxes; returns how many, plus 1 << 32 if one of them was asleep.

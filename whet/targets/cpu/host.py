@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from whet.errors import DeviceError
+from whet.errors import DeviceError, OutOfMemory
 from whet.targets.cpu.architecture import Architecture, best_level, extras_present
 
 HUGE_PAGE = 2 << 20
@@ -41,6 +41,11 @@ def architecture(level: str | None = None) -> Architecture:
         lacks = f"no {', '.join(sorted(missing))}" if missing else f"runs {system()}"
         raise DeviceError(f"code for {wanted} cannot run here: this machine has {lacks}")
     return wanted
+
+
+def runs(architecture: Architecture) -> bool:
+    """Whether code made for an architecture runs here, such as an engine's prebuilt kernels."""
+    return architecture.system == system() and architecture.requirements <= features()
 
 
 @cache
@@ -92,23 +97,32 @@ def cpus() -> tuple[int, ...]:
 
 def cores() -> int:
     """How many threads can run at once: the affinity mask, less a container's CPU quota."""
-    return max(1, min(len(cpus()), _quota() or len(cpus())))
+    return max(1, min(len(cpus()), cpu_quota() or len(cpus())))
 
 
-def _quota() -> int | None:
-    """CPUs granted by the control group (version 2, then 1), rounded up."""
+def cpu_quota(groups: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """CPUs granted by this process's control groups (version 2, then 1), rounded up."""
     try:
-        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    except (OSError, ValueError):
-        folder = Path("/sys/fs/cgroup/cpu")
-        try:
-            limit = (folder / "cpu.cfs_quota_us").read_text()
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        lines = []
+    # A parent's limit binds its children too. Inside a container the path may not be there.
+    path = next((line[3:] for line in lines if line.startswith("0::")), "/").strip("/")
+    folders = [groups / path, *(groups / path).parents, groups, groups / "cpu"]
+    granted = (_granted(folder) for folder in folders if folder.is_relative_to(groups))
+    return min((count for count in granted if count), default=None)
+
+
+def _granted(folder: Path) -> int | None:
+    try:
+        if (folder / "cpu.max").exists():
+            limit, period = (folder / "cpu.max").read_text().split()
+        else:
+            limit = (folder / "cpu.cfs_quota_us").read_text().strip()
             period = (folder / "cpu.cfs_period_us").read_text()
-        except OSError:
-            return None
-    if limit.strip() in ("max", "-1"):
+        return None if limit in ("max", "-1") else -(-int(limit) // int(period))
+    except (OSError, ValueError):
         return None
-    return -(-int(limit) // int(period))
 
 
 @dataclass(frozen=True)
@@ -139,11 +153,14 @@ def cache_sizes() -> CacheSizes:
 def aligned_memory(nbytes: int) -> NDArray[np.uint8]:
     """`nbytes` of memory, 64-byte aligned (2 MiB and huge pages when large), freed when dropped.
 
-    The contents are undefined: zeros in fresh pages, anything in small buffers.
+    The contents are undefined: zeros in fresh pages, anything in small buffers. Raises OutOfMemory.
     """
-    if nbytes < HUGE_PAGE:
-        return _aligned(np.empty(nbytes + 64, np.uint8), 64, nbytes)
-    pages = mmap.mmap(-1, nbytes + HUGE_PAGE)
+    try:
+        if nbytes < HUGE_PAGE:
+            return _aligned(np.empty(nbytes + 64, np.uint8), 64, nbytes)
+        pages = mmap.mmap(-1, nbytes + HUGE_PAGE)
+    except (MemoryError, OSError) as error:
+        raise OutOfMemory(f"the system has no {nbytes / 2**20:,.0f} MiB of memory left") from error
     memory = _aligned(np.frombuffer(pages, np.uint8), HUGE_PAGE, nbytes)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         # Whole huge pages only: one more for the tail could cost 2 MiB for a byte.

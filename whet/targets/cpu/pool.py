@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 import os
+import sys
 import threading
 import time
 import weakref
@@ -143,6 +144,8 @@ class Pool:
             while not self._closed and self._ready < min(threads, self._capacity):
                 self._workers.append(self._start_worker(len(self._workers)))
                 self._ready += 1
+            if self._closed or self._ready == self._capacity:
+                self._ready = sys.maxsize
 
     def _start_worker(self, worker: int) -> threading.Thread:
         box = driver.MAILBOXES + driver.MAILBOX_BYTES * worker
