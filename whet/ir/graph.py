@@ -60,6 +60,9 @@ class Op:
     computes_sizes: ClassVar[bool] = False
     """Whether `reference` also works on object arrays that hold symbolic sizes."""
 
+    is_commutative: ClassVar[bool] = False
+    """Whether its two inputs may change places."""
+
     def __call__(self, *inputs: Any) -> Any:
         if any(isinstance(i, Pattern) for i in inputs):
             return Pattern(self, tuple(as_pattern(i) for i in inputs))
@@ -85,6 +88,11 @@ class Op:
     def __repr__(self) -> str:
         shown = ((f.name, getattr(self, f.name)) for f in fields(self))  # type: ignore[arg-type]
         return f"{type(self).__name__}({', '.join(f'{k}={_short(v)}' for k, v in shown)})"
+
+    @cached_property
+    def uses_sizes(self) -> bool:
+        """Whether an attribute is an expression over named sizes."""
+        return any(_uses_sizes(getattr(self, f.name)) for f in fields(self))  # type: ignore[arg-type]
 
     @property
     def is_primitive(self) -> bool:
@@ -153,6 +161,19 @@ def _bind(x: Any, sizes: Mapping[str, Size]) -> Any:
         case Graph():
             return x.bind(sizes)
     return x
+
+
+def _uses_sizes(x: Any) -> bool:
+    match x:
+        case Expr():
+            return True
+        case tuple():
+            return any(map(_uses_sizes, x))
+        case TensorType():
+            return _uses_sizes(x.shape)
+        case Graph():
+            return any(v.op.uses_sizes for v in x)
+    return False
 
 
 def _short(x: Any) -> str:
@@ -239,6 +260,11 @@ class Value(Arithmetic):
     @property
     def rank(self) -> int:
         return len(self.tensor.shape)
+
+    @property
+    def is_static(self) -> bool:
+        """Whether it depends on weights and constants alone: then an engine computes it once."""
+        return self.__dict__["is_static"]  # type: ignore[no-any-return]
 
     @cached_property
     def siblings(self) -> tuple[Value, ...]:
@@ -383,10 +409,18 @@ def make(op: Op, inputs: Sequence[Value | None]) -> tuple[Value, ...]:
             return first.__dict__["siblings"]
         types = infer(op, inputs)
         values = tuple(Value(op, inputs, t, index) for index, t in enumerate(types))
+        is_static = _is_static(op, inputs)
         for value in values:
             value.__dict__["siblings"] = values
+            value.__dict__["is_static"] = is_static
             _interned[value.index, *key] = value
         return values
+
+
+def _is_static(op: Op, inputs: Sequence[Value | None]) -> bool:
+    if op.has_effect or isinstance(op, Input | Parameter):
+        return False
+    return all(i is None or i.is_static for i in inputs) and not op.uses_sizes
 
 
 def infer(op: Op, inputs: Sequence[Value | None]) -> tuple[Type, ...]:

@@ -4,93 +4,205 @@ from __future__ import annotations
 
 import inspect
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
-from whet.ir.graph import Anything, Constant, Graph, Op, Pattern, Value, attribute_key
+from whet.ir.graph import Anything, Graph, Op, Pattern, Value, Weight, make
+from whet.ir.match import Bound, Matcher, Number, Once, ReadNumber, Static, no_number
+from whet.ir.sizes import is_different
+from whet.ir.types import TensorType
 
-MOST_SWEEPS = 100
+MOST_STEPS = 200  # rewrites for each Value that a graph has; more means that rules undo each other
 
 
 @dataclass(frozen=True)
 class Rule:
-    """`build` makes the replacement of what `pattern` matches, or returns None to decline."""
+    """`build` makes the replacement of what one of the patterns matches, or declines: None, or why not."""
 
-    pattern: Pattern
-    build: Callable[..., Value | None]
+    patterns: tuple[Pattern, ...]
+    build: Callable[..., Value | str | None]
 
     @property
     def name(self) -> str:
         return self.build.__name__
 
-    def apply(self, value: Value) -> Value | None:
-        bound: dict[str, Any] = {}
-        return self.build(**bound) if match(self.pattern, value, bound) else None
+    @cached_property
+    def arguments(self) -> frozenset[str]:
+        return frozenset(inspect.signature(self.build).parameters)
+
+    def apply(self, value: Value, matcher: Matcher) -> tuple[Value, Bound] | None:
+        """The replacement of `value` and what the pattern's names stood for, or None."""
+        for pattern in self.patterns:
+            for bound in matcher.matches(pattern, value, {}):
+                new = self.build(**{k: v for k, v in bound.items() if k in self.arguments})
+                if isinstance(new, str):
+                    matcher.note(f"{self.name}: {new}")
+                elif new is not None and new is not value and _same_type(new, value):
+                    return new, bound
+        return None
 
 
-def rule(pattern: Callable[..., Pattern]) -> Callable[[Callable[..., Value | None]], Rule]:
-    """Decorates the function that builds the replacement; its arguments are the pattern's.
+def _same_type(new: Value, old: Value) -> bool:
+    """Whether the replacement has the replaced Value's type, as far as its sizes can be compared."""
+    a, b = new.type, old.type
+    if a == b or not (isinstance(a, TensorType) and isinstance(b, TensorType)):
+        return a == b
+    return a.dtype == b.dtype and a.rank == b.rank and not any(map(is_different, a.shape, b.shape))
 
-    A name used as an input binds a Value, a name used as an attribute binds the attribute.
+
+def rule(*patterns: Callable[..., Pattern]) -> Callable[[Callable[..., Value | str | None]], Rule]:
+    """Decorates the function that builds the replacement; its arguments are among the patterns'.
+
+    A name used as an input binds a Value, a name used as an attribute binds the attribute. Operands of
+    a commutative operator match in either order, factors of a product in any order and nesting.
     """
-    names = inspect.signature(pattern).parameters
-    holes = {name: Pattern(Anything(name), ()) for name in names}
-    return lambda build: Rule(pattern(**holes), build)
-
-
-def match(pattern: Pattern, value: Value | None, bound: dict[str, Any]) -> bool:
-    """Whether the Value has the pattern's form; fills in what its names stand for."""
-    if isinstance(pattern.op, Anything):
-        return value is not None and bound.setdefault(pattern.op.name, value) is value
-    return (
-        value is not None
-        and _match_op(pattern.op, value.op, bound)
-        and len(pattern.inputs) == len(value.inputs)
-        and all(match(p, v, bound) for p, v in zip(pattern.inputs, value.inputs))
+    made = tuple(
+        fn(**{name: Pattern(Anything(name), ()) for name in inspect.signature(fn).parameters})
+        for fn in patterns
     )
+    return lambda build: Rule(made, build)
 
 
-def _match_op(pattern: Op, op: Op, bound: dict[str, Any]) -> bool:
-    if type(pattern) is not type(op):
-        return False
-    if isinstance(pattern, Constant) and isinstance(op, Constant):
-        # A number in a pattern stands for that number in any dtype, whatever the number of its axes.
-        return (
-            op.data.size == 1
-            and op.data.dtype.kind not in "OSU"
-            and op.data.item() == pattern.data.item()
-        )
-    return all(
-        _match_attribute(getattr(pattern, f.name), getattr(op, f.name), bound)
-        for f in fields(pattern)  # type: ignore[arg-type]
-    )
+def number(hole: Pattern) -> Pattern:
+    """Matches a Value that is one number known now; binds the number as a float or int."""
+    return Pattern(Number(_name(hole)), ())
 
 
-def _match_attribute(want: Any, got: Any, bound: dict[str, Any]) -> bool:
-    if isinstance(want, Pattern) and isinstance(want.op, Anything):
-        want = bound.setdefault(want.op.name, got)
-    return want is got or attribute_key(want) == attribute_key(got)
+def static(hole: Pattern) -> Pattern:
+    """Matches a Value that depends on weights and constants alone."""
+    return Pattern(Static(_name(hole)), ())
 
 
-def rewrite(graph: Graph, rules: Sequence[Rule]) -> Graph:
-    """Applies the rules, inputs first, until none applies."""
-    by_root: dict[type[Op], list[Rule]] = defaultdict(list)
-    for r in rules:
-        by_root[type(r.pattern.op)].append(r)
+def once(pattern: Pattern) -> Pattern:
+    """Matches what the pattern does, where the Value has one reader: it need not be computed twice."""
+    return Pattern(Once(), (pattern,))
 
-    def apply_rules(value: Value) -> Value:
-        for r in by_root.get(type(value.op), ()):
-            new = r.apply(value)
-            if new is not None and new is not value:
-                return new
-        return value
 
-    for _ in range(MOST_SWEEPS):
-        new = graph.map(apply_rules)
-        if new is graph:
-            return graph
-        graph = new
-    raise RuntimeError(
-        f"the rules still change the graph after {MOST_SWEEPS} sweeps: {[r.name for r in rules]}"
-    )
+def _name(hole: Pattern) -> str:
+    assert isinstance(hole.op, Anything)
+    return hole.op.name
+
+
+def rewrite(
+    graph: Graph,
+    rules: Sequence[Rule],
+    read: ReadNumber = no_number,
+    freeze: Callable[[str], None] | None = None,
+) -> Graph:
+    """Applies the rules, inputs first, to every Value and to what they build, until none applies.
+
+    `read` gives a one-element weight's number where a rule may look at it; `freeze` is told the names
+    of the weights whose numbers a rule has used up.
+    """
+    return Rewriting(graph, rules, read, freeze).run()
+
+
+class Rewriting:
+    """One application of rules to a graph."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        rules: Iterable[Rule],
+        read: ReadNumber = no_number,
+        freeze: Callable[[str], None] | None = None,
+    ) -> None:
+        self.graph = graph
+        self.uses = dict(graph.uses)
+        self.origins = dict(graph.origins)
+        self.freeze = freeze
+        self.matcher = Matcher(self.uses, read)
+        self.steps = 0
+        self.by_root: dict[type[Op], list[Rule]] = defaultdict(list)
+        for r in rules:
+            for root in dict.fromkeys(type(p.op) for p in r.patterns):
+                self.by_root[root].append(r)
+        self.done: dict[Value, Value] = {}
+        self.forward: dict[Value, Value] = {}
+
+    def run(self) -> Graph:
+        for value in self.graph.values:
+            self.normalize(value)
+        outputs = tuple(self.done[o] for o in self.graph.outputs)
+        if all(a is b for a, b in zip(outputs, self.graph.outputs)):
+            return self.graph
+        g = self.graph
+        return Graph(g.inputs, outputs, g.output_names, g.guards, self.origins)
+
+    def normalize(self, value: Value) -> None:
+        """Finds the form of `value` to which no rule applies; a stack, since graphs are deep."""
+        stack = [value]
+        while stack:
+            v = stack[-1]
+            if v in self.done:
+                stack.pop()
+                continue
+            onward = self.forward.get(v)
+            if onward is not None:
+                if onward in self.done:
+                    self.done[v] = self.done[onward]
+                else:
+                    stack.append(onward)
+                continue
+            pending = [i for i in v.inputs if i is not None and i not in self.done]
+            if pending:
+                stack.extend(pending)
+                continue
+            self.step(v)
+
+    def step(self, v: Value) -> None:
+        """One step of a Value whose inputs are done: rebuilt on them, or replaced, or done itself."""
+        inputs = tuple(i and self.done[i] for i in v.inputs)
+        if any(a is not b for a, b in zip(inputs, v.inputs)):
+            self.replace(v, make(v.op, inputs)[v.index], self.origins.get(v, ()))
+            return
+        for r in self.by_root.get(type(v.op), ()):
+            outcome = r.apply(v, self.matcher)
+            if outcome is not None:
+                new, bound = outcome
+                self.replace(v, new, self._names(v, bound))
+                return
+        self.done[v] = v
+
+    def replace(self, old: Value, new: Value, names: tuple[str, ...]) -> None:
+        self.steps += 1
+        if self.steps > MOST_STEPS * (len(self.graph.values) + 1):
+            rules = sorted({r.name for rs in self.by_root.values() for r in rs})
+            raise RuntimeError(f"the rules change the graph without end: {', '.join(rules)}")
+        self.forward[old] = new
+        readers = self.uses.get(old, 1) - (new in old.inputs)
+        self.uses[new] = self.uses.get(new, 0) + readers
+        stack = [new] if names else []
+        while stack:
+            value = stack.pop()
+            if value.inputs and value not in self.origins:
+                self.origins[value] = names
+                stack.extend(i for i in value.inputs if i is not None)
+
+    def _names(self, root: Value, bound: Bound) -> tuple[str, ...]:
+        """The user's nodes between `root` and what the pattern's names stand for."""
+        names: dict[str, None] = {}
+        holes = {v for v in bound.values() if isinstance(v, Value)}
+        stack, seen = [root], set(holes)
+        while stack:
+            value = stack.pop()
+            if value in seen:
+                continue
+            seen.add(value)
+            names.update(dict.fromkeys(self.origins.get(value, ())))
+            if isinstance(value.op, Weight):
+                if self.freeze is not None:
+                    self.freeze(value.op.name)
+            else:
+                stack.extend(i for i in value.inputs if i is not None)
+        return tuple(names)
+
+
+def explain(r: Rule, value: Value, uses: Mapping[Value, int], read: ReadNumber = no_number) -> str:
+    """Why the rule does not apply to the Value: the reason found deepest in the pattern, or ""."""
+    matcher = Matcher(uses, read, reasons=[])
+    if r.apply(value, matcher) is not None:
+        return ""
+    assert matcher.reasons is not None
+    return max(matcher.reasons, key=lambda reason: reason[0], default=(0, "no reason"))[1]
