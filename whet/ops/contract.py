@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from whet.errors import ShapeError
@@ -13,7 +15,7 @@ from whet.ops.elementwise import broadcast, require_equal, same_dtype
 
 @operator
 class MatMul(Op):
-    """a[..., M, K] times b[..., K, N]; leading axes broadcast. Integers multiply into `accumulate`."""
+    """a[..., M, K] times b[..., K, N]; leading axes broadcast; integers add up in `accumulate`."""
 
     accumulate: str | None = None
 
@@ -26,7 +28,7 @@ class MatMul(Op):
         dtype = self.accumulate or same_dtype(a, b)
         return TensorType(dtype, (*broadcast(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]))
 
-    def reference(self, a, b):
+    def reference(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         wide = _accumulator(a.dtype, self.accumulate)
         return np.matmul(a.astype(wide), b.astype(wide)).astype(self.accumulate or a.dtype)
 
@@ -41,9 +43,9 @@ def _accumulator(dtype: np.dtype, wanted: str | None) -> str:
 
 @operator
 class Convolution(Op):
-    """x[N, *S, C] with w[O, *K, C/groups], channels last, giving y[N, *S', O]; S may have any number of axes.
+    """x[N, *S, C] with w[O, *K, C/groups], channels last, giving y[N, *S', O]; S has any rank.
 
-    y[n, s, o] = sum over k and c of x[n, s*stride + k*dilation - before, c] * w[o, k, c]; outside x stands 0.
+    y[n, s, o] = sum over k, c of x[n, s*stride + k*dilation - before, c] * w[o, k, c]; 0 outside x.
     """
 
     strides: tuple[int, ...]
@@ -75,9 +77,9 @@ class Convolution(Op):
             spatial.append(floor_divide(room, stride) + 1)
         return TensorType(self.accumulate or same_dtype(x, w), (x.shape[0], *spatial, w.shape[0]))
 
-    def reference(self, x, w):
+    def reference(self, x: np.ndarray, w: np.ndarray) -> np.ndarray:
         wide = _accumulator(x.dtype, self.accumulate)
-        pads = ((0, 0), *zip(self.before, self.after), (0, 0))
+        pads: Any = ((0, 0), *zip(self.before, self.after), (0, 0))
         x = np.pad(x.astype(wide), pads)
         kernel = w.shape[1:-1]
         spans = [(k - 1) * d + 1 for k, d in zip(kernel, self.dilations)]

@@ -9,14 +9,14 @@ import numpy as np
 from whet.errors import TypeMismatch
 from whet.ir.graph import Op, Value, operator
 from whet.ir.sizes import product
-from whet.ir.types import FLOATS, TensorType
+from whet.ir.types import FLOATS, TensorType, dtype_name
 from whet.ops.elementwise import Cast, Exp, Log, Sqrt, need
 from whet.ops.movement import Sizes, reshape
 
 
 @operator
 class Reduce(Op):
-    """`kind` of all elements along `axes` ("sum", "prod", "max", "min"); each axis stays, with size 1.
+    """`kind` of all elements along `axes`: "sum", "prod", "max", "min"; each axis stays as size 1.
 
     Of no elements: 0, 1, the least and the greatest value of the dtype.
     """
@@ -35,22 +35,23 @@ class Reduce(Op):
     def _kept(self, x: TensorType) -> TensorType:
         return x.with_shape(*(1 if i in self.axes else s for i, s in enumerate(x.shape)))
 
-    def reference(self, x):
+    def reference(self, x: np.ndarray) -> np.ndarray:
         if self.kind in ("sum", "prod"):
-            wide = np.float32 if x.dtype.kind not in "biufcO" or x.dtype == np.float16 else x.dtype
-            total = {"sum": np.sum, "prod": np.prod}[self.kind](
-                x, self.axes, dtype=wide, keepdims=True
-            )
-            return np.asarray(total).astype(x.dtype)
-        start = {"initial": identity(self.kind, x.dtype)} if x.size == 0 else {}
-        return {"max": np.max, "min": np.min}[self.kind](x, self.axes, keepdims=True, **start)
+            wide = np.float64 if dtype_name(x.dtype) in FLOATS else x.dtype
+            combine = np.add if self.kind == "sum" else np.multiply
+            return combine.reduce(x, self.axes, dtype=wide, keepdims=True).astype(x.dtype)
+        pick = np.maximum if self.kind == "max" else np.minimum
+        if x.size == 0:
+            shape = [1 if i in self.axes else s for i, s in enumerate(x.shape)]
+            return np.full(shape, identity(self.kind, x.dtype), x.dtype)
+        return pick.reduce(x, self.axes, keepdims=True)
 
 
 def identity(kind: str, dtype: np.dtype) -> object:
     """The result of a reduction of no elements."""
     if kind in ("sum", "prod"):
         return np.asarray(kind == "prod").astype(dtype)[()]
-    if dtype == bool:
+    if dtype.kind == "b":
         return kind == "min"
     if dtype.kind in "iu":
         info = np.iinfo(dtype)
@@ -60,7 +61,7 @@ def identity(kind: str, dtype: np.dtype) -> object:
 
 @operator
 class ArgReduce(Op):
-    """The int64 index of the greatest ("max") or least ("min") element along an axis, which stays with size 1."""
+    """The int64 index of the "max" or "min" element along an axis, which stays with size 1."""
 
     kind: str
     axis: int
@@ -69,7 +70,7 @@ class ArgReduce(Op):
     def infer(self, x: TensorType) -> TensorType:
         return TensorType("int64", tuple(1 if i == self.axis else s for i, s in enumerate(x.shape)))
 
-    def reference(self, x):
+    def reference(self, x: np.ndarray) -> np.ndarray:
         pick = np.argmax if self.kind == "max" else np.argmin
         if not self.last:
             return pick(x, self.axis, keepdims=True)
@@ -88,16 +89,27 @@ class Cumulative(Op):
     def infer(self, x: TensorType) -> TensorType:
         return x
 
-    def reference(self, x):
+    def reference(self, x: np.ndarray) -> np.ndarray:
         x = np.flip(x, self.axis) if self.reverse else x
-        wide = np.float32 if x.dtype.kind not in "biufc" or x.dtype == np.float16 else x.dtype
-        run = {"sum": np.cumsum, "prod": np.cumprod}[self.kind](x, self.axis, dtype=wide)
+        wide = np.float64 if dtype_name(x.dtype) in FLOATS else x.dtype
+        combine = np.add if self.kind == "sum" else np.multiply
+        run = combine.accumulate(x, self.axis, dtype=wide)
         if self.exclusive:
             first = [slice(None)] * x.ndim
             first[self.axis] = slice(0, 1)
             run = np.roll(run, 1, self.axis)
             run[tuple(first)] = self.kind == "prod"
         return (np.flip(run, self.axis) if self.reverse else run).astype(x.dtype)
+
+
+def widened(x: Value) -> Value:
+    """x in float32 where its dtype is narrower: what sums and products are computed in."""
+    return Cast("float32")(x) if x.dtype in FLOATS and x.tensor.numpy.itemsize < 4 else x
+
+
+def narrowed(y: Value, x: Value) -> Value:
+    """y rounded once to x's dtype."""
+    return y if y.dtype == x.dtype else Cast(x.dtype)(y)
 
 
 def reduce_mean(x: Value, axes: tuple[int, ...]) -> Value:
@@ -119,7 +131,7 @@ class Softmax(Op):
         need(x.dtype, FLOATS, "a floating-point dtype")
         return x
 
-    def reference(self, x):
+    def reference(self, x: np.ndarray) -> np.ndarray:
         if x.size == 0:
             return x
         wide = x.astype(np.float64)
@@ -127,9 +139,9 @@ class Softmax(Op):
         return (e / e.sum(self.axis, keepdims=True)).astype(x.dtype)
 
     def lower(self, x: Value) -> Value:
-        axes = (self.axis % x.rank,)
-        e = Exp()(x - Reduce("max", axes)(x))
-        return e / Reduce("sum", axes)(e)
+        axes, wide = (self.axis % x.rank,), widened(x)
+        e = Exp()(wide - Reduce("max", axes)(wide))
+        return narrowed(e / Reduce("sum", axes)(e), x)
 
 
 @operator
@@ -142,20 +154,20 @@ class LogSoftmax(Op):
         need(x.dtype, FLOATS, "a floating-point dtype")
         return x
 
-    def reference(self, x):
+    def reference(self, x: np.ndarray) -> np.ndarray:
         wide = x.astype(np.float64)
         shifted = wide - wide.max(self.axis, keepdims=True)
         return (shifted - np.log(np.exp(shifted).sum(self.axis, keepdims=True))).astype(x.dtype)
 
     def lower(self, x: Value) -> Value:
-        axes = (self.axis % x.rank,)
-        shifted = x - Reduce("max", axes)(x)
-        return shifted - Log()(Reduce("sum", axes)(Exp()(shifted)))
+        axes, wide = (self.axis % x.rank,), widened(x)
+        shifted = wide - Reduce("max", axes)(wide)
+        return narrowed(shifted - Log()(Reduce("sum", axes)(Exp()(shifted))), x)
 
 
 @operator
 class LayerNorm(Op):
-    """(x - mean) / sqrt(variance + epsilon) * scale + bias over the last `axes` axes (Ba et al. 2016)."""
+    """(x - mean) / sqrt(variance + epsilon) * scale + bias over the last axes (Ba et al. 2016)."""
 
     axes: int = 1
     epsilon: float = 1e-5
@@ -163,7 +175,9 @@ class LayerNorm(Op):
     def infer(self, x: TensorType, scale: TensorType, bias: TensorType | None = None) -> TensorType:
         return x
 
-    def reference(self, x, scale, bias=None):
+    def reference(
+        self, x: np.ndarray, scale: np.ndarray, bias: np.ndarray | None = None
+    ) -> np.ndarray:
         axes = tuple(range(x.ndim - self.axes, x.ndim))
         wide = x.astype(np.float64)
         centred = wide - wide.mean(axes, keepdims=True)
@@ -174,9 +188,11 @@ class LayerNorm(Op):
 
     def lower(self, x: Value, scale: Value, bias: Value | None = None) -> Value:
         axes = tuple(range(x.rank - self.axes, x.rank))
-        centred = x - reduce_mean(x, axes)
-        normal = centred / Sqrt()(reduce_mean(centred * centred, axes) + self.epsilon) * scale
-        return normal if bias is None else normal + bias
+        wide = widened(x)
+        centred = wide - reduce_mean(wide, axes)
+        normal = centred / Sqrt()(reduce_mean(centred * centred, axes) + self.epsilon)
+        y = normal * widened(scale)
+        return narrowed(y if bias is None else y + widened(bias), x)
 
 
 @operator
@@ -189,7 +205,7 @@ class RMSNorm(Op):
     def infer(self, x: TensorType, scale: TensorType) -> TensorType:
         return x
 
-    def reference(self, x, scale):
+    def reference(self, x: np.ndarray, scale: np.ndarray) -> np.ndarray:
         axes = tuple(range(x.ndim - self.axes, x.ndim))
         wide = x.astype(np.float64)
         return (
@@ -200,4 +216,6 @@ class RMSNorm(Op):
 
     def lower(self, x: Value, scale: Value) -> Value:
         axes = tuple(range(x.rank - self.axes, x.rank))
-        return x / Sqrt()(reduce_mean(x * x, axes) + self.epsilon) * scale
+        wide = widened(x)
+        normal = wide / Sqrt()(reduce_mean(wide * wide, axes) + self.epsilon)
+        return narrowed(normal * widened(scale), x)

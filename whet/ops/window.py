@@ -5,14 +5,18 @@ from __future__ import annotations
 import numpy as np
 
 from whet.errors import ShapeError
-from whet.ir.graph import Op, operator
-from whet.ir.sizes import Size
-from whet.ir.types import TensorType
+from whet.ir.graph import Op, Value, constant, operator
+from whet.ir.sizes import Size, maximum
+from whet.ir.types import FLOATS, TensorType, dtype_name
+from whet.ops.elementwise import And, Less, LessOrEqual, Or, Where
+from whet.ops.index import number, positions
+from whet.ops.movement import Pad, Slice, broadcast_to
+from whet.ops.reduce import identity
 
 
 @operator
 class Pool(Op):
-    """`kind` ("max", "sum") over windows of x[N, *S, C]; `shape` is the spatial shape of the result.
+    """`kind` ("max", "sum") over windows of x[N, *S, C]; `shape` is the result's spatial shape.
 
     Elements outside x do not take part. A window that sees none gives the kind's identity.
     """
@@ -29,25 +33,91 @@ class Pool(Op):
             raise ShapeError(f"pooling over {len(self.kernel)} axes does not fit {x}")
         return x.with_shape(x.shape[0], *self.shape, x.shape[-1])
 
-    def reference(self, x):
-        from whet.ops.reduce import identity
-
-        fill = identity(self.kind, x.dtype)
-        pads = [(0, 0)]
-        for size, k, s, d, b, out in zip(
-            x.shape[1:-1], self.kernel, self.strides, self.dilations, self.before, self.shape
-        ):
-            pads.append((b, max(0, (out - 1) * s + (k - 1) * d + 1 - size - b)))
-        padded = np.pad(x, [*pads, (0, 0)], constant_values=fill)
-        spans = [(k - 1) * d + 1 for k, d in zip(self.kernel, self.dilations)]
-        windows = np.lib.stride_tricks.sliding_window_view(
-            padded, spans, tuple(range(1, x.ndim - 1))
-        )
-        steps = tuple(slice(0, (out - 1) * s + 1, s) for s, out in zip(self.strides, self.shape))
-        taps = tuple(slice(None, None, d) for d in self.dilations)
-        windows = windows[(slice(None), *steps, slice(None), *taps)]
-        axes = tuple(range(x.ndim, windows.ndim))
+    def reference(self, x: np.ndarray) -> np.ndarray:
+        views = windows_of(x, self, identity(self.kind, x.dtype))
+        axes = tuple(range(x.ndim, views.ndim))
         if self.kind == "max":
-            return windows.max(axes)
-        wide = np.float32 if x.dtype.kind not in "iufb" or x.dtype == np.float16 else x.dtype
-        return windows.sum(axes, dtype=wide).astype(x.dtype)
+            return views.max(axes)
+        wide = np.float64 if dtype_name(x.dtype) in FLOATS else x.dtype
+        return views.sum(axes, dtype=wide).astype(x.dtype)
+
+
+@operator
+class ArgPool(Op):
+    """Row-major int64 indices into S of the first greatest element in windows of x[N, *S, C]."""
+
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    before: tuple[Size, ...]
+    shape: tuple[Size, ...]
+
+    def infer(self, x: TensorType) -> TensorType:
+        if x.rank != len(self.kernel) + 2:
+            raise ShapeError(f"pooling over {len(self.kernel)} axes does not fit {x}")
+        return TensorType("int64", (x.shape[0], *self.shape, x.shape[-1]))
+
+    def reference(self, x: np.ndarray) -> np.ndarray:
+        spatial = x.shape[1:-1]
+        plane = np.arange(np.prod(spatial, dtype=np.int64)).reshape(1, *spatial, 1)
+        where = windows_of(plane, self, -1)
+        elements = windows_of(x, self, identity("max", x.dtype))
+        # An element outside never wins against one inside that holds the least value.
+        inside = np.broadcast_to(where >= 0, elements.shape).reshape(*elements.shape[: x.ndim], -1)
+        flat = elements.reshape(inside.shape)
+        best = flat.max(-1, keepdims=True)
+        # Where nothing equals the greatest (a NaN), the first element inside stands for it.
+        tap = np.argmax(inside.astype(np.int8) + (inside & (flat == best)), -1)[..., None]
+        where = np.broadcast_to(where, elements.shape).reshape(inside.shape)
+        return np.take_along_axis(where, tap, -1)[..., 0]
+
+    def lower(self, x: Value) -> Value:
+        """One comparison for each tap, over shifted and strided views of the padded x."""
+        padded, inside = self._padded(x)
+        best: Value | None = None
+        where: Value | None = None
+        for tap in np.ndindex(self.kernel):
+            value, index = self._tap(padded, tap), self._tap(inside, tap)
+            if best is None or where is None:
+                best, where = value, index
+                continue
+            better = And()(LessOrEqual()(0, index), Or()(Less()(best, value), Less()(where, 0)))
+            best, where = Where()(better, value, best), Where()(better, index, where)
+        assert where is not None
+        return broadcast_to(where, *self.infer(x.tensor).shape)
+
+    def _padded(self, x: Value) -> tuple[Value, Value]:
+        """x and the index of each of its elements, -1 outside, as far as windows reach."""
+        sizes = x.shape[1:-1]
+        after = tuple(
+            maximum((out - 1) * s + (k - 1) * d + 1 - n - b, 0)
+            for n, k, s, d, b, out in zip(
+                sizes, self.kernel, self.strides, self.dilations, self.before, self.shape
+            )
+        )
+        index: Value | None = None
+        for axis, size in enumerate(sizes):
+            line = positions(size, x.rank, axis + 1)
+            index = line if index is None else index * number(size, "int64") + line
+        pad = Pad((0, *self.before, 0), (0, *after, 0))
+        return pad(x, constant(identity("max", x.tensor.numpy), x.dtype)), pad(index, -1)
+
+    def _tap(self, x: Value, tap: tuple[int, ...]) -> Value:
+        starts = (0, *(t * d for t, d in zip(tap, self.dilations)), 0)
+        sizes = (x.shape[0], *self.shape, x.shape[-1])
+        return Slice(starts, sizes, (1, *self.strides, 1))(x)
+
+
+def windows_of(x: np.ndarray, op: Pool | ArgPool, fill: object) -> np.ndarray:
+    """The windows of x[N, *S, C] as a view [N, *shape, C, *kernel]; `fill` stands outside x."""
+    pads = [(0, 0)]
+    for size, k, s, d, b, out in zip(
+        x.shape[1:-1], op.kernel, op.strides, op.dilations, op.before, op.shape
+    ):
+        pads.append((b, max(0, (out - 1) * s + (k - 1) * d + 1 - size - b)))
+    padded = np.pad(x, [*pads, (0, 0)], constant_values=fill)  # type: ignore[call-overload]
+    spans = [(k - 1) * d + 1 for k, d in zip(op.kernel, op.dilations)]
+    views = np.lib.stride_tricks.sliding_window_view(padded, spans, tuple(range(1, x.ndim - 1)))
+    steps = tuple(slice(0, (out - 1) * s + 1, s) for s, out in zip(op.strides, op.shape))
+    taps = tuple(slice(None, None, d) for d in op.dilations)
+    return views[(slice(None), *steps, slice(None), *taps)]
