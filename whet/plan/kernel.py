@@ -1,0 +1,349 @@
+"""Kernels: what runs, said without any target. Immutable, hashable, printable: the unit of compiling and caching.
+
+A kernel's body is an expression over loop indices. Offsets count elements of a buffer, and are integer
+expressions over the loop indices (and over named sizes, where a kernel serves more than one size).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from whet.ir.graph import Op, attribute_key
+from whet.ir.sizes import Expr as SizeExpr
+from whet.ir.sizes import Size
+
+
+class Expression:
+    """One element of a tensor, computed. Equal expressions may be different objects; their hashes are cached."""
+
+    dtype: str
+
+    @property
+    def children(self) -> tuple[Expression, ...]:
+        return ()
+
+    @cached_property
+    def key(self) -> tuple[Any, ...]:
+        return (type(self).__name__, *self._attributes(), *self.children)
+
+    def _attributes(self) -> tuple[Any, ...]:
+        return (self.dtype,)
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(self.key)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (
+            isinstance(other, Expression) and self._hash == other._hash and self.key == other.key
+        )
+
+    @cached_property
+    def symbols(self) -> frozenset[str]:
+        """The loop indices and sizes that the element depends on."""
+        return self._own_symbols().union(*(c.symbols for c in self.children)) - self._bound_symbols()
+
+    def _own_symbols(self) -> frozenset[str]:
+        return frozenset()
+
+    def _bound_symbols(self) -> frozenset[str]:
+        return frozenset()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def size_symbols(*sizes: Size) -> frozenset[str]:
+    """The names in the sizes."""
+    return frozenset(s.name for size in sizes if isinstance(size, SizeExpr) for s in size.symbols)
+
+
+def _node(cls: type) -> Any:
+    return dataclass(frozen=True, eq=False, repr=False)(cls)
+
+
+@_node
+class Load(Expression):
+    """The element of a buffer at an offset."""
+
+    buffer: int
+    offset: Size
+    dtype: str
+
+    def _attributes(self) -> tuple[Any, ...]:
+        return self.buffer, self.offset, self.dtype
+
+    def _own_symbols(self) -> frozenset[str]:
+        return size_symbols(self.offset)
+
+    def __str__(self) -> str:
+        return f"b{self.buffer}[{self.offset}]"
+
+
+@_node
+class Literal(Expression):
+    """A number."""
+
+    value: int | float | bool
+    dtype: str
+
+    def _attributes(self) -> tuple[Any, ...]:
+        return attribute_key(self.value), self.dtype
+
+    def __str__(self) -> str:
+        return f"{self.value!r}"
+
+
+@_node
+class Index(Expression):
+    """An index expression as data."""
+
+    size: Size
+    dtype: str = "int64"
+
+    def _attributes(self) -> tuple[Any, ...]:
+        return self.size, self.dtype
+
+    def _own_symbols(self) -> frozenset[str]:
+        return size_symbols(self.size)
+
+    def __str__(self) -> str:
+        return f"index({self.size})"
+
+
+@_node
+class Hole(Expression):
+    """The element that a template computed at the same place."""
+
+    dtype: str
+
+    def __str__(self) -> str:
+        return "hole"
+
+
+@_node
+class Apply(Expression):
+    """A primitive elementwise operator on elements."""
+
+    op: Op
+    args: tuple[Expression, ...]
+    dtype: str
+
+    @property
+    def children(self) -> tuple[Expression, ...]:
+        return self.args
+
+    def _attributes(self) -> tuple[Any, ...]:
+        return self.op, self.dtype
+
+    def __str__(self) -> str:
+        name = type(self.op).__name__
+        if name == "Cast":
+            name = f"Cast[{self.dtype}]"
+        return f"{name}({', '.join(map(str, self.args))})"
+
+
+Range = tuple[Size, Size]  # an index and the size it must lie below; negative indices lie outside too
+
+
+@_node
+class Select(Expression):
+    """`inside` where every index lies within its size, `outside` elsewhere; only the chosen one is computed."""
+
+    ranges: tuple[Range, ...]
+    inside: Expression
+    outside: Expression
+    dtype: str
+
+    @property
+    def children(self) -> tuple[Expression, ...]:
+        return self.inside, self.outside
+
+    def _attributes(self) -> tuple[Any, ...]:
+        return self.ranges, self.dtype
+
+    def _own_symbols(self) -> frozenset[str]:
+        return size_symbols(*(size for r in self.ranges for size in r))
+
+    def __str__(self) -> str:
+        where = " and ".join(f"0<={i}<{n}" for i, n in self.ranges)
+        return f"({self.inside} if {where} else {self.outside})"
+
+
+@_node
+class Let(Expression):
+    """`body`, in which the loop index `name` is an element's value, checked to lie within `limit`.
+
+    Negative values count from the end. One that is still outside is clamped and raises the error flag.
+    """
+
+    name: str
+    value: Expression
+    limit: Size
+    body: Expression
+    dtype: str
+
+    @property
+    def children(self) -> tuple[Expression, ...]:
+        return self.value, self.body
+
+    def _attributes(self) -> tuple[Any, ...]:
+        return self.name, self.limit, self.dtype
+
+    def _own_symbols(self) -> frozenset[str]:
+        return size_symbols(self.limit)
+
+    @cached_property
+    def symbols(self) -> frozenset[str]:
+        return self._own_symbols() | self.value.symbols | (self.body.symbols - {self.name})
+
+    def __str__(self) -> str:
+        return f"let {self.name}={self.value} below {self.limit} in {self.body}"
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A loop: the name of its index and how often it runs."""
+
+    name: str
+    size: Size
+
+    def __str__(self) -> str:
+        return f"{self.name}<{self.size}"
+
+
+@_node
+class Reduction(Expression):
+    """`kind` ("sum", "prod", "max", "min", "argmax", "argmin", with "_last") of the body over inner loops."""
+
+    kind: str
+    axes: tuple[Axis, ...]
+    body: Expression
+    dtype: str
+
+    @property
+    def children(self) -> tuple[Expression, ...]:
+        return (self.body,)
+
+    def _attributes(self) -> tuple[Any, ...]:
+        return self.kind, self.axes, self.dtype
+
+    def _own_symbols(self) -> frozenset[str]:
+        return size_symbols(*(a.size for a in self.axes))
+
+    def _bound_symbols(self) -> frozenset[str]:
+        return frozenset(a.name for a in self.axes)
+
+    def __str__(self) -> str:
+        return f"{self.kind}[{', '.join(map(str, self.axes))}]({self.body})"
+
+
+@dataclass(frozen=True)
+class Store:
+    """Where a loop's element goes. `combine` is a binary operator with what stands there already."""
+
+    buffer: int
+    offset: Size
+    value: Expression
+    combine: Op | None = None
+
+    def __str__(self) -> str:
+        how = f" {type(self.combine).__name__}" if self.combine else ""
+        return f"b{self.buffer}[{self.offset}] ={how} {self.value}"
+
+
+@dataclass(frozen=True)
+class Nest:
+    """Loops around stores. `sequential` ones run in order, on one thread."""
+
+    axes: tuple[Axis, ...]
+    stores: tuple[Store, ...]
+    sequential: bool = False
+
+    def __str__(self) -> str:
+        head = f"for {', '.join(map(str, self.axes)) or '()'}" + (" in order" if self.sequential else "")
+        return head + ":\n" + "\n".join(f"  {s}" for s in self.stores)
+
+
+@dataclass(frozen=True)
+class Loops:
+    """Loop nests that run one after the other: elementwise work, movement and reductions, fused.
+
+    `buffers` are the dtypes of the kernel's buffers, inputs first; `outputs` of them are written.
+    """
+
+    buffers: tuple[str, ...]
+    outputs: int
+    nests: tuple[Nest, ...]
+
+    @property
+    def name(self) -> str:
+        return "loops"
+
+    def __str__(self) -> str:
+        return f"loops({', '.join(self.buffers)}; {self.outputs} written)\n" + "\n".join(map(str, self.nests))
+
+
+@dataclass(frozen=True)
+class View:
+    """How a template sees a buffer: element (i, j, …) lies at offset + i*strides[0] + j*strides[1] + …."""
+
+    buffer: int
+    dtype: str
+    shape: tuple[Size, ...]
+    strides: tuple[Size, ...]
+    offset: Size = 0
+
+    def __str__(self) -> str:
+        shape = ",".join(map(str, self.shape))
+        return f"b{self.buffer}:{self.dtype}[{shape}]@{self.offset}+({','.join(map(str, self.strides))})"
+
+
+@dataclass(frozen=True)
+class Template:
+    """An operator run whole by a target's hand-scheduled code, and what is computed from each result element.
+
+    `inputs` has None for an absent optional input. The epilogue is an expression over `axes`, one per axis
+    of the operator's result, in which Hole is the result's element; `output` is where it goes.
+    """
+
+    op: Op
+    inputs: tuple[View | None, ...]
+    buffers: tuple[str, ...]
+    axes: tuple[Axis, ...]
+    epilogue: Expression
+    output: View
+
+    @property
+    def name(self) -> str:
+        return type(self.op).__name__.lower()
+
+    def __str__(self) -> str:
+        inputs = ", ".join(map(str, self.inputs))
+        axes = ", ".join(map(str, self.axes))
+        return f"{self.op}({inputs})\nfor {axes}:\n  {self.output} = {self.epilogue}"
+
+
+Kernel = Loops | Template
+
+
+def walk(expression: Expression) -> Iterator[Expression]:
+    """Every distinct node of an expression, children first."""
+    seen: set[int] = set()
+    stack = [(expression, False)]
+    while stack:
+        node, done = stack.pop()
+        if id(node) in seen:
+            continue
+        if done:
+            seen.add(id(node))
+            yield node
+            continue
+        stack.append((node, True))
+        stack.extend((c, False) for c in reversed(node.children))

@@ -1,0 +1,201 @@
+"""Loop nests in their simplest form: indices split where maps divide them, then merged where none tells them apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from whet.ir.sizes import Call, Expr, Size, coefficient, substitute, symbol
+from whet.plan.kernel import (
+    Apply,
+    Axis,
+    Expression,
+    Index,
+    Let,
+    Load,
+    Nest,
+    Reduction,
+    Select,
+    Store,
+    walk,
+)
+from whet.plan.lower import loop_index, within
+
+
+def simplify(nest: Nest) -> Nest:
+    """An equal nest with as few, as plainly indexed loops as possible."""
+    nest = replace(nest, axes=tuple(a for a in nest.axes if a.size != 1))
+    for _ in range(8):
+        split = _split_one(nest)
+        if split is None:
+            break
+        nest = split
+    nest = _map_sizes(nest, nest.axes, lambda size: size)  # joins the loops of reductions
+    return _merge(nest)
+
+
+def sizes_of(nest: Nest) -> Iterator[Size]:
+    """Every index expression of a nest."""
+    for store in nest.stores:
+        yield store.offset
+        yield from sizes_in(store.value)
+
+
+def sizes_in(expression: Expression) -> Iterator[Size]:
+    """Every index expression of an expression."""
+    for node in walk(expression):
+        match node:
+            case Load(offset=offset):
+                yield offset
+            case Index(size=size):
+                yield size
+            case Select(ranges=ranges):
+                for i, n in ranges:
+                    yield i
+                    yield n
+            case Let(limit=limit):
+                yield limit
+
+
+def rewrite_sizes(expression: Expression, change: Callable[[Size], Size]) -> Expression:
+    """The expression with each of its index expressions replaced."""
+    memo: dict[int, Expression] = {}
+
+    def visit(node: Expression) -> Expression:
+        if id(node) not in memo:
+            memo[id(node)] = _rebuild(node, visit, change)
+        return memo[id(node)]
+
+    for node in walk(expression):
+        visit(node)
+    return visit(expression)
+
+
+def _rebuild(
+    node: Expression, visit: Callable[[Expression], Expression], change: Callable[[Size], Size]
+) -> Expression:
+    match node:
+        case Load(buffer, offset, dtype):
+            return Load(buffer, change(offset), dtype)
+        case Index(size, dtype):
+            return Index(change(size), dtype)
+        case Apply(op, args, dtype):
+            return Apply(op, tuple(visit(a) for a in args), dtype)
+        case Select(ranges, inside, outside, dtype):
+            kept = within([(change(i), change(n)) for i, n in ranges])
+            return Select(kept, visit(inside), visit(outside), dtype) if kept else visit(inside)
+        case Let(name, value, limit, body, dtype):
+            return Let(name, visit(value), change(limit), visit(body), dtype)
+        case Reduction(kind, axes, body, dtype):
+            return merge_reduction(Reduction(kind, axes, visit(body), dtype))
+    return node
+
+
+def merge_reduction(reduction: Reduction) -> Reduction:
+    """The reduction with neighbouring loops joined where every map steps evenly from one to the next."""
+    axes, body = reduction.axes, reduction.body
+    place = 0
+    while place + 1 < len(axes) and not reduction.kind.startswith("arg"):
+        outer, inner = axes[place], axes[place + 1]
+        if not _steps_evenly(sizes_in(body), outer, inner):
+            place += 1
+            continue
+        merged = Axis(outer.name, outer.size * inner.size)
+        body = rewrite_sizes(body, _joining(outer, inner, merged))
+        axes = (*axes[:place], merged, *axes[place + 2 :])
+    return reduction if axes is reduction.axes else Reduction(reduction.kind, axes, body, reduction.dtype)
+
+
+def _split_one(nest: Nest) -> Nest | None:
+    """One loop as two where some index map divides its index by a factor of its size."""
+    for place, axis in enumerate(nest.axes):
+        if not isinstance(axis.size, int):
+            continue
+        factor = _divisor(nest, axis)
+        if factor is None:
+            continue
+        outer, inner = Axis(f"{axis.name}a", axis.size // factor), Axis(f"{axis.name}b", factor)
+        by = loop_index(outer.name, outer.size) * factor + loop_index(inner.name, inner.size)
+        axes = (*nest.axes[:place], outer, inner, *nest.axes[place + 1 :])
+        return _map_sizes(nest, axes, lambda size, name=axis.name, by=by: substitute(size, {name: by}))  # type: ignore[misc]
+    return None
+
+
+def _divisor(nest: Nest, axis: Axis) -> int | None:
+    """The largest number that divides the loop's size and by which a map divides (a multiple of) its index."""
+    found: list[int] = []
+    for size in sizes_of(nest):
+        for call in _calls(size):
+            if call.function not in ("//", "%") or not isinstance(call.args[1], int):
+                continue
+            step = coefficient(call.args[0], axis.name)
+            if not isinstance(step, int) or step == 0:
+                continue
+            by = call.args[1]
+            factor = by // abs(step) if by % abs(step) == 0 else 0
+            if 1 < factor < int(axis.size) and int(axis.size) % factor == 0:  # type: ignore[call-overload]
+                found.append(factor)
+    return max(found, default=None)
+
+
+def _calls(size: Size) -> Iterator[Call]:
+    if not isinstance(size, Expr):
+        return
+    for mono, _ in size.terms:
+        for atom in mono:
+            if isinstance(atom, Call):
+                yield atom
+                for arg in atom.args:
+                    yield from _calls(arg)
+
+
+def _merge(nest: Nest) -> Nest:
+    """Neighbouring loops as one where every index map steps evenly from one to the next."""
+    place = 0
+    while place + 1 < len(nest.axes):
+        outer, inner = nest.axes[place], nest.axes[place + 1]
+        if nest.sequential or not _steps_evenly(sizes_of(nest), outer, inner):
+            place += 1
+            continue
+        merged = Axis(outer.name, outer.size * inner.size)
+        change = _joining(outer, inner, merged)
+        axes = (*nest.axes[:place], merged, *nest.axes[place + 2 :])
+        nest = _map_sizes(nest, axes, change)
+    return nest
+
+
+def _map_sizes(nest: Nest, axes: tuple[Axis, ...], change: Callable[[Size], Size]) -> Nest:
+    stores = tuple(
+        replace(s, offset=change(s.offset), value=rewrite_sizes(s.value, change)) for s in nest.stores
+    )
+    return replace(nest, axes=axes, stores=stores)
+
+
+def _joining(outer: Axis, inner: Axis, merged: Axis) -> Callable[[Size], Size]:
+    """outer*inner.size + inner is the merged index: the outer coefficient is the inner one times that size."""
+    index = loop_index(merged.name, merged.size)
+
+    def change(size: Size) -> Size:
+        step = coefficient(size, inner.name)
+        assert step is not None
+        return substitute(size, {outer.name: 0, inner.name: 0}) + index * step
+
+    return change
+
+
+def _steps_evenly(sizes: Iterator[Size], outer: Axis, inner: Axis) -> bool:
+    for size in sizes:
+        a, b = coefficient(size, outer.name), coefficient(size, inner.name)
+        if a is None or b is None or a != b * inner.size:
+            return False
+    return True
+
+
+def is_affine(size: Size, names: frozenset[str]) -> bool:
+    """Whether an index expression is linear in each of the loop indices."""
+    return all(coefficient(size, name) is not None for name in names)
+
+
+def index_symbol(axis: Axis) -> Size:
+    """The index of a loop as a size."""
+    return symbol(axis.name, 0, axis.size - 1)

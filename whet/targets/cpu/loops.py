@@ -1,0 +1,230 @@
+"""Loop kernels as LLVM text: outer loops shared among threads, one loop along vector lanes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from whet.ir.sizes import Size, coefficient
+from whet.plan.kernel import Axis, Expression, Load, Loops, Nest, Reduction, Store, size_symbols, walk
+from whet.targets.cpu import arithmetic
+from whet.targets.cpu.architecture import Architecture
+from whet.targets.cpu.expressions import Emitter, Place
+from whet.targets.cpu.llvm import Function, Index, Module, element_bytes, vector
+from whet.targets.cpu.reductions import combine, lane_mask
+
+# Outer loops are joined until they run this often, so that threads get even shares.
+ENOUGH_TURNS = 64
+
+
+def generate(kernel: Loops, architecture: Architecture, name: str) -> Module:
+    """The function `void name(ptr args, i64 thread, i64 threads)`; args: the error word, then the buffers."""
+    module = Module(architecture.vector_bytes * 8)
+    f = module.function(name, {"args": "ptr noalias", "thread": "i64", "threads": "i64"})
+    error = f.load("ptr", "%args", 0)
+    buffers = [f.load("ptr", "%args", 8 * (i + 1)) for i in range(len(kernel.buffers))]
+    lanes = architecture.vector_bytes // 4
+    for nest in kernel.nests:
+        _NestCode(f, nest, Emitter(f, buffers, lanes, error)).emit()
+    f.end()
+    return module
+
+
+def vector_axis(nest: Nest) -> Axis | None:
+    """The loop whose neighbours should be lanes: where stores lie side by side, unless loads prefer their own."""
+    best: Axis | None = None
+    most = 0.0
+    for axis in nest.axes:
+        if any(coefficient(s.offset, axis.name) != 1 or s.combine for s in nest.stores):
+            continue
+        score = sum(_benefit(node, axis, 1.0) for s in nest.stores for node in _tops(s.value)) + 1.0
+        if score > most:
+            best, most = axis, score
+    return best
+
+
+def _tops(expression: Expression) -> list[Expression]:
+    return [n for n in walk(expression) if isinstance(n, Load)] + [
+        n for n in walk(expression) if isinstance(n, Reduction)
+    ]
+
+
+def _benefit(node: Expression, axis: Axis, weight: float) -> float:
+    """How much a load gains from lanes along the axis; a reduction whose own loop reads along lanes loses."""
+    if isinstance(node, Load):
+        step = coefficient(node.offset, axis.name)
+        return weight if step in (0, 1) else -0.05
+    assert isinstance(node, Reduction)
+    if axis.name not in node.symbols:
+        return 0.0
+    along, own = 0, 0
+    for load in walk(node.body):
+        if isinstance(load, Load):
+            along += coefficient(load.offset, axis.name) == 1
+            own += any(coefficient(load.offset, a.name) == 1 for a in node.axes) and coefficient(
+                load.offset, axis.name
+            ) not in (0, 1)
+    return -4.0 if own > along else 0.0
+
+
+@dataclass
+class _NestCode:
+    """One nest being written."""
+
+    f: Function
+    nest: Nest
+    e: Emitter
+
+    def emit(self) -> None:
+        lanes_axis = None if self.nest.sequential else vector_axis(self.nest)
+        outer = tuple(a for a in self.nest.axes if a is not lanes_axis)
+        if self.nest.sequential:
+            self.f.when(self.f.op("icmp eq i64 %thread, 0"), lambda: self.sequential(self.nest.axes, {}))
+            return
+        joined, rest = self.join(outer)
+        turns = self.product(joined)
+        whole = self.product(outer)
+        if lanes_axis is not None and isinstance(whole, int) and whole < 8:
+            # Few rows: threads share each row instead.
+            self.loops(outer, lanes_axis, frozenset(), {}, shared=True)
+            return
+        low, high = self.share(turns)
+        if not joined:
+            # Nothing to share: one thread does it.
+            self.f.when(self.f.op("icmp eq i64 %thread, 0"), lambda: self.loops(rest, lanes_axis, frozenset(), {}))
+            return
+
+        def turn(t: str, _: list[str]) -> None:
+            places = self.unjoin(t, joined)
+            self.loops(rest, lanes_axis, frozenset(a.name for a in joined), places)
+
+        self.f.loop(low, high, 1, turn)
+
+    def sequential(self, axes: tuple[Axis, ...], places: dict[str, Place]) -> None:
+        """All loops in order, one element at a time."""
+        if not axes:
+            with self.e.scope(places=places):
+                for store in self.nest.stores:
+                    self.store(store)
+            return
+        self.f.loop(
+            0,
+            self.e.size(axes[0].size),
+            1,
+            lambda i, _: self.sequential(axes[1:], {**places, axes[0].name: Place(i)}),
+        )
+
+    def join(self, outer: tuple[Axis, ...]) -> tuple[tuple[Axis, ...], tuple[Axis, ...]]:
+        """The outermost loops that become one, to be shared among threads, and those that stay inside."""
+        turns: Size = 1
+        for count, axis in enumerate(outer):
+            if isinstance(turns, int) and turns >= ENOUGH_TURNS:
+                return outer[:count], outer[count:]
+            turns = turns * axis.size
+        return outer, ()
+
+    def product(self, axes: tuple[Axis, ...]) -> Index:
+        total: Index = 1
+        for axis in axes:
+            total = self.f.mul(self.e.size(axis.size), total)
+        return total
+
+    def share(self, turns: Index) -> tuple[Index, Index]:
+        """This thread's part of a number of turns."""
+        f = self.f
+        low = f.op(f"udiv i64 {f.mul('%thread', turns)}, %threads")
+        high = f.op(f"udiv i64 {f.mul(f.add('%thread', 1), turns)}, %threads")
+        return low, high
+
+    def unjoin(self, t: str, axes: tuple[Axis, ...]) -> dict[str, Place]:
+        places: dict[str, Place] = {}
+        rest: Index = t
+        for axis in reversed(axes[1:]):
+            size = self.e.size(axis.size)
+            places[axis.name] = Place(self.f.rem(rest, size))
+            rest = self.f.div(rest, size)
+        places[axes[0].name] = Place(rest)
+        return places
+
+    def loops(
+        self,
+        axes: tuple[Axis, ...],
+        lanes_axis: Axis | None,
+        known: frozenset[str],
+        places: dict[str, Place],
+        shared: bool = False,
+    ) -> None:
+        """The inner loops, with what does not change inside computed before each."""
+        with self.e.scope(places={**self.e.places, **places}):
+            self.hoist(known)
+            if axes:
+                name = axes[0].name
+                self.f.loop(
+                    0,
+                    self.e.size(axes[0].size),
+                    1,
+                    lambda i, _: self.loops(axes[1:], lanes_axis, known | {name}, {name: Place(i)}, shared),
+                )
+            elif lanes_axis is not None:
+                self.row(lanes_axis, shared)
+            else:
+                for store in self.nest.stores:
+                    self.store(store)
+
+    def hoist(self, known: frozenset[str]) -> None:
+        named = frozenset(a.name for a in self.nest.axes)
+        inner = named - known
+        for store in self.nest.stores:
+            available = (store.value.symbols | size_symbols(store.offset)) - inner
+            self.e.hoist(store.value, available)
+
+    def row(self, axis: Axis, shared: bool) -> None:
+        """The innermost loop, in vectors; the lanes of the last one that are beyond the end are masked."""
+        f, lanes = self.f, self.e.full_lanes
+        size = self.e.size(axis.size)
+        blocks = f.div(size, lanes)
+        low, high = self.share(blocks) if shared else (0, blocks)
+
+        def vector_turn(i: str, _: list[str]) -> None:
+            with self.e.scope(
+                vector=axis.name, lanes=lanes, places={**self.e.places, axis.name: Place(i)}
+            ):
+                for store in self.nest.stores:
+                    self.store(store)
+
+        if blocks != 0:
+            f.loop(f.mul(low, lanes), f.mul(high, lanes), lanes, vector_turn)
+        rest = f.rem(size, lanes)
+        if rest == 0:
+            return
+
+        def tail() -> None:
+            with self.e.scope(
+                vector=axis.name,
+                lanes=lanes,
+                mask=lane_mask(f, rest, lanes),
+                places={**self.e.places, axis.name: Place(f.mul(blocks, lanes))},
+            ):
+                for store in self.nest.stores:
+                    self.store(store)
+
+        if shared:
+            f.when(f.op("icmp eq i64 %thread, 0"), tail)
+        else:
+            tail()
+
+    def store(self, store: Store) -> None:
+        e, f, dtype = self.e, self.f, store.value.dtype
+        varies = e.vector is not None
+        lanes = e.lanes if varies else 1
+        value = e.widened(store.value) if varies else e.emit(store.value)[0]
+        base = e.buffers[store.buffer]
+        at, delta = e._address(dtype, base, store.offset)
+        if store.combine is not None:
+            before = arithmetic.to_compute(f, f.load(arithmetic.storage_type(dtype, lanes), at, delta), dtype, lanes)
+            value = arithmetic.emit(f, store.combine, [dtype, dtype], dtype, [before, value], lanes)
+        stored = arithmetic.to_storage(f, value, dtype, lanes)
+        kind = arithmetic.storage_type(dtype, lanes)
+        if e.mask is not None and lanes > 1:
+            f.masked_store(kind, stored, e.mask, at, delta)
+        else:
+            f.store(kind, stored, at, delta)
