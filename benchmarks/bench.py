@@ -4,11 +4,12 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine, networks, speed
+from benchmarks import machine, networks, speed, trials
 from benchmarks.inputs import SIZES
 from benchmarks.processes import checkout
 
@@ -20,9 +21,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
     parser.add_argument("networks", nargs="*", default=networks.SPEED, metavar="NAME or FILE.onnx")
     kind = parser.add_mutually_exclusive_group()
-    kind.add_argument("--build", action="store_true", help="time of build and cold compile")
-    kind.add_argument("--start", action="store_true", help="process start to first result")
-    kind.add_argument("--memory", action="store_true", help="peak private memory less the weights")
+    for name, figure in trials.KINDS.items():
+        kind.add_argument(
+            f"--{name}", dest="kind", action="store_const", const=name, help=figure.purpose
+        )
     kind.add_argument("--export", action="store_true", help="write the networks as ONNX files")
     parser.add_argument("--folder", type=Path, default=networks.FOLDER, help="the ONNX files")
     parser.add_argument("--runners", default="whet,onnxruntime,openvino")
@@ -43,8 +45,10 @@ def main(argv: list[str] | None = None) -> int:
     state = announce()
     paths = [find(name, args.folder) for name in args.networks]
     rows = list(measurements(args, paths))
+    print_table(rows)
     if args.json:
-        args.json.write_text(json.dumps({"machine": state, "rows": rows}, indent=1) + "\n")
+        report = {"machine": state, "rows": [row.as_json() for row in rows]}
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
     return 0
 
 
@@ -68,16 +72,30 @@ def find(name: str, folder: Path) -> Path:
     return path.resolve()
 
 
-def measurements(args: argparse.Namespace, paths: list[Path]) -> Any:
+def measurements(
+    args: argparse.Namespace, paths: list[Path]
+) -> Iterator[speed.Row | trials.Comparison]:
     """The rows asked for, each printed when it is there."""
     sizes = {**SIZES, **{k: int(v) for k, _, v in pairs(args.sizes)}}
     plan = speed.Plan(args.threads, args.rounds, args.seconds, sizes)
     with ExitStack() as stack:
         base = stack.enter_context(checkout(args.base)) if args.base else None
         for path in paths:
-            row = speed.measure(path, args.runners.split(","), plan, base)
-            print(*speed.report(row), sep="\n", flush=True)
-            yield row.as_json()
+            row = (
+                trials.measure(args.kind, path, plan)
+                if args.kind
+                else speed.measure(path, args.runners.split(","), plan, base)
+            )
+            print(*row.report(), sep="\n", flush=True)
+            yield row
+
+
+def print_table(rows: list[speed.Row | trials.Comparison]) -> None:
+    latencies = [row for row in rows if isinstance(row, speed.Row)]
+    if len(latencies) > 1:
+        print("\n| ms | whet | ONNX Runtime | OpenVINO | ratio to the better | |")
+        print("| --- | --: | --: | --: | --: | --- |")
+        print(*(row.result() for row in latencies), sep="\n")
 
 
 def pairs(text: str) -> list[tuple[str, str, str]]:

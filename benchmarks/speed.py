@@ -16,6 +16,7 @@ from benchmarks.machine import peak_gflops
 from benchmarks.processes import ROOT, Process, RunnerError
 
 PEERS = ("onnxruntime", "openvino")
+COLUMNS = ("whet", *PEERS)
 BASE = "base"
 JUDGE = "onnxruntime"
 ERROR_LIMIT = 2.0
@@ -23,6 +24,9 @@ ERROR_LIMIT = 2.0
 
 SLOW_PHASE = 0.85
 """A round is dropped when the machine's peak falls below this part of the best round's."""
+
+MOST_ROUNDS = 3
+"""How many times the rounds asked for are run at the most to make up for the dropped ones."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +39,15 @@ class Plan:
     sizes: Mapping[str, int] = field(default_factory=dict)
 
 
+def spread(values: list[float], scale: float, form: str) -> str:
+    """Median and range, as text."""
+    low, middle, high = min(values), statistics.median(values), max(values)
+    return f"{middle * scale:{form}} ({low * scale:.3f}-{high * scale:.3f})"
+
+
 @dataclass
 class Row:
-    """The figures of one network; times in milliseconds, by runner and round."""
+    """The figures of one network; times in seconds, by runner and round."""
 
     network: str
     rounds: dict[str, list[float]] = field(default_factory=dict)
@@ -48,7 +58,7 @@ class Row:
     @property
     def kept(self) -> list[int]:
         """The rounds in which the machine ran at its full speed."""
-        best = max(self.peaks, default=0.0)
+        best = max(self.peaks, default=0)
         return [i for i, peak in enumerate(self.peaks) if peak >= SLOW_PHASE * best]
 
     def times(self, runner: str) -> list[float]:
@@ -56,6 +66,15 @@ class Row:
 
     def median(self, runner: str) -> float:
         return statistics.median(self.times(runner))
+
+    def result(self) -> str:
+        """The row of the closing table: whet's time, its peers', and the ratio that counts."""
+        cells = [f"{1e3 * self.median(n):.2f}" if n in self.rounds else "-" for n in COLUMNS]
+        ratio, peer = "-", self.best_peer("whet")
+        if "whet" in self.rounds and peer:
+            ratio = f"{statistics.median(self.ratios('whet', peer)):.3f}"
+        verdict = "void" if "whet" in self.rounds and self.void("whet") else ""
+        return f"| {self.network} | {' | '.join(cells)} | {ratio} | {verdict} |"
 
     def best_peer(self, runner: str) -> str | None:
         peers = [name for name in PEERS if name in self.rounds and name != runner]
@@ -71,10 +90,29 @@ class Row:
         error = self.errors.get(runner)
         return judge is not None and (error is None or not error <= ERROR_LIMIT * judge)
 
+    def report(self) -> Iterator[str]:
+        """The row as text: by runner median, spread, error, and ratio to the better peer."""
+        dropped, peaks = len(self.peaks) - len(self.kept), self.peaks or [0.0]
+        roof = f"peak {min(peaks):.0f}-{max(peaks):.0f} GFLOP/s"
+        yield f"{self.network}: {len(self.kept)} rounds, {dropped} slow ones dropped, {roof}"
+        for name in self.rounds:
+            time = spread(self.times(name), 1e3, "8.3f")
+            verdict = "  VOID: error above twice ONNX Runtime's" if self.void(name) else ""
+            against = self.comparisons(name)
+            yield f"  {name:12} {time} ms  error {self.errors[name]:.1e}{against}{verdict}"
+        for name, reason in self.failures.items():
+            yield f"  {name:12} failed: {reason}"
+
+    def comparisons(self, name: str) -> str:
+        """The ratios of whet's time to the better peer's and to the base revision's, as text."""
+        others = [] if name in PEERS else dict.fromkeys([self.best_peer(name), BASE])
+        named = [other for other in others if other in self.rounds and other != name]
+        return "".join(f"  {spread(self.ratios(name, o), 1, '.3f')} x {o}" for o in named)
+
     def as_json(self) -> dict[str, Any]:
         runners = {
             name: {
-                "median_ms": self.median(name),
+                "median": self.median(name),
                 "error": self.errors.get(name),
                 "void": self.void(name),
                 "against": (peer := self.best_peer(name)),
@@ -92,8 +130,10 @@ def measure(path: Path, runners: list[str], plan: Plan, base: Path | None = None
     with processes(path, runners, plan, row, base) as running:
         check_errors(path, inputs, running, row)
         row.rounds = {name: [] for name in running}
-        for turn in range(plan.rounds):
+        for turn in range(MOST_ROUNDS * plan.rounds):
             time_round(turn, inputs, plan, running, row)
+            if len(row.kept) >= plan.rounds:
+                break
     return row
 
 
@@ -139,24 +179,6 @@ def time_round(
     for name in names:
         peaks.append(peak_gflops(plan.threads))
         taken = running[name].ask("block", inputs, plan.seconds)
-        row.rounds[name].append(1e3 * statistics.median(taken))
-    row.peaks.append(min(peaks, default=0.0))
-
-
-def report(row: Row) -> Iterator[str]:
-    """The row as lines of text: per runner median, spread, error, and ratio to the better peer."""
-    dropped = len(row.peaks) - len(row.kept)
-    peaks = f"peak {min(row.peaks):.0f}-{max(row.peaks):.0f} GFLOP/s" if row.peaks else ""
-    yield f"{row.network}: {len(row.kept)} rounds, {dropped} slow ones dropped, {peaks}"
-    for name in row.rounds:
-        times = row.times(name)
-        spread = f"{min(times):.2f}-{max(times):.2f}"
-        line = f"  {name:12} {row.median(name):8.3f} ms ({spread})  error {row.errors[name]:.1e}"
-        for other in dict.fromkeys([row.best_peer(name), BASE]):
-            if other in row.rounds and other != name and name not in PEERS:
-                ratios = row.ratios(name, other)
-                spread = f"{min(ratios):.3f}-{max(ratios):.3f}"
-                line += f"  {statistics.median(ratios):.3f} x {other} ({spread})"
-        yield line + ("  VOID: error above twice ONNX Runtime's" if row.void(name) else "")
-    for name, reason in row.failures.items():
-        yield f"  {name:12} failed: {reason}"
+        row.rounds[name].append(statistics.median(taken))
+    peaks.append(peak_gflops(plan.threads))
+    row.peaks.append(min(peaks))
