@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, ClassVar
@@ -12,8 +13,15 @@ import numpy as np
 
 from whet.errors import ShapeError, TypeMismatch
 from whet.ir.graph import OPERATORS, Guard, Op, Value, constant, operator
-from whet.ir.sizes import Size, is_different, maximum
-from whet.ir.types import FLOATS, INTEGERS, NUMPY_DTYPES, TensorType
+from whet.ir.sizes import Size, Undecided, is_different, is_less, maximum, minimum
+from whet.ir.types import COMPLEX, FLOATS, INTEGERS, NUMPY_DTYPES, TensorType
+
+Array = np.ndarray
+NUMBERS = FLOATS | INTEGERS | COMPLEX
+BOOL = frozenset({"bool"})
+ANY = frozenset(NUMPY_DTYPES)
+NARROW = FLOATS - {"float32", "float64"}
+Lower = Callable[..., Value]
 
 _guards: ContextVar[list[Guard] | None] = ContextVar("guards", default=None)
 
@@ -85,18 +93,45 @@ def need(dtype: str, allowed: frozenset[str], what: str) -> None:
 
 
 class Elementwise(Op):
-    """Broadcasts its inputs; the output has their dtype."""
+    """Broadcasts its inputs; the output has their dtype, which must be among `accepts`."""
+
+    folds: ClassVar[bool] = True
+    accepts: ClassVar[frozenset[str]] = NUMBERS
 
     def infer(self, *inputs: TensorType) -> TensorType:
-        return TensorType(same_dtype(*inputs), broadcast(*(i.shape for i in inputs)))
+        dtype = same_dtype(*inputs)
+        need(dtype, self.accepts, type(self).__name__)
+        return TensorType(dtype, broadcast(*(i.shape for i in inputs)))
 
 
 class Unary(Elementwise):
     """One input."""
 
 
+class FloatUnary(Unary):
+    """One input, of a floating-point dtype."""
+
+    accepts: ClassVar[frozenset[str]] = FLOATS
+
+
+class Bitwise(Elementwise):
+    """Integers as rows of bits."""
+
+    accepts: ClassVar[frozenset[str]] = INTEGERS
+
+
+class Logical(Elementwise):
+    """Truth values."""
+
+    accepts: ClassVar[frozenset[str]] = BOOL
+    computes_sizes: ClassVar[bool] = True
+
+
 class Comparison(Elementwise):
     """The output is bool."""
+
+    accepts: ClassVar[frozenset[str]] = NUMBERS | BOOL
+    computes_sizes: ClassVar[bool] = True
 
     def infer(self, *inputs: TensorType) -> TensorType:
         return super().infer(*inputs).with_dtype("bool")
@@ -105,151 +140,185 @@ class Comparison(Elementwise):
 class Test(Unary):
     """One input; the output is bool."""
 
-    def infer(self, x: TensorType) -> TensorType:  # type: ignore[override]
-        return x.with_dtype("bool")
+    accepts: ClassVar[frozenset[str]] = FLOATS
+
+    def infer(self, *inputs: TensorType) -> TensorType:
+        return super().infer(*inputs).with_dtype("bool")
+
+
+def rounded_once(compute: Callable[..., Value], *values: Value | None) -> Value:
+    """compute(*values); floats of 16 bits and fewer are widened first, and the result is rounded once."""
+    dtype = next(v.dtype for v in values if v is not None)
+    if dtype not in NARROW:
+        return compute(*values)
+    return Cast(dtype)(compute(*(v and Cast("float32")(v) for v in values)))
+
+
+def widened(lower: Lower) -> Lower:
+    """Decorates a `lower` that computes `rounded_once`."""
+
+    @functools.wraps(lower)
+    def wide(op: Any, *values: Value | None) -> Value:
+        return rounded_once(functools.partial(lower, op), *values)
+
+    return wide
 
 
 # fmt: off
 @operator
 class Neg(Unary):
     computes_sizes: ClassVar[bool] = True
-    def reference(self, x): return np.negative(x)
+    def reference(self, x: Array) -> Array: return np.negative(x)
 @operator
 class Abs(Unary):
-    def reference(self, x): return np.abs(x)
+    def reference(self, x: Array) -> Array: return np.abs(x)
 @operator
 class Sign(Unary):
-    def reference(self, x): return np.sign(x)
+    def reference(self, x: Array) -> Array: return np.sign(x)
 @operator
-class Floor(Unary):
-    def reference(self, x): return np.floor(x)
+class Floor(FloatUnary):
+    def reference(self, x: Array) -> Array: return np.floor(x)
 @operator
-class Ceil(Unary):
-    def reference(self, x): return np.ceil(x)
+class Ceil(FloatUnary):
+    def reference(self, x: Array) -> Array: return np.ceil(x)
 @operator
-class Round(Unary):
+class Round(FloatUnary):
     """To the nearest integer, halves to even."""
-    def reference(self, x): return np.round(x)
+    def reference(self, x: Array) -> Array: return np.rint(x)
 @operator
-class Sqrt(Unary):
-    def reference(self, x): return np.sqrt(x)
+class Sqrt(FloatUnary):
+    def reference(self, x: Array) -> Array: return np.sqrt(x)
 @operator
-class Exp(Unary):
-    def reference(self, x): return np.exp(x)
+class Exp(FloatUnary):
+    def reference(self, x: Array) -> Array: return np.exp(x)
 @operator
-class Log(Unary):
-    def reference(self, x): return np.log(x)
+class Log(FloatUnary):
+    def reference(self, x: Array) -> Array: return np.log(x)
 @operator
-class Sin(Unary):
-    def reference(self, x): return np.sin(x)
+class Sin(FloatUnary):
+    def reference(self, x: Array) -> Array: return np.sin(x)
 @operator
-class Cos(Unary):
-    def reference(self, x): return np.cos(x)
+class Cos(FloatUnary):
+    def reference(self, x: Array) -> Array: return np.cos(x)
 @operator
-class Tan(Unary):
-    def reference(self, x): return np.tan(x)
+class Atan(FloatUnary):
+    def reference(self, x: Array) -> Array: return np.arctan(x)
 @operator
-class Asin(Unary):
-    def reference(self, x): return np.arcsin(x)
+class Tanh(FloatUnary):
+    def reference(self, x: Array) -> Array: return np.tanh(x)
 @operator
-class Acos(Unary):
-    def reference(self, x): return np.arccos(x)
-@operator
-class Atan(Unary):
-    def reference(self, x): return np.arctan(x)
-@operator
-class Sinh(Unary):
-    def reference(self, x): return np.sinh(x)
-@operator
-class Cosh(Unary):
-    def reference(self, x): return np.cosh(x)
-@operator
-class Tanh(Unary):
-    def reference(self, x): return np.tanh(x)
-@operator
-class Asinh(Unary):
-    def reference(self, x): return np.arcsinh(x)
-@operator
-class Acosh(Unary):
-    def reference(self, x): return np.arccosh(x)
-@operator
-class Atanh(Unary):
-    def reference(self, x): return np.arctanh(x)
-@operator
-class Not(Unary):
-    computes_sizes: ClassVar[bool] = True
-    def reference(self, x): return np.logical_not(x)
-@operator
-class BitwiseNot(Unary):
-    def reference(self, x): return np.invert(x)
+class Erf(FloatUnary):
+    """2/sqrt(pi) times the integral of exp(-t*t) from 0 to x."""
+    def reference(self, x: Array) -> Array: return _erf(x.astype(np.float64)).astype(x.dtype)
 @operator
 class IsNaN(Test):
-    def reference(self, x): return np.isnan(x)
+    def reference(self, x: Array) -> Array: return np.isnan(x)
+@operator
+class Not(Logical):
+    def reference(self, x: Array) -> Array: return np.logical_not(x)
+@operator
+class And(Logical):
+    def reference(self, a: Array, b: Array) -> Array: return np.logical_and(a, b)
+@operator
+class Or(Logical):
+    def reference(self, a: Array, b: Array) -> Array: return np.logical_or(a, b)
+@operator
+class Xor(Logical):
+    def reference(self, a: Array, b: Array) -> Array: return np.logical_xor(a, b)
+@operator
+class BitwiseNot(Bitwise):
+    def reference(self, x: Array) -> Array: return np.invert(x)
+@operator
+class BitwiseAnd(Bitwise):
+    def reference(self, a: Array, b: Array) -> Array: return a & b
+@operator
+class BitwiseOr(Bitwise):
+    def reference(self, a: Array, b: Array) -> Array: return a | b
+@operator
+class BitwiseXor(Bitwise):
+    def reference(self, a: Array, b: Array) -> Array: return a ^ b
 @operator
 class Add(Elementwise):
     computes_sizes: ClassVar[bool] = True
-    def reference(self, a, b): return a + b
+    def reference(self, a: Array, b: Array) -> Array: return a + b
 @operator
 class Sub(Elementwise):
     computes_sizes: ClassVar[bool] = True
-    def reference(self, a, b): return a - b
+    def reference(self, a: Array, b: Array) -> Array: return a - b
 @operator
 class Mul(Elementwise):
     computes_sizes: ClassVar[bool] = True
-    def reference(self, a, b): return a * b
-@operator
-class And(Elementwise):
-    def reference(self, a, b): return np.logical_and(a, b)
-@operator
-class Or(Elementwise):
-    def reference(self, a, b): return np.logical_or(a, b)
-@operator
-class Xor(Elementwise):
-    def reference(self, a, b): return np.logical_xor(a, b)
-@operator
-class BitwiseAnd(Elementwise):
-    def reference(self, a, b): return a & b
-@operator
-class BitwiseOr(Elementwise):
-    def reference(self, a, b): return a | b
-@operator
-class BitwiseXor(Elementwise):
-    def reference(self, a, b): return a ^ b
-@operator
-class Less(Comparison):
-    def reference(self, a, b): return np.less(a, b)
-@operator
-class LessOrEqual(Comparison):
-    def reference(self, a, b): return np.less_equal(a, b)
+    def reference(self, a: Array, b: Array) -> Array: return a * b
 # fmt: on
+
+_erf = np.vectorize(math.erf, otypes=[np.float64])
+
+
+def holds_sizes(*arrays: Array) -> bool:
+    """Whether any of the arrays may hold symbolic sizes instead of numbers."""
+    return any(a.dtype == object for a in arrays)
+
+
+def _decided(proved: bool, refuted: bool) -> bool:
+    if not proved and not refuted:
+        raise Undecided
+    return proved
 
 
 @operator
 class Equal(Comparison):
-    computes_sizes: ClassVar[bool] = True
+    accepts: ClassVar[frozenset[str]] = ANY
 
-    def reference(self, a, b):
-        return np.equal(a, b)
+    def reference(self, a: Array, b: Array) -> Array:
+        return np.frompyfunc(self._equal, 2, 1)(a, b) if holds_sizes(a, b) else np.equal(a, b)
+
+    @staticmethod
+    def _equal(a: Any, b: Any) -> bool:
+        return _decided(a == b, isinstance(a, str) or is_different(a, b))
+
+
+@operator
+class Less(Comparison):
+    def reference(self, a: Array, b: Array) -> Array:
+        return np.frompyfunc(self._less, 2, 1)(a, b) if holds_sizes(a, b) else np.less(a, b)
+
+    @staticmethod
+    def _less(a: Size, b: Size) -> bool:
+        return _decided(is_less(a, b), is_less(b, a + 1))
+
+
+@operator
+class LessOrEqual(Comparison):
+    def reference(self, a: Array, b: Array) -> Array:
+        return (
+            np.frompyfunc(self._at_most, 2, 1)(a, b) if holds_sizes(a, b) else np.less_equal(a, b)
+        )
+
+    @staticmethod
+    def _at_most(a: Size, b: Size) -> bool:
+        return _decided(is_less(a, b + 1), is_less(b, a))
 
 
 @operator
 class Max(Elementwise):
     """The greater; NaN where either is NaN."""
 
+    accepts: ClassVar[frozenset[str]] = NUMBERS | BOOL
     computes_sizes: ClassVar[bool] = True
 
-    def reference(self, a, b):
-        if a.dtype == object or b.dtype == object:
-            return np.frompyfunc(maximum, 2, 1)(a, b)
-        return np.maximum(a, b)
+    def reference(self, a: Array, b: Array) -> Array:
+        return np.frompyfunc(maximum, 2, 1)(a, b) if holds_sizes(a, b) else np.maximum(a, b)
 
 
 @operator
 class Min(Elementwise):
     """The lesser; NaN where either is NaN."""
 
-    def reference(self, a, b):
-        return np.minimum(a, b)
+    accepts: ClassVar[frozenset[str]] = NUMBERS | BOOL
+    computes_sizes: ClassVar[bool] = True
+
+    def reference(self, a: Array, b: Array) -> Array:
+        return np.frompyfunc(minimum, 2, 1)(a, b) if holds_sizes(a, b) else np.minimum(a, b)
 
 
 @operator
@@ -258,56 +327,74 @@ class Div(Elementwise):
 
     computes_sizes: ClassVar[bool] = True
 
-    def reference(self, a, b):
-        if a.dtype == object or b.dtype == object:
+    def reference(self, a: Array, b: Array) -> Array:
+        if holds_sizes(a, b):
+            _decided(_counts(a, b), False)
             return a // b
         if a.dtype.kind not in "iu":
-            with np.errstate(all="ignore"):
-                return a / b
-        safe = np.where(b == 0, 1, b)
-        quotient = np.abs(a) // np.abs(safe) * np.sign(a) * np.sign(safe)
-        return np.where(b == 0, 0, quotient).astype(a.dtype)
+            return a / b
+        quotient = np.floor_divide(a, np.where(b == 0, 1, b).astype(b.dtype))
+        wrong = (quotient < 0) & (quotient * b != a)
+        return np.where(b == 0, 0, quotient + wrong).astype(a.dtype)
+
+
+def _counts(a: Array, b: Array) -> bool:
+    """Whether all of a are at least 0 and all of b greater: rounding toward zero is rounding down."""
+    return all(is_less(-1, x) for x in a.flat) and all(is_less(0, x) for x in b.flat)
 
 
 @operator
 class Mod(Elementwise):
-    """The remainder of a / b, with the sign of b, or of a when `truncated` (C's fmod)."""
+    """The remainder of a / b, with the sign of b, or of a when `truncated` (C's fmod); of integers, 0 for b = 0."""
 
     truncated: bool = False
+    computes_sizes: ClassVar[bool] = True
 
-    def reference(self, a, b):
-        with np.errstate(all="ignore"):
-            return np.fmod(a, b) if self.truncated else np.mod(a, b)
+    def reference(self, a: Array, b: Array) -> Array:
+        if holds_sizes(a, b):
+            _decided(_counts(a, b), False)
+            return a % b
+        return np.fmod(a, b) if self.truncated else np.mod(a, b)
 
 
 @operator
 class Pow(Op):
-    """a ** b, in a's dtype; b may have another one."""
+    """a ** b, in a's dtype; b may have another one. Of integers, rounded toward zero."""
+
+    folds: ClassVar[bool] = True
 
     def infer(self, a: TensorType, b: TensorType) -> TensorType:
+        need(a.dtype, NUMBERS, "a number as base")
+        need(b.dtype, NUMBERS, "a number as exponent")
         return TensorType(a.dtype, broadcast(a.shape, b.shape))
 
-    def reference(self, a, b):
-        with np.errstate(all="ignore"):
-            if a.dtype.kind in "iu" and b.dtype.kind in "iu":
-                return np.where(
-                    b < 0, a.astype(float) ** b.astype(float), a ** np.maximum(b, 0).astype(a.dtype)
-                ).astype(a.dtype)
-            return np.power(
-                a.astype(np.result_type(a, b) if a.dtype.kind == b.dtype.kind else a.dtype), b
-            ).astype(a.dtype)
+    def reference(self, a: Array, b: Array) -> Array:
+        if a.dtype.kind in "iu" and b.dtype.kind in "iu":
+            return _integer_power(a, b).astype(a.dtype)
+        return np.power(_wide(a), _wide(b)).astype(a.dtype)
+
+
+def _wide(x: Array) -> Array:
+    return x if x.dtype.kind == "c" else x.astype(np.float64)
+
+
+def _integer_power(a: Array, b: Array) -> Array:
+    # Powers modulo 2**64 are right modulo every narrower width too.
+    wide = a.astype(np.int64).astype(np.uint64) ** np.where(b < 0, 0, b).astype(np.uint64)
+    inverse = np.where(a == 1, 1, np.where(a == -1, np.where(b % 2 == 0, 1, -1), 0))
+    return np.where(b < 0, inverse, wide.astype(np.int64))
 
 
 @operator
-class Shift(Elementwise):
+class Shift(Bitwise):
     """Unsigned a shifted by b bits, to the left or to the right; 0 when b is at least the width."""
 
     left: bool = True
 
-    def reference(self, a, b):
+    def reference(self, a: Array, b: Array) -> Array:
         width = a.dtype.itemsize * 8
-        shifted = np.left_shift(a, b % width) if self.left else np.right_shift(a, b % width)
-        return np.where(b >= width, 0, shifted).astype(a.dtype)
+        shift = np.left_shift if self.left else np.right_shift
+        return np.where(b >= width, 0, shift(a, b % width)).astype(a.dtype)
 
 
 @operator
@@ -315,11 +402,9 @@ class IsInf(Test):
     negative: bool = True
     positive: bool = True
 
-    def reference(self, x):
-        x = x.astype(np.float32) if x.dtype.kind == "V" else x
-        return (np.isposinf(x) if self.positive else False) | (
-            np.isneginf(x) if self.negative else np.zeros(x.shape, bool)
-        )
+    def reference(self, x: Array) -> Array:
+        x = x.astype(np.float32) if x.dtype.name in NARROW else x
+        return (np.isposinf(x) & self.positive) | (np.isneginf(x) & self.negative)
 
 
 @operator
@@ -329,10 +414,10 @@ class Where(Op):
     computes_sizes: ClassVar[bool] = True
 
     def infer(self, condition: TensorType, a: TensorType, b: TensorType) -> TensorType:
-        need(condition.dtype, frozenset({"bool"}), "a bool condition")
+        need(condition.dtype, BOOL, "a bool condition")
         return TensorType(same_dtype(a, b), broadcast(condition.shape, a.shape, b.shape))
 
-    def reference(self, condition, a, b):
+    def reference(self, condition: Array, a: Array, b: Array) -> Array:
         return np.where(condition.astype(bool), a, b)
 
 
@@ -402,23 +487,12 @@ class BitCast(Op):
         return np.ascontiguousarray(x).view(NUMPY_DTYPES[self.to])
 
 
-@operator
-class Erf(Unary):
-    """2/sqrt(pi) times the integral of exp(-t*t) from 0 to x."""
-
-    def reference(self, x):
-        return _erf(x.astype(np.float64)).astype(x.dtype)
-
-
-_erf = np.vectorize(math.erf, otypes=[np.float64])
-
-
 # Operators that targets see whole where a rule or a template wants them, and otherwise in simpler terms.
 
 
 @operator
 class Relu(Unary):
-    def reference(self, x):
+    def reference(self, x: Array) -> Array:
         return np.maximum(x, np.zeros((), x.dtype))
 
     def lower(self, x: Value) -> Value:
@@ -426,47 +500,48 @@ class Relu(Unary):
 
 
 @operator
-class Sigmoid(Unary):
+class Sigmoid(FloatUnary):
     """1 / (1 + exp(-x))"""
 
-    def reference(self, x):
-        with np.errstate(over="ignore"):
-            return (1 / (1 + np.exp(-x.astype(np.float64)))).astype(x.dtype)
+    def reference(self, x: Array) -> Array:
+        return (1 / (1 + np.exp(-x.astype(np.float64)))).astype(x.dtype)
 
+    @widened
     def lower(self, x: Value) -> Value:
         return 1 / (1 + Exp()(Neg()(x)))
 
 
 @operator
-class Silu(Unary):
-    """x * sigmoid(alpha * x): Swish."""
+class Silu(FloatUnary):
+    """x * sigmoid(alpha * x): Swish (Ramachandran et al. 2017)."""
 
     alpha: float = 1.0
 
-    def reference(self, x):
-        with np.errstate(over="ignore"):
-            wide = x.astype(np.float64)
-            return (wide / (1 + np.exp(-self.alpha * wide))).astype(x.dtype)
+    def reference(self, x: Array) -> Array:
+        wide = x.astype(np.float64)
+        return (wide / (1 + np.exp(-self.alpha * wide))).astype(x.dtype)
 
+    @widened
     def lower(self, x: Value) -> Value:
         scaled = x if self.alpha == 1.0 else x * self.alpha
         return x / (1 + Exp()(Neg()(scaled)))
 
 
 @operator
-class Gelu(Unary):
+class Gelu(FloatUnary):
     """x times the normal distribution's cumulative function, or its tanh form (Hendrycks and Gimpel 2016)."""
 
     approximate: bool = False
 
-    def reference(self, x):
+    def reference(self, x: Array) -> Array:
         wide = x.astype(np.float64)
         if self.approximate:
-            return (
-                0.5 * wide * (1 + np.tanh(0.7978845608028654 * (wide + 0.044715 * wide**3)))
-            ).astype(x.dtype)
-        return (0.5 * wide * (1 + _erf(wide * 0.7071067811865476))).astype(x.dtype)
+            gate = np.tanh(0.7978845608028654 * (wide + 0.044715 * wide**3))
+        else:
+            gate = _erf(wide * 0.7071067811865476)
+        return (0.5 * wide * (1 + gate)).astype(x.dtype)
 
+    @widened
     def lower(self, x: Value) -> Value:
         if self.approximate:
             return x * 0.5 * (1 + Tanh()(x * 0.7978845608028654 * (1 + x * x * 0.044715)))
@@ -477,7 +552,7 @@ class Gelu(Unary):
 class Clip(Elementwise):
     """x kept between low and high."""
 
-    def reference(self, x, low, high):
+    def reference(self, x: Array, low: Array, high: Array) -> Array:
         return np.minimum(np.maximum(x, low), high)
 
     def lower(self, x: Value, low: Value, high: Value) -> Value:
@@ -490,3 +565,6 @@ def const_like(value: Any, x: Value) -> Value:
 
 
 OPERATORS.update({"+": Add, "-": Sub, "*": Mul, "/": Div})
+
+for _commutative in (Add, Mul, Max, Min, And, Or, Xor, BitwiseAnd, BitwiseOr, BitwiseXor, Equal):
+    _commutative.is_commutative = True

@@ -6,11 +6,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from whet.errors import ShapeError
+from whet.errors import IndexOutOfRange, ShapeError
 from whet.ir.graph import Op, Value, operator
 from whet.ir.sizes import Size, is_less, product
 from whet.ir.types import TensorType
-from whet.ops.elementwise import broadcast_sizes, require_equal, same_dtype
+from whet.ops.elementwise import Array, broadcast_sizes, require_equal, same_dtype
 
 
 def normalize_axis(axis: int, rank: int) -> int:
@@ -30,7 +30,7 @@ class Sizes(Op):
     def infer(self) -> TensorType:
         return TensorType("int64", (len(self.sizes),))
 
-    def reference(self):
+    def reference(self) -> Array:
         static = all(isinstance(size, int) for size in self.sizes)
         return np.array(self.sizes, np.int64 if static else object)
 
@@ -50,7 +50,7 @@ class Reshape(Op):
         )
         return TensorType(x.dtype, self.shape)
 
-    def reference(self, x):
+    def reference(self, x: Array) -> Array:
         return x.reshape(self.shape)
 
 
@@ -66,7 +66,7 @@ class Transpose(Op):
             raise ShapeError(f"{self.order} is no order of the {x.rank} axes of {x}")
         return TensorType(x.dtype, tuple(x.shape[i] for i in self.order))
 
-    def reference(self, x):
+    def reference(self, x: Array) -> Array:
         return x.transpose(self.order)
 
 
@@ -90,7 +90,7 @@ class Broadcast(Op):
                 raise ShapeError(f"{x} does not stretch to {list(self.shape)}")
         return TensorType(x.dtype, self.shape)
 
-    def reference(self, x):
+    def reference(self, x: Array) -> Array:
         return np.broadcast_to(x, self.shape)
 
 
@@ -122,7 +122,7 @@ class Slice(Op):
                 )
         return TensorType(x.dtype, self.sizes)
 
-    def reference(self, x):
+    def reference(self, x: Array) -> Array:
         for axis, (start, size, step) in enumerate(zip(self.starts, self.sizes, self.steps)):
             if (start, size, step) != (0, x.shape[axis], 1):
                 x = np.take(x, np.arange(size) * step + start, axis)
@@ -153,7 +153,7 @@ class Pad(Op):
         same_dtype(x, fill)
         return x.with_shape(*(b + s + a for b, s, a in zip(self.before, x.shape, self.after)))
 
-    def reference(self, x, fill):
+    def reference(self, x: Array, fill: Array) -> Array:
         if self.mode == "constant":
             out = np.full([b + s + a for b, s, a in zip(self.before, x.shape, self.after)], fill)
             out[tuple(slice(b, b + s) for b, s in zip(self.before, x.shape))] = x
@@ -198,13 +198,13 @@ class Concat(Op):
                     shape[axis] = require_equal(shape[axis], size, f"sizes of axis {axis}")
         return TensorType(same_dtype(*inputs), tuple(shape))
 
-    def reference(self, *inputs):
+    def reference(self, *inputs: Array) -> Array:
         return np.concatenate(inputs, self.axis)
 
 
 @operator
 class Gather(Op):
-    """data's slices along `axis` at the given indices (negative ones count from the end), in place of that axis."""
+    """data's slices along `axis` at the indices, in place of that axis; negative ones count from the end."""
 
     axis: int = 0
     computes_sizes: ClassVar[bool] = True
@@ -213,8 +213,20 @@ class Gather(Op):
         axis = normalize_axis(self.axis, data.rank)
         return data.with_shape(*data.shape[:axis], *indices.shape, *data.shape[axis + 1 :])
 
-    def reference(self, data, indices):
-        return np.take(data, np.asarray(indices, np.int64), self.axis)
+    def reference(self, data: Array, indices: Array) -> Array:
+        size = data.shape[self.axis]
+        return np.take(data, checked_indices(indices, size), self.axis)
+
+
+def checked_indices(indices: Array, size: int) -> Array:
+    """The indices counted from the front; raises IndexOutOfRange outside [-size, size)."""
+    indices = np.asarray(indices, np.int64)
+    outside = (indices < -size) | (indices >= size)
+    if outside.any():
+        raise IndexOutOfRange(
+            f"the index {indices[outside].flat[0]} lies outside an axis of {size} elements"
+        )
+    return np.where(indices < 0, indices + size, indices)
 
 
 @operator
@@ -226,7 +238,7 @@ class Reverse(Op):
     def infer(self, x: TensorType) -> TensorType:
         return x
 
-    def reference(self, x):
+    def reference(self, x: Array) -> Array:
         return np.flip(x, self.axes)
 
     def lower(self, x: Value) -> Value:
