@@ -1,4 +1,4 @@
-"""Operators that compute each element of the output from the same element of the inputs, which broadcast."""
+"""Operators that compute each output element from the same element of the inputs, which broadcast."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from whet.errors import ShapeError, TypeMismatch
 from whet.ir.graph import OPERATORS, Guard, Op, Value, constant, operator
 from whet.ir.sizes import Size, Undecided, is_different, is_less, maximum, minimum
 from whet.ir.types import COMPLEX, FLOATS, INTEGERS, NUMPY_DTYPES, TensorType
+from whet.ops.cast import BitCast as BitCast
+from whet.ops.cast import Cast as Cast
+from whet.ops.cast import cast as cast
 
 Array = np.ndarray
 NUMBERS = FLOATS | INTEGERS | COMPLEX
@@ -28,7 +31,7 @@ _guards: ContextVar[list[Guard] | None] = ContextVar("guards", default=None)
 
 @contextmanager
 def collect_guards(into: list[Guard]) -> Iterator[None]:
-    """Within it, sizes that cannot be proved to fit are noted in `into`, to be checked at each run."""
+    """Within it, sizes that cannot be proved to fit are noted in `into`: each run checks them."""
     token = _guards.set(into)
     try:
         yield
@@ -147,7 +150,7 @@ class Test(Unary):
 
 
 def rounded_once(compute: Callable[..., Value], *values: Value | None) -> Value:
-    """compute(*values); floats of 16 bits and fewer are widened first, and the result is rounded once."""
+    """compute(*values), with floats of 16 bits and fewer in float32 until the result is rounded."""
     dtype = next(v.dtype for v in values if v is not None)
     if dtype not in NARROW:
         return compute(*values)
@@ -339,13 +342,16 @@ class Div(Elementwise):
 
 
 def _counts(a: Array, b: Array) -> bool:
-    """Whether all of a are at least 0 and all of b greater: rounding toward zero is rounding down."""
+    """Whether a is at least 0 and b more: then rounding toward zero is rounding down."""
     return all(is_less(-1, x) for x in a.flat) and all(is_less(0, x) for x in b.flat)
 
 
 @operator
 class Mod(Elementwise):
-    """The remainder of a / b, with the sign of b, or of a when `truncated` (C's fmod); of integers, 0 for b = 0."""
+    """The remainder of a / b, with the sign of b, or of a when `truncated` (C's fmod).
+
+    Of integers, 0 for b = 0.
+    """
 
     truncated: bool = False
     computes_sizes: ClassVar[bool] = True
@@ -387,14 +393,18 @@ def _integer_power(a: Array, b: Array) -> Array:
 
 @operator
 class Shift(Bitwise):
-    """Unsigned a shifted by b bits, to the left or to the right; 0 when b is at least the width."""
+    """a shifted by b bits, to the left or to the right; signed a fills with its sign from the left.
+
+    A b below 0, or of the width or more, leaves nothing of a but its sign.
+    """
 
     left: bool = True
 
     def reference(self, a: Array, b: Array) -> Array:
         width = a.dtype.itemsize * 8
         shift = np.left_shift if self.left else np.right_shift
-        return np.where(b >= width, 0, shift(a, b % width)).astype(a.dtype)
+        rest = 0 if self.left else np.where(a < 0, -1, 0)
+        return np.where((b < 0) | (b >= width), rest, shift(a, b % width)).astype(a.dtype)
 
 
 @operator
@@ -421,73 +431,7 @@ class Where(Op):
         return np.where(condition.astype(bool), a, b)
 
 
-@operator
-class Cast(Op):
-    """To another dtype: floats to integers round toward zero; `saturate` is for 8-bit floats and smaller."""
-
-    to: str
-    saturate: bool = True
-    computes_sizes: ClassVar[bool] = True
-
-    def infer(self, x: TensorType) -> TensorType:
-        return x.with_dtype(self.to)
-
-    def reference(self, x):
-        if x.dtype == object and self.to in INTEGERS:
-            return x
-        return cast(x, self.to, self.saturate)
-
-
-def cast(x: np.ndarray, to: str, saturate: bool = True) -> np.ndarray:
-    """x in the dtype called `to`, as ONNX's Cast has it."""
-    dtype = NUMPY_DTYPES[to]
-    if to in FLOATS and saturate and (to.startswith("float8") or to.startswith("float4")):
-        return _saturate(x, to)
-    with np.errstate(all="ignore"):
-        if to in ("int4", "uint4", "int2", "uint2"):
-            return _wrap(x, to)
-        if to in INTEGERS and x.dtype.kind not in "biufc":
-            return x.astype(np.float32).astype(dtype)
-        if to == "bool" and x.dtype.kind not in "biufc":
-            return x.astype(np.float32) != 0
-        return x.astype(dtype)
-
-
-def _saturate(x: np.ndarray, to: str) -> np.ndarray:
-    import ml_dtypes
-
-    if to == "float8_e8m0fnu":
-        return x.astype(np.float32).astype(NUMPY_DTYPES[to])
-    limit = float(ml_dtypes.finfo(NUMPY_DTYPES[to]).max)
-    wide = x.astype(np.float64) if x.dtype == np.float64 else x.astype(np.float32)
-    return np.where(np.isnan(wide), wide, np.clip(wide, -limit, limit)).astype(NUMPY_DTYPES[to])
-
-
-def _wrap(x: np.ndarray, to: str) -> np.ndarray:
-    bits = int(to[-1])
-    wide = (np.trunc(x.astype(np.float32)) if x.dtype.kind not in "biu" else x).astype(np.int64)
-    low = wide & ((1 << bits) - 1)
-    if to[0] == "i":
-        low = np.where(low >= 1 << (bits - 1), low - (1 << bits), low)
-    return low.astype(np.int8 if to[0] == "i" else np.uint8).astype(NUMPY_DTYPES[to])
-
-
-@operator
-class BitCast(Op):
-    """The same bits read as another dtype of the same width."""
-
-    to: str
-
-    def infer(self, x: TensorType) -> TensorType:
-        if x.numpy.itemsize != NUMPY_DTYPES[self.to].itemsize:
-            raise TypeMismatch(f"the bits of {x.dtype} do not make a {self.to}: the widths differ")
-        return x.with_dtype(self.to)
-
-    def reference(self, x):
-        return np.ascontiguousarray(x).view(NUMPY_DTYPES[self.to])
-
-
-# Operators that targets see whole where a rule or a template wants them, and otherwise in simpler terms.
+# Operators that rules and templates see whole, and other targets in simpler terms.
 
 
 @operator
@@ -529,7 +473,7 @@ class Silu(FloatUnary):
 
 @operator
 class Gelu(FloatUnary):
-    """x times the normal distribution's cumulative function, or its tanh form (Hendrycks and Gimpel 2016)."""
+    """x times the normal distribution function, or its tanh form (Hendrycks and Gimpel 2016)."""
 
     approximate: bool = False
 
