@@ -1,0 +1,41 @@
+"""Convolutions and products with a constant weight: the entry to this folder.
+
+    schedule = candidates(convolution, architecture, threads)[0]
+    text = generate(convolution, schedule, architecture, Epilogue(), "name")
+    packed = packing(convolution, schedule, architecture).apply(weight)
+
+The kernel is `void name(ptr arguments, i64 thread, i64 threads)`. The argument block holds pointers
+to x, the packed weight (64-byte aligned), bias, the epilogue's buffers, and y.
+"""
+
+from __future__ import annotations
+
+from whet.targets.cpu.architecture import Architecture
+from whet.targets.cpu.templates import costs, dense
+from whet.targets.cpu.templates.epilogue import Epilogue
+from whet.targets.cpu.templates.packing import Packing
+from whet.targets.cpu.templates.schedule import Schedule
+from whet.targets.cpu.templates.specification import Convolution
+
+
+def candidates(
+    convolution: Convolution, architecture: Architecture, threads: int
+) -> list[Schedule]:
+    """Schedules worth measuring, the best guess first."""
+    return costs.candidates(convolution, architecture, threads)
+
+
+def packing(convolution: Convolution, schedule: Schedule, architecture: Architecture) -> Packing:
+    """How the kernel wants its weight laid out."""
+    return dense.packing(convolution, schedule, architecture)
+
+
+def generate(
+    convolution: Convolution,
+    schedule: Schedule,
+    architecture: Architecture,
+    epilogue: Epilogue,
+    name: str,
+) -> str:
+    """The kernel as LLVM assembly."""
+    return dense.Dense(convolution, schedule, architecture, epilogue, name).generate()

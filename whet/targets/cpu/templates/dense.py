@@ -1,0 +1,506 @@
+"""Direct convolution and matrix product: a tile of outputs x vectors of channels in registers.
+
+Each step of the sum loads the vectors of the packed weight and multiplies them by one element of
+x for each output (a broadcast); there is no im2col, no copy of x and no border in memory. Taps
+outside the image are left out when the code is made, by variants of the tile, or by loop bounds.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+from whet.targets.cpu.architecture import Architecture
+from whet.targets.cpu.llvm import Function, Index, Module, element_bytes, vector
+from whet.targets.cpu.templates.epilogue import (
+    BIAS,
+    FIRST_BUFFER,
+    WEIGHT,
+    Epilogue,
+    Origin,
+    Position,
+    X,
+)
+from whet.targets.cpu.templates.packing import Packing
+from whet.targets.cpu.templates.schedule import Schedule
+from whet.targets.cpu.templates.specification import Convolution
+from whet.targets.cpu.templates.tiling import (
+    Grid,
+    Share,
+    Span,
+    Tile,
+    axes_of,
+    run_time_spans,
+    runs,
+    share,
+    spans,
+    tap_range,
+)
+
+Run = tuple[Index, Index, tuple[int, ...]]
+"""A stretch [low, high) of a sum axis, and the outputs of the tile that it contributes to."""
+
+
+@dataclass(frozen=True)
+class SumAxis:
+    """One loop of the sum: its stretches, and bytes from one step to the next in x and weight."""
+
+    runs: tuple[Run, ...]
+    x_step: int
+    weight_step: int
+
+
+@dataclass(frozen=True)
+class Panels:
+    """Output channels of each group in panels of `vectors` vectors, the last perhaps narrower."""
+
+    groups: int
+    channels: int
+    lanes: int
+    vectors: int
+
+    @classmethod
+    def balanced(cls, groups: int, channels: int, lanes: int, most: int) -> Panels:
+        """Panels of nearly equal width."""
+        vectors = -(-channels // lanes)
+        panels = -(-vectors // most)
+        return cls(groups, channels, lanes, -(-vectors // panels))
+
+    @property
+    def width(self) -> int:
+        return self.vectors * self.lanes
+
+    @property
+    def per_group(self) -> int:
+        return -(-self.channels // self.width)
+
+    @property
+    def count(self) -> int:
+        return self.groups * self.per_group
+
+    @property
+    def last(self) -> int:
+        """Channels of the last panel of a group."""
+        return self.channels - (self.per_group - 1) * self.width
+
+
+def taps_innermost(c: Convolution) -> bool:
+    """Whether the sum runs over column taps inside of channels: where there are few of these."""
+    return not merges_taps(c) and c.group_channels < c.kernel[-1]
+
+
+def merges_taps(c: Convolution) -> bool:
+    """Whether x continues evenly from the channels of one column tap to those of the next."""
+    return c.dilations[-1] * c.x_strides[-2] == c.group_channels * c.x_strides[-1]
+
+
+def packing(c: Convolution, schedule: Schedule, architecture: Architecture) -> Packing:
+    """[group, panel, *taps, channel, lane], or channels before column taps (`taps_innermost`)."""
+    lanes = architecture.vector_bytes // 4
+    p = Panels.balanced(c.groups, c.group_filters, lanes, schedule.vectors)
+    taps = c.in_three_dimensions().kernel
+    depth = (*taps, c.group_channels)
+    order = (0, 1, 3, 4, 6, 5, 2) if taps_innermost(c) else (0, 1, 3, 4, 5, 6, 2)
+    return Packing(
+        shape=(c.groups, c.group_filters, *depth),
+        padded=(c.groups, p.per_group * p.width, *depth),
+        split=(c.groups, p.per_group, p.width, *depth),
+        order=order,
+    )
+
+
+class Dense:
+    """Generates one kernel."""
+
+    def __init__(
+        self,
+        convolution: Convolution,
+        schedule: Schedule,
+        architecture: Architecture,
+        epilogue: Epilogue,
+        name: str,
+    ) -> None:
+        self.rank, self.c = convolution.rank, convolution.in_three_dimensions()
+        self.schedule, self.epilogue, self.name = schedule, epilogue, name
+        self.module = Module(architecture.vector_bytes * 8)
+        self.lanes = architecture.vector_bytes // 4
+        self.type = vector("float", self.lanes)
+        self.panels = Panels.balanced(
+            self.c.groups, self.c.group_filters, self.lanes, schedule.vectors
+        )
+        self.step_bytes = self.panels.width * 4
+        self.panel_bytes = self.c.depth * self.step_bytes
+        self.axes = axes_of(self.c)
+        self.grid = Grid(self.c.batch, tile_spans(self.c, schedule.outputs))
+        self.tiles: dict[tuple[tuple[Span, ...], int], str] = {}
+
+    def generate(self) -> str:
+        """The kernel and its tile functions as LLVM assembly."""
+        parameters = {"arguments": "ptr noalias", "thread": "i64", "threads": "i64"}
+        f = self.module.function(self.name, parameters)
+        arguments, thread, threads = f.parameters
+        part = share(f, thread, threads, self.grid.tiles, self.panels.count, self.schedule.teams)
+        weight = f.load("ptr", arguments, 8 * WEIGHT)
+        block = self.schedule.block
+
+        def one_block(first: str, _: list[str]) -> None:
+            end = f.min(f.add(first, block), part.end_tile)
+            self._each_panel(f, Share(first, end, part.first_panel, part.end_panel), weight)
+
+        if 0 < block < self.grid.tiles:
+            f.loop(part.first_tile, part.end_tile, block, one_block, guard=True)
+        else:
+            self._each_panel(f, part, weight)
+        f.end()
+        return self.module.text()
+
+    def _each_panel(self, f: Function, part: Share, weight: str) -> None:
+        p = self.panels
+
+        def one_panel(panel: str, _: list[str]) -> None:
+            group, place = f.div(panel, p.per_group), f.rem(panel, p.per_group)
+            packed = f.address(weight, f.mul(panel, self.panel_bytes))
+            first = f.add(f.mul(group, p.channels), f.mul(place, p.width))
+
+            def tiles(channels: int) -> None:
+                self._each_tile(f, part, packed, group, first, channels)
+
+            if p.last == p.width or p.per_group == 1:
+                tiles(p.last)
+                return
+            is_last = f.compare("eq", "i64", str(place), str(p.per_group - 1))
+            f.when(is_last, lambda: tiles(p.last), lambda: tiles(p.width))
+
+        f.loop(part.first_panel, part.end_panel, 1, one_panel, guard=True)
+
+    def _each_tile(
+        self, f: Function, part: Share, packed: str, group: Index, channel: Index, channels: int
+    ) -> None:
+        arguments = f.parameters[0]
+        following = f.address(packed, self.panel_bytes)
+
+        def call(i: Index, tile: Tile) -> None:
+            function = self._tile(tile.spans, channels)
+            ahead = f.address(following, f.mul(i, self._ahead_bytes)) if self._ahead_lines else ""
+            values = self._tile_arguments(arguments, packed, ahead, channel, group, tile)
+            types = self._tile_parameters().values()
+            given = ", ".join(f"{type} {value}" for type, value in zip(types, values, strict=True))
+            f.do(f"call void @{function}({given})")
+
+        self.grid.each(f, part.first_tile, part.end_tile, call)
+
+    def _tile_parameters(self) -> dict[str, str]:
+        """Name and type of what a tile function is told; indices that are always 0 are left out."""
+        names = {"arguments": "ptr", "weight": "ptr", "channel": "i64"}
+        if self._ahead_lines:
+            names["ahead"] = "ptr"
+        if self.c.groups > 1:
+            names["group"] = "i64"
+        indices = zip(("n", "z", "y", "x"), self.grid.extents)
+        return names | {name: "i64" for name, extent in indices if extent > 1}
+
+    def _tile_arguments(
+        self, arguments: str, packed: str, ahead: str, channel: Index, group: Index, tile: Tile
+    ) -> list[Index]:
+        named = {"arguments": arguments, "weight": packed, "channel": channel, "ahead": ahead}
+        named |= {"group": group, "n": tile.batch}
+        named |= dict(zip(("z", "y", "x"), tile.outputs))
+        return [named[name] for name in self._tile_parameters()]
+
+    @cached_property
+    def _turns(self) -> int:
+        """Turns of the innermost sum loop in a full tile."""
+        return max(1, self.c.depth // self.schedule.unroll)
+
+    @cached_property
+    def _ahead_lines(self) -> int:
+        """Cache lines of the next panel that each turn fetches, so that all tiles fetch all."""
+        if not self.schedule.ahead or self.panels.count == 1:
+            return 0
+        return max(1, -(-self.panel_bytes // (64 * self.grid.tiles * self._turns)))
+
+    @property
+    def _ahead_bytes(self) -> int:
+        return min(self._turns * self._ahead_lines * 64, self.panel_bytes // self.grid.tiles)
+
+    def _tile(self, tile: tuple[Span, ...], channels: int) -> str:
+        """The name of the function for a variant of tile."""
+        key = (tile, channels)
+        if key not in self.tiles:
+            self.tiles[key] = f"{self.name}_tile{len(self.tiles)}"
+            DenseTile(self, tile, channels, self.tiles[key]).emit()
+        return self.tiles[key]
+
+
+class DenseTile:
+    """Generates the function for one variant of tile."""
+
+    def __init__(self, kernel: Dense, tile: tuple[Span, ...], channels: int, name: str) -> None:
+        self.k, self.c, self.tile, self.channels = kernel, kernel.c, tile, channels
+        self.type, self.lanes = kernel.type, kernel.lanes
+        self.vectors = -(-channels // self.lanes)
+        parameters = kernel._tile_parameters()
+        self.f = kernel.module.function(name, parameters, linkage="internal", attributes="noinline")
+        self.given: dict[str, Index] = {p: f"%{p}" for p in parameters}
+        _, height, width = (span.size for span in tile)
+        self.places = [(y, x) for y in range(height) for x in range(width)]
+        _, y_stride, x_stride = self.c.x_strides[1:4]
+        _, y_step, x_step = self.c.steps
+        self.x_offsets = [
+            4 * (y * y_step * y_stride + x * x_step * x_stride) for y, x in self.places
+        ]
+
+    def emit(self) -> None:
+        """The whole function: start from the bias, sum, then the epilogue."""
+        f = self.f
+        sums = self._start()
+        if "ahead" in self.given:
+            sums.append(str(self.given["ahead"]))
+        everywhere = tuple(range(len(self.places)))
+        sums = self._sum(
+            self._sum_axes(), (self._x(), 0), (str(self.given["weight"]), 0), sums, everywhere
+        )
+        self._finish(sums)
+        f.end()
+
+    def _start(self) -> list[str]:
+        f, first = self.f, []
+        if not self.c.bias:
+            return ["zeroinitializer"] * (len(self.places) * self.vectors)
+        bias = f.address(f.load("ptr", "%arguments", 8 * BIAS), f.mul("%channel", 4))
+        for j in range(self.vectors):
+            lanes = min(self.lanes, self.channels - j * self.lanes)
+            value = f.load(vector("float", lanes), bias, 4 * j * self.lanes)
+            first.append(widened(f, value, lanes, self.lanes))
+        return first * len(self.places)
+
+    def _x(self) -> str:
+        """The address under the first tap of the first output; it may lie outside the image."""
+        f, c = self.f, self.c
+        offset = f.mul(self.given.get("n", 0), 4 * c.x_strides[0])
+        start = 0
+        for name, stride, step, before in zip("zyx", c.x_strides[1:4], c.steps, c.before):
+            offset = f.add(offset, f.mul(self._output(name), 4 * stride * step))
+            start -= 4 * before * stride
+        group = f.mul(self.given.get("group", 0), 4 * c.group_channels * c.x_strides[-1])
+        return f.address(f.load("ptr", "%arguments", 8 * X), f.add(f.add(offset, group), start))
+
+    def _output(self, name: str) -> Index:
+        return self.given.get(name, 0)
+
+    def _sum_axes(self) -> list[SumAxis]:
+        """The loops of the sum from the outside in, as the packed weight lies."""
+        c = self.c
+        step = self.k.step_bytes
+        channels, (_, height, width) = c.group_channels, c.kernel
+        x_steps = [4 * stride * dilation for stride, dilation in zip(c.x_strides[1:4], c.dilations)]
+        plane, row, column = (self._runs(axis) for axis in range(3))
+        all_channels: Run = (0, channels, tuple(range(len(self.places))))
+        outer = [
+            SumAxis(plane, x_steps[0], height * width * channels * step),
+            SumAxis(row, x_steps[1], width * channels * step),
+        ]
+        x_channel = 4 * c.x_strides[-1]
+        if merges_taps(c):
+            f = self.f
+            merged = tuple((f.mul(a, channels), f.mul(b, channels), p) for a, b, p in column)
+            return [*outer, SumAxis(merged, x_channel, step)]
+        if taps_innermost(c):
+            channel = SumAxis((all_channels,), x_channel, width * step)
+            return [*outer, channel, SumAxis(column, x_steps[2], step)]
+        channel = SumAxis((all_channels,), x_channel, step)
+        return [*outer, SumAxis(column, x_steps[2], channels * step), channel]
+
+    def _runs(self, axis: int) -> tuple[Run, ...]:
+        """The stretches of taps of a spatial axis, with the outputs of the tile they are for."""
+        taps = self.tile[axis].taps
+        everywhere = tuple(range(len(self.places)))
+        if taps is None:
+            low, high = tap_range(self.f, self.k.axes[axis], self._output("zyx"[axis]))
+            return ((low, high, everywhere),)
+        if axis == 0:
+            return tuple((a, b, everywhere) for a, b, inside in runs(taps) if inside)
+        found = []
+        for low, high, inside in runs(taps):
+            places = tuple(q for q, yx in enumerate(self.places) if yx[axis - 1] in inside)
+            if places:
+                found.append((low, high, places))
+        return tuple(found)
+
+    def _sum(
+        self,
+        axes: list[SumAxis],
+        x: tuple[str, int],
+        weight: tuple[str, int],
+        sums: list[str],
+        places: tuple[int, ...],
+    ) -> list[str]:
+        """The loops of the sum; x and weight are (address, known offset)."""
+        axis, inner = axes[0], axes[1:]
+        for low, high, inside in axis.runs:
+            both = tuple(q for q in places if q in inside)
+            if both and inner:
+                sums = self._outer_loop(axis, inner, (low, high), x, weight, sums, both)
+            elif both:
+                sums = self._inner_loop(axis, (low, high), x, weight, sums, both)
+        return sums
+
+    def _carried(self, sums: list[str]) -> list[tuple[str, str]]:
+        vectors = len(self.places) * self.vectors
+        return [(self.type if i < vectors else "ptr", value) for i, value in enumerate(sums)]
+
+    def _outer_loop(
+        self,
+        axis: SumAxis,
+        inner: list[SumAxis],
+        bounds: tuple[Index, Index],
+        x: tuple[str, int],
+        weight: tuple[str, int],
+        sums: list[str],
+        places: tuple[int, ...],
+    ) -> list[str]:
+        f, (low, high) = self.f, bounds
+        if isinstance(low, int) and isinstance(high, int) and high - low == 1:
+            x = (x[0], x[1] + low * axis.x_step)
+            weight = (weight[0], weight[1] + low * axis.weight_step)
+            return self._sum(inner, x, weight, sums, places)
+
+        def turn(i: str, values: list[str]) -> list[str]:
+            x_here = (f.address(x[0], f.mul(i, axis.x_step)), x[1])
+            weight_here = (f.address(weight[0], f.mul(i, axis.weight_step)), weight[1])
+            return self._sum(inner, x_here, weight_here, values, places)
+
+        return f.loop(low, high, 1, turn, self._carried(sums), self._guard(low, high))
+
+    def _inner_loop(
+        self,
+        axis: SumAxis,
+        bounds: tuple[Index, Index],
+        x: tuple[str, int],
+        weight: tuple[str, int],
+        sums: list[str],
+        places: tuple[int, ...],
+    ) -> list[str]:
+        """The innermost loop, `unroll` steps a turn, and the steps that are left over."""
+        f, (low, high) = self.f, bounds
+        unroll = self._unroll(low, high)
+        known = isinstance(low, int) and isinstance(high, int)
+        end = low + (high - low) // unroll * unroll if known else high  # type: ignore[operator]
+
+        def turn(i: Index, values: list[str]) -> list[str]:
+            here = [
+                (f.address(p, f.mul(i, s)), o)
+                for (p, o), s in ((x, axis.x_step), (weight, axis.weight_step))
+            ]
+            values = self._fetch_ahead(values)
+            for u in range(unroll):
+                values = self._step(
+                    (here[0][0], here[0][1] + u * axis.x_step),
+                    (here[1][0], here[1][1] + u * axis.weight_step),
+                    values,
+                    places,
+                )
+            return values
+
+        if not known or end - low > unroll:  # type: ignore[operator]
+            sums = f.loop(low, end, unroll, turn, self._carried(sums), self._guard(low, end))
+        elif end > low:  # type: ignore[operator]
+            sums = turn(low, sums)
+        for i in range(end, high) if known else ():  # type: ignore[arg-type]
+            x_here = (x[0], x[1] + i * axis.x_step)
+            sums = self._step(x_here, (weight[0], weight[1] + i * axis.weight_step), sums, places)
+        return sums
+
+    def _guard(self, low: Index, high: Index) -> bool:
+        """Whether a loop may have no turns: where padding is wider than the kernel."""
+        if isinstance(low, int) and isinstance(high, int):
+            return low >= high
+        return not all(axis.never_empty for axis in self.k.axes)
+
+    def _unroll(self, low: Index, high: Index) -> int:
+        wanted = self.k.schedule.unroll
+        if taps_innermost(self.c):
+            # Written-out taps would share elements of x, whose long lives cost spills.
+            return 1
+        if isinstance(low, int) and isinstance(high, int):
+            return max(1, min(wanted, high - low))
+        return math.gcd(wanted, self.c.group_channels)
+
+    def _fetch_ahead(self, sums: list[str]) -> list[str]:
+        if "ahead" not in self.given:
+            return sums
+        lines = self.k._ahead_lines
+        for line in range(lines):
+            self.f.prefetch(sums[-1], 64 * line, locality=2)
+        return [*sums[:-1], self.f.address(sums[-1], 64 * lines)]
+
+    def _step(
+        self, x: tuple[str, int], weight: tuple[str, int], sums: list[str], places: tuple[int, ...]
+    ) -> list[str]:
+        """One product for each output and vector."""
+        f, vectors = self.f, self.vectors
+        size = self.lanes * 4
+        row = [f.load(self.type, weight[0], weight[1] + size * j, size) for j in range(vectors)]
+        distance = self.k.schedule.prefetch
+        for line in range(0, vectors * size if distance else 0, 64):
+            f.prefetch(weight[0], weight[1] + line + distance)
+        sums = list(sums)
+        for q in places:
+            element = f.splat(self.type, f.load("float", x[0], x[1] + self.x_offsets[q]))
+            for j in range(vectors):
+                at = q * vectors + j
+                sums[at] = f.fma(self.type, element, row[j], sums[at])
+        return sums
+
+    def _finish(self, sums: list[str]) -> None:
+        """The epilogue, and the stores."""
+        f, c, hole = self.f, self.c, self.k.epilogue
+        bytes = element_bytes(hole.element)
+        indices = (self.given.get("n", 0), *(self._output(name) for name in "zyx"[-self.k.rank :]))
+        origin = Origin("%arguments", (*indices, "%channel"))
+        context = hole.begin(f, origin)
+        y_strides = (c.y_strides[0], *c.y_strides[4 - self.k.rank :])
+        offset = f.mul(origin.offset(f, y_strides), bytes)
+        y = f.address(f.load("ptr", "%arguments", 8 * (FIRST_BUFFER + hole.buffers)), offset)
+        for q, place in enumerate(self.places):
+            deltas = (0, *(0, *place)[-self.k.rank :])
+            for j in range(self.vectors):
+                lanes = min(self.lanes, self.channels - j * self.lanes)
+                position = Position(origin, (*deltas, j * self.lanes), lanes, context)
+                value = narrowed(f, sums[q * self.vectors + j], lanes, self.lanes)
+                value = hole.apply(f, value, position)
+                if value:
+                    at = bytes * position.offset(y_strides)
+                    f.store(vector(hole.element, lanes), value, y, at)
+
+
+def tile_spans(c: Convolution, most: int) -> tuple[list[Span], list[Span], list[Span]]:
+    """Tiles of a row of outputs, or of several whole rows where these are short."""
+    plane, row, column = axes_of(c)
+    columns = spans(column, most)
+    height = min(most // column.output, row.output)
+    if height > 1 and len(columns) == 1 and columns[0].taps is not None:
+        rows = spans(row, height, most_runs=3)
+        if rows[0].taps is not None and rows[0].size > 1 and len(runs(columns[0].taps)) <= 5:
+            return run_time_spans(plane), rows, columns
+    return run_time_spans(plane), run_time_spans(row), columns
+
+
+def widened(f: Function, value: str, lanes: int, to: int) -> str:
+    """The value in the first of `to` lanes."""
+    if lanes == to:
+        return value
+    if lanes == 1:
+        return f.insert(vector("float", to), "poison", value, 0)
+    order = [*range(lanes), *[-1] * (to - lanes)]
+    return f.shuffle(vector("float", lanes), value, "poison", order)
+
+
+def narrowed(f: Function, value: str, lanes: int, of: int) -> str:
+    """The first `lanes` lanes."""
+    if lanes == of:
+        return value
+    if lanes == 1:
+        return f.extract(vector("float", of), value, 0)
+    return f.shuffle(vector("float", of), value, "poison", range(lanes))

@@ -1,0 +1,69 @@
+"""The hole at the end of a kernel: what happens to a result vector before it is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from whet.targets.cpu.llvm import Function, Index
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The first element of a tile of y: its indices, known or in registers, once per tile."""
+
+    arguments: str
+    """The register with the kernel's argument block."""
+    indices: tuple[Index, ...]
+    """(batch, *spatial, channel) of the convolution that the kernel was generated for."""
+
+    def offset(self, f: Function, strides: tuple[int, ...]) -> Index:
+        """Where the origin lies in a tensor with these strides, in the strides' unit."""
+        total: Index = 0
+        for index, stride in zip(self.indices, strides, strict=True):
+            total = f.add(total, f.mul(index, stride))
+        return total
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where one vector of results belongs: `lanes` channels from origin + deltas on."""
+
+    origin: Origin
+    deltas: tuple[int, ...]
+    lanes: int
+    context: Any
+    """What the epilogue's `begin` returned for this tile."""
+
+    def offset(self, strides: tuple[int, ...]) -> int:
+        """The distance from the origin in a tensor with these strides."""
+        return sum(delta * stride for delta, stride in zip(self.deltas, strides, strict=True))
+
+
+def _nothing(f: Function, origin: Origin) -> None:
+    return None
+
+
+def _identity(f: Function, value: str, position: Position) -> str:
+    return value
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """Code for the end of each tile.
+
+    `begin(f, origin)` runs once per tile: hoist base addresses there and return what `apply` needs.
+    `apply(f, value, position)` gets a <lanes x float> and returns the <lanes x `element`> that goes
+    to y, or "" when it stored the result itself. Its `buffers` pointers lie in the argument block
+    between bias and y, from slot FIRST_BUFFER on.
+    """
+
+    apply: Callable[[Function, str, Position], str] = _identity
+    begin: Callable[[Function, Origin], Any] = _nothing
+    buffers: int = 0
+    element: str = "float"
+
+
+X, WEIGHT, BIAS, FIRST_BUFFER = 0, 1, 2, 3
+"""Slots of the argument block; y comes after the epilogue's buffers."""

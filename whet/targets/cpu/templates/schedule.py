@@ -1,0 +1,25 @@
+"""The choices that a kernel leaves open; any of them is right, some are fast."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How a convolution kernel walks its work."""
+
+    outputs: int
+    """Outputs (pixels) of a register tile, at most."""
+    vectors: int = 1
+    """Vectors of output channels of a register tile, at most."""
+    unroll: int = 1
+    """Steps of the innermost sum loop that are written out."""
+    teams: int = 1
+    """Threads share tiles (1), channel panels (0), or both: so many teams take panels each."""
+    block: int = 0
+    """Tiles that go through all panels before the next block does (0: all)."""
+    prefetch: int = 0
+    """Bytes of packed weight fetched ahead of their use (0: none)."""
+    ahead: bool = False
+    """Whether each tile fetches its part of the next panel into the second-level cache."""
