@@ -92,6 +92,11 @@ def test_foreign_architectures_are_refused():
     assert not host.runs(Architecture(host.architecture().level, system="plan9"))
 
 
+def test_detection_agrees_with_llvm():
+    assert host.features() == host._llvm_features() or not host.permit_amx()
+    assert host._linux_features() in (host._llvm_features(), frozenset())
+
+
 def test_amx_is_only_there_when_permitted(monkeypatch):
     if "amx" not in host.architecture().extras:
         pytest.skip("no AMX here")
@@ -101,7 +106,7 @@ def test_amx_is_only_there_when_permitted(monkeypatch):
 
 
 def test_cores_follow_the_affinity_mask():
-    assert 1 <= host.cores() <= (os.cpu_count() or 1)
+    assert 1 <= host.default_threads() <= host.cores() <= (os.cpu_count() or 1)
     if hasattr(os, "sched_setaffinity"):
         script = (
             f"import sys, os; sys.path.insert(0, {str(ROOT)!r})\n"

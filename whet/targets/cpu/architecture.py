@@ -30,7 +30,6 @@ _V4 = (*_V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
 LEVELS: dict[str, Level] = {
     "avx512": Level("x86_64", 64, 32, "sapphirerapids", _V4, {
         "amx": ("amx-tile", "amx-int8", "amx-bf16"),
-        "amx_fp16": ("amx-fp16",),
         "bf16": ("avx512bf16",),
         "fp16": ("avx512fp16",),
         "vbmi": ("avx512vbmi",),
@@ -45,6 +44,14 @@ LEVELS: dict[str, Level] = {
         "vnni": ("dotprod",),
     }),
 }  # fmt: skip
+
+# All that detection has to tell apart.
+FEATURES = frozenset(
+    feature
+    for level in LEVELS.values()
+    for features in (level.features, *level.extras.values())
+    for feature in features
+)
 
 # What the tuning names switch on and an architecture without the extra must not have.
 _OPTIONAL = (

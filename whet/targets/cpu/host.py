@@ -6,6 +6,7 @@ import ctypes
 import mmap
 import os
 import platform
+import re
 import sys
 from dataclasses import dataclass
 from functools import cache
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from whet.errors import DeviceError, OutOfMemory
-from whet.targets.cpu.architecture import Architecture, best_level, extras_present
+from whet.targets.cpu.architecture import FEATURES, Architecture, best_level, extras_present
 
 HUGE_PAGE = 2 << 20
 PAGE = mmap.PAGESIZE
@@ -56,15 +57,52 @@ def _on_this_host(level: str) -> Architecture:
 @cache
 def features() -> frozenset[str]:
     """LLVM's names of what this processor has and the operating system permits."""
-    # Importing llvmlite takes 15 ms, which only those pay who open this target.
+    found = _linux_features() or _llvm_features()
+    if "amx-tile" in found and not permit_amx():
+        return frozenset(name for name in found if not name.startswith("amx"))
+    return found
+
+
+def _linux_features() -> frozenset[str]:
+    """The kernel's list, which costs a warm start nothing; empty where there is none."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return frozenset()
+    flags = re.search(r"^(?:flags|Features)\s*:(.*)", text, re.MULTILINE)
+    words = set(flags[1].split()) if flags else set()
+    return frozenset(name for name in FEATURES if _KERNEL_NAMES.get(name, name) in words)
+
+
+def _llvm_features() -> frozenset[str]:
     import llvmlite.binding as llvm
 
     found = {name for name, on in llvm.get_host_cpu_features().items() if on}
     if machine() == "aarch64":
         found |= {"neon", "fp-armv8"}
-    if "amx-tile" in found and not permit_amx():
-        found -= {name for name in found if name.startswith("amx")}
-    return frozenset(found)
+    return FEATURES & found
+
+
+# Linux's names in /proc/cpuinfo where they are not LLVM's.
+_KERNEL_NAMES = {
+    "amx-bf16": "amx_bf16",
+    "amx-int8": "amx_int8",
+    "amx-tile": "amx_tile",
+    "avx512bf16": "avx512_bf16",
+    "avx512fp16": "avx512_fp16",
+    "avx512vnni": "avx512_vnni",
+    "avxvnni": "avx_vnni",
+    "bmi": "bmi1",
+    "dotprod": "asimddp",
+    "fp-armv8": "fp",
+    "fullfp16": "asimdhp",
+    "lzcnt": "abm",
+    "neon": "asimd",
+    "sahf": "lahf_lm",
+    "sse3": "pni",
+    "sse4.1": "sse4_1",
+    "sse4.2": "sse4_2",
+}
 
 
 def machine() -> str:
@@ -98,6 +136,16 @@ def cpus() -> tuple[int, ...]:
 def cores() -> int:
     """How many threads can run at once: the affinity mask, less a container's CPU quota."""
     return max(1, min(len(cpus()), cpu_quota() or len(cpus())))
+
+
+def default_threads() -> int:
+    """Threads that a session takes unless told: one per physical core, as siblings share units."""
+    folder = Path("/sys/devices/system/cpu")
+    try:
+        siblings = {(folder / f"cpu{n}/topology/thread_siblings_list").read_text() for n in cpus()}
+    except OSError:
+        return cores()
+    return min(cores(), len(siblings))
 
 
 def cpu_quota(groups: Path = Path("/sys/fs/cgroup")) -> int | None:
@@ -188,3 +236,28 @@ def _advise(memory: NDArray[Any], advice: int, page: int) -> None:
     if length > 0:
         # A refusal (no huge pages, locked memory) only costs speed.
         libc().madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), advice)
+
+
+def reserve_code(nbytes: int) -> int:
+    """Address of fresh pages that will hold code; raises OutOfMemory."""
+    mmap_ = libc().mmap
+    mmap_.restype = ctypes.c_void_p
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    wanted = ctypes.c_size_t(nbytes)
+    address = mmap_(None, wanted, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, ctypes.c_long(0))
+    if address in (None, ctypes.c_size_t(-1).value):
+        raise OutOfMemory(f"the system has no {nbytes} bytes of memory left for code")
+    return int(address)
+
+
+def publish_code(address: int, image: bytes | bytearray) -> None:
+    """Fill reserved pages and make them executable, and no longer writable."""
+    ctypes.memmove(address, bytes(image), len(image))
+    protection = mmap.PROT_READ | mmap.PROT_EXEC
+    if libc().mprotect(ctypes.c_void_p(address), ctypes.c_size_t(len(image)), protection):
+        raise DeviceError("the system does not let this process make code executable")
+
+
+def release_code(address: int, nbytes: int) -> None:
+    """Give pages of code back."""
+    libc().munmap(ctypes.c_void_p(address), ctypes.c_size_t(nbytes))

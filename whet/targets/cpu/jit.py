@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
 import itertools
 import os
 import re
-import struct
-import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Mapping, Sequence
+from functools import cache, partial
 from typing import Any
 
 from whet.errors import CompileError
+from whet.targets.cpu import elf, host
 from whet.targets.cpu.architecture import Architecture
 
 # LLVM turns copies and fills into calls of these; every C library has them.
@@ -23,22 +23,12 @@ MEMORY_FUNCTIONS = frozenset({"memcpy", "memmove", "memset"})
 class Code:
     """Machine code in memory, there for as long as this object is."""
 
-    def __init__(self, tracker: Any, symbols: Sequence[str]) -> None:
-        self._tracker = tracker
-        self._addresses = {name: int(tracker[name]) for name in symbols}
-        _loaded.add(self)
+    def __init__(self, addresses: Mapping[str, int], keep: Any = None) -> None:
+        self._addresses, self._keep = dict(addresses), keep
 
     def address(self, symbol: str) -> int:
         """Where a function begins."""
         return self._addresses[symbol]
-
-    def leak(self) -> None:
-        """Leave the code in memory for good."""
-        self._tracker.detach()
-
-    def __del__(self) -> None:
-        with _lock():
-            self._tracker.close()
 
 
 def to_object(text: str, architecture: Architecture, imports: Sequence[str] = ()) -> bytes:
@@ -49,13 +39,12 @@ def to_object(text: str, architecture: Architecture, imports: Sequence[str] = ()
     """
     llvm = _llvm()
     try:
-        with _lock():
-            module = llvm.parse_assembly(text)
-            module.verify()
-            code: bytes = _target_machine(architecture).emit_object(module)
+        module = llvm.parse_assembly(text)
+        module.verify()
+        code: bytes = _target_machine(architecture).emit_object(module)
     except RuntimeError as error:
         raise CompileError(f"kernel {kernel_name(text)!r} on {architecture}: {error}") from error
-    foreign = undefined_symbols(code) - MEMORY_FUNCTIONS - set(imports)
+    foreign = _undefined(code) - MEMORY_FUNCTIONS - set(imports)
     if foreign:
         raise CompileError(
             f"kernel {kernel_name(text)!r} on {architecture} would call the C library's"
@@ -67,19 +56,47 @@ def to_object(text: str, architecture: Architecture, imports: Sequence[str] = ()
 def load(code: bytes, symbols: Sequence[str], imports: Mapping[str, int] | None = None) -> Code:
     """Map an object's code into this process; `symbols` are the functions wanted from it.
 
-    Each object is a library of its own: the same names in two objects don't meet.
+    Each object is a library of its own: the same names in two objects don't meet. Raises
+    CompileError for damaged bytes and for functions that are not there.
     """
+    try:
+        if code[:4] != _ELF:
+            return _load_by_llvm(code, symbols, imports or {})
+        source = elf.Object(code)
+        if not source.loadable or host.system() == "windows":
+            return _load_by_llvm(code, symbols, imports or {})
+        return _map(source, symbols, imports or {})
+    except (RuntimeError, ValueError) as error:
+        raise CompileError(f"cannot load code for {', '.join(symbols)}: {error}") from error
+
+
+def _map(source: elf.Object, symbols: Sequence[str], imports: Mapping[str, int]) -> Code:
+    def resolve(name: str) -> int:
+        if name in imports:
+            return imports[name]
+        if name not in MEMORY_FUNCTIONS:
+            raise ValueError(f"it calls {name}")
+        return ctypes.cast(getattr(host.libc(), name), ctypes.c_void_p).value or 0
+
+    offsets = {name: source.offset(name) for name in symbols}
+    base = host.reserve_code(source.size)
+    code = Code({name: base + offset for name, offset in offsets.items()})
+    # Not at exit: threads may still be running it while the interpreter ends.
+    weakref.finalize(code, host.release_code, base, source.size).atexit = False
+    host.publish_code(base, source.image(base, resolve))
+    return code
+
+
+def _load_by_llvm(code: bytes, symbols: Sequence[str], imports: Mapping[str, int]) -> Code:
+    """The general way, for other formats, processors, and objects with variables."""
     builder = _llvm().JITLibraryBuilder().add_object_img(code)
     for symbol in symbols:
         builder.export_symbol(symbol)
-    for name, address in (imports or {}).items():
+    for name, address in imports.items():
         builder.import_symbol(name, address)
-    try:
-        with _lock():
-            tracker = builder.link(_linker(), f"code{next(_numbers)}")
-    except RuntimeError as error:
-        raise CompileError(f"cannot load code for {', '.join(symbols)}: {error}") from error
-    return Code(tracker, symbols)
+    tracker = builder.link(_linker(), f"code{next(_numbers)}")
+    _trackers.add(tracker)
+    return Code({name: int(tracker[name]) for name in symbols}, keep=tracker)
 
 
 def kernel_name(text: str) -> str:
@@ -88,59 +105,27 @@ def kernel_name(text: str) -> str:
     return found[1] if found else "?"
 
 
-def undefined_symbols(code: bytes) -> set[str]:
-    """Names that an ELF object leaves to the linker; empty for other formats."""
-    if code[:5] != b"\x7fELF\x02":
-        return set()
-    sections = list(_elf_sections(code))
-    names: set[str] = set()
-    for kind, offset, size, link in sections:
-        if kind != 2:  # SHT_SYMTAB
-            continue
-        strings = sections[link][1]
-        for at in range(offset + 24, offset + size, 24):
-            name, _, _, section = struct.unpack_from("<IBBH", code, at)
-            if section == 0:
-                start = strings + name
-                names.add(code[start : code.index(b"\0", start)].decode())
-    return names - {"_GLOBAL_OFFSET_TABLE_"}
+def _undefined(code: bytes) -> set[str]:
+    return elf.Object(code).undefined if code[:4] == _ELF else set()
 
 
-def _elf_sections(code: bytes) -> Iterator[tuple[int, int, int, int]]:
-    """(type, offset, size, link) of each section."""
-    (table,) = struct.unpack_from("<Q", code, 0x28)
-    size, count = struct.unpack_from("<HH", code, 0x3A)
-    for index in range(count):
-        _, kind, _, _, offset, length, link = struct.unpack_from(
-            "<IIQQQQI", code, table + index * size
-        )
-        yield kind, offset, length, link
-
-
+_ELF = b"\x7fELF"
 _numbers = itertools.count()
-_loaded: weakref.WeakSet[Code] = weakref.WeakSet()
+_trackers: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 @cache
 def _llvm() -> Any:
-    # Loaded when a target is opened, not on import.
-    import llvmlite.binding
+    """LLVM, loaded when a target is opened, and held still while the process forks."""
+    import llvmlite.binding as llvm
+    from llvmlite.binding import ffi
 
-    return llvmlite.binding
-
-
-@cache
-def _lock() -> Any:
-    """Held while LLVM works and while the process forks: a child must not inherit LLVM's own lock.
-
-    It can be taken twice by a thread, as the garbage collector may drop code in the middle.
-    """
-    lock = threading.RLock()
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(
-            before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release
-        )
-    return lock
+    # A child that inherits LLVM's lock while another thread holds it could never compile.
+    lock = getattr(ffi.lib, "_lock", None)
+    if lock is not None and hasattr(os, "register_at_fork"):
+        release = partial(lock.__exit__, None, None, None)
+        os.register_at_fork(before=lock.__enter__, after_in_parent=release, after_in_child=release)
+    return llvm
 
 
 @cache
@@ -151,17 +136,14 @@ def _target_machine(architecture: Architecture) -> Any:
 @cache
 def _linker() -> Any:
     """The process's ORC linker; JITLink keeps an object's sections within reach of each other."""
-    from whet.targets.cpu import host
-
-    llvm = _llvm()
     machine = host.architecture().target_machine()
-    linker = llvm.create_lljit_compiler(machine, use_jit_link=True, suppress_errors=True)
+    linker = _llvm().create_lljit_compiler(machine, use_jit_link=True, suppress_errors=True)
     atexit.register(_leak, linker)
     return linker
 
 
 def _leak(linker: Any) -> None:
-    """Leave all code where it is: threads may still run it while the interpreter ends."""
-    for code in list(_loaded):
-        code.leak()
+    """Leave LLVM's code where it is, too."""
+    for tracker in list(_trackers):
+        tracker.detach()
     linker.detach()
