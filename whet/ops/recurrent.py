@@ -1,0 +1,248 @@
+"""Recurrent layers: one operator for LSTM, GRU and the plain RNN, and the step that it repeats."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from whet.errors import ShapeError
+from whet.ir.graph import Op, Value, constant, operator
+from whet.ir.sizes import floor_divide
+from whet.ir.types import TensorType
+from whet.ops.contract import MatMul
+from whet.ops.elementwise import (
+    Abs,
+    Clip,
+    Exp,
+    Less,
+    LessOrEqual,
+    Log,
+    Max,
+    Min,
+    Relu,
+    Sigmoid,
+    Tanh,
+    Where,
+    require_equal,
+)
+from whet.ops.movement import Concat, reshape, slice_axis, unsqueeze
+
+GATES = {"lstm": 4, "gru": 3, "rnn": 1}
+
+Activation = tuple[str, float, float]
+"""A function's name, and its two parameters where it has any."""
+
+
+@operator
+class Recurrent(Op):
+    """One direction of a recurrent layer over sequences whose input products are already made.
+
+    gates[T, B, G*H] holds x @ W + b for each step, weight[H, G*H] multiplies the state, bias[H] is
+    added to the candidate's state product (GRU with `reset_after` only), peephole[3, H] reaches the
+    gates from the cell (LSTM only: input, output, forget). hidden[B, H] and cell[B, H] are the
+    initial states. Steps at or beyond lengths[B] leave the state alone and give 0. `backward` runs
+    from the last step to the first.
+
+    Results: outputs[T, B, H], the last hidden[B, H], and for an LSTM the last cell[B, H].
+    Gates stand as ONNX has them: input, output, forget, candidate (Hochreiter and Schmidhuber
+    1997; Gers et al. 2000); update, reset, candidate (Cho et al. 2014).
+    """
+
+    kind: str
+    activations: tuple[Activation, ...]
+    backward: bool = False
+    clip: float | None = None
+    reset_after: bool = False
+    coupled: bool = False
+
+    def infer(
+        self,
+        gates: TensorType,
+        weight: TensorType,
+        hidden: TensorType,
+        cell: TensorType | None = None,
+        bias: TensorType | None = None,
+        peephole: TensorType | None = None,
+        lengths: TensorType | None = None,
+    ) -> tuple[TensorType, ...]:
+        if gates.rank != 3 or weight.rank != 2 or hidden.rank != 2:
+            raise ShapeError(f"a recurrent layer does not fit {gates}, {weight} and {hidden}")
+        require_equal(weight.shape[1], gates.shape[2], "the columns of the weight and the gates")
+        require_equal(hidden.shape[1], weight.shape[0], "the state's size and the weight's rows")
+        steps, batch = gates.shape[:2]
+        state = gates.with_shape(batch, hidden.shape[1])
+        outputs = gates.with_shape(steps, batch, hidden.shape[1])
+        return (outputs, state, state) if self.kind == "lstm" else (outputs, state)
+
+    def reference(
+        self,
+        gates: np.ndarray,
+        weight: np.ndarray,
+        hidden: np.ndarray,
+        cell: np.ndarray | None = None,
+        bias: np.ndarray | None = None,
+        peephole: np.ndarray | None = None,
+        lengths: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, ...]:
+        dtype = gates.dtype
+        gates, weight, hidden = (a.astype(np.float64) for a in (gates, weight, hidden))
+        cell, bias, peephole = (
+            None if a is None else a.astype(np.float64) for a in (cell, bias, peephole)
+        )
+        outputs = np.zeros((*gates.shape[:2], hidden.shape[1]))
+        steps = range(len(gates))
+        for t in reversed(steps) if self.backward else steps:
+            h, c = self.step(gates[t], weight, hidden, cell, bias, peephole)
+            alive = np.ones((1, 1), bool) if lengths is None else (t < lengths)[:, None]
+            outputs[t] = np.where(alive, h, 0)
+            hidden = np.where(alive, h, hidden)
+            cell = None if cell is None else np.where(alive, c, cell)
+        results = (outputs, hidden) if cell is None else (outputs, hidden, cell)
+        return tuple(a.astype(dtype) for a in results)
+
+    def step(self, gates: Any, weight: Any, h: Any, c: Any, bias: Any, peephole: Any) -> Any:
+        """The hidden and cell state after one step, of NumPy arrays or of Values alike."""
+        if self.kind == "lstm":
+            return self._lstm(gates + _apply(MatMul(), h, weight), c, peephole)
+        if self.kind == "gru":
+            return self._gru(gates, weight, h, bias), None
+        return self._squash(0, gates + _apply(MatMul(), h, weight)), None
+
+    def _lstm(self, gates: Any, c: Any, peephole: Any) -> Any:
+        i, o, f, g = _parts(gates, 4)
+        if peephole is not None:
+            from_input, from_output, from_forget = (_row(peephole, k) for k in range(3))
+            i, f = i + from_input * c, f + from_forget * c
+        i = self._squash(0, i)
+        f = 1 - i if self.coupled else self._squash(0, f)
+        c = f * c + i * self._squash(1, g)
+        o = self._squash(0, o if peephole is None else o + from_output * c)
+        return o * self._squash_state(2, c), c
+
+    def _gru(self, gates: Any, weight: Any, h: Any, bias: Any) -> Any:
+        size = h.shape[-1]
+        own_z, own_r, own_g = _parts(gates, 3)
+        update_reset, candidate = _cut(weight, 0, 2 * size), _cut(weight, 2 * size, size)
+        z, r = _parts(_apply(MatMul(), h, update_reset), 2)
+        z, r = self._squash(0, own_z + z), self._squash(0, own_r + r)
+        if self.reset_after:
+            from_state = _apply(MatMul(), h, candidate)
+            from_state = r * (from_state if bias is None else from_state + bias)
+        else:
+            from_state = _apply(MatMul(), r * h, candidate)
+        g = self._squash(1, own_g + from_state)
+        return (1 - z) * g + z * h
+
+    def _squash(self, index: int, x: Any) -> Any:
+        """The activation of what is clipped first."""
+        if self.clip is not None:
+            limit = [_like(bound, x) for bound in (-self.clip, self.clip)]
+            x = _apply(Clip(), x, *limit)
+        return activate(self.activations[index], x)
+
+    def _squash_state(self, index: int, x: Any) -> Any:
+        return activate(self.activations[index], x)
+
+
+def unrolled(op: Recurrent, steps: int, *inputs: Value | None) -> tuple[Value, ...]:
+    """The results of `op` over a known number of steps, from simpler operators."""
+    given: list[Value | None] = [*inputs, *[None] * (7 - len(inputs))]
+    gates, weight, h, c, bias, peephole, lengths = given
+    assert gates is not None and weight is not None and h is not None
+    outputs: dict[int, Value] = {}
+    for t in reversed(range(steps)) if op.backward else range(steps):
+        now = reshape(slice_axis(gates, 0, t, 1), *gates.shape[1:])
+        new_h, new_c = op.step(now, weight, h, c, bias, peephole)
+        outputs[t] = new_h
+        if lengths is not None:
+            alive = Less()(constant(t, lengths.dtype), unsqueeze(lengths, 1))
+            outputs[t] = Where()(alive, new_h, constant(0, new_h.dtype))
+            new_h = Where()(alive, new_h, h)
+            new_c = None if c is None else Where()(alive, new_c, c)
+        h, c = new_h, new_c
+    lines = [unsqueeze(outputs[t], 0) for t in range(steps)]
+    result = Concat(0)(*lines) if len(lines) > 1 else lines[0]
+    return (result, h, c) if op.kind == "lstm" else (result, h)  # type: ignore[return-value]
+
+
+def activate(activation: Activation, x: Any) -> Any:
+    """An activation of ONNX's recurrent operators, of a NumPy array or of a Value."""
+    name, alpha, beta = activation
+    return ACTIVATIONS[name](x, alpha, beta)
+
+
+def _softplus(x: Any, alpha: float, beta: float) -> Any:
+    # log(1 + exp(x)) without overflow.
+    bound = _apply(Max(), x, _like(0, x))
+    return bound + _apply(Log(), 1 + _apply(Exp(), 0 - _apply(Abs(), x)))
+
+
+def _hard_sigmoid(x: Any, alpha: float, beta: float) -> Any:
+    return _apply(Clip(), x * alpha + beta, _like(0, x), _like(1, x))
+
+
+def _elu(x: Any, alpha: float, beta: float) -> Any:
+    below = alpha * (_apply(Exp(), _apply(Min(), x, _like(0, x))) - 1)
+    return _where(_apply(LessOrEqual(), _like(0, x), x), x, below)
+
+
+# fmt: off
+ACTIVATIONS: dict[str, Callable[[Any, float, float], Any]] = {
+    "relu": lambda x, alpha, beta: _apply(Relu(), x),
+    "tanh": lambda x, alpha, beta: _apply(Tanh(), x),
+    "sigmoid": lambda x, alpha, beta: _apply(Sigmoid(), x),
+    "affine": lambda x, alpha, beta: x * alpha + beta,
+    "leakyrelu": lambda x, alpha, beta: _where(_apply(Less(), x, _like(0, x)), x * alpha, x),
+    "thresholdedrelu": lambda x, alpha, beta: _where(_apply(Less(), _like(alpha, x), x), x, 0),
+    "scaledtanh": lambda x, alpha, beta: _apply(Tanh(), x * beta) * alpha,
+    "hardsigmoid": _hard_sigmoid,
+    "elu": _elu,
+    "softsign": lambda x, alpha, beta: x / (1 + _apply(Abs(), x)),
+    "softplus": _softplus,
+}
+# fmt: on
+
+DEFAULTS = {
+    "leakyrelu": (0.01, 0.0),
+    "thresholdedrelu": (1.0, 0.0),
+    "hardsigmoid": (0.2, 0.5),
+    "elu": (1.0, 0.0),
+    "affine": (1.0, 0.0),
+    "scaledtanh": (1.0, 1.0),
+}
+"""What alpha and beta are where a model does not say."""
+
+
+def _apply(op: Op, *inputs: Any) -> Any:
+    """The operator on Values; on NumPy arrays its reference: one step serves both."""
+    return op(*inputs) if isinstance(inputs[0], Value) else op.reference(*inputs)
+
+
+def _like(x: float, other: Any) -> Any:
+    return constant(x, other.dtype) if isinstance(other, Value) else np.asarray(x, other.dtype)
+
+
+def _where(condition: Any, a: Any, b: Any) -> Any:
+    if isinstance(condition, Value):
+        return Where()(condition, a, _like(b, a) if isinstance(b, int) else b)
+    return np.where(condition, a, b)
+
+
+def _parts(x: Any, count: int) -> list[Any]:
+    """The last axis in equal parts."""
+    size = floor_divide(x.shape[-1], count)
+    return [_cut(x, i * size, size) for i in range(count)]
+
+
+def _cut(x: Any, start: Any, size: Any) -> Any:
+    if isinstance(x, Value):
+        return slice_axis(x, -1, start, size)
+    return x[..., start : start + size]
+
+
+def _row(x: Any, index: int) -> Any:
+    if isinstance(x, Value):
+        return reshape(slice_axis(x, 0, index, 1), x.shape[1])
+    return x[index]
