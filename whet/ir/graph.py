@@ -51,6 +51,9 @@ class Op:
     has_effect: ClassVar[bool] = False
     """Never merged with an equal one, never folded: random numbers, debug output, user code."""
 
+    defines_sizes: ClassVar[bool] = False
+    """Whether named sizes in its results' shapes become known only when it runs."""
+
     runs_graphs: ClassVar[bool] = False
     """Whether `reference` first takes a function that runs an inner graph: (graph, arrays) -> outputs."""
 
@@ -93,6 +96,12 @@ class Op:
     def uses_sizes(self) -> bool:
         """Whether an attribute is an expression over named sizes."""
         return any(_uses_sizes(getattr(self, f.name)) for f in fields(self))  # type: ignore[arg-type]
+
+    @cached_property
+    def symbols(self) -> frozenset[str]:
+        """The named sizes in the attributes, those of inner graphs among them."""
+        attributes = (getattr(self, f.name) for f in fields(self))  # type: ignore[arg-type]
+        return frozenset[str]().union(*map(_symbols, attributes))
 
     @property
     def is_primitive(self) -> bool:
@@ -174,6 +183,22 @@ def _uses_sizes(x: Any) -> bool:
         case Graph():
             return any(v.op.uses_sizes for v in x)
     return False
+
+
+def _symbols(x: Any) -> frozenset[str]:
+    """The names of the sizes in an attribute."""
+    match x:
+        case Expr():
+            return frozenset(s.name for s in x.symbols)
+        case tuple():
+            return frozenset[str]().union(*map(_symbols, x))
+        case TensorType():
+            return _symbols(x.shape)
+        case SequenceType() | OptionalType():
+            return _symbols(x.element)
+        case Graph():
+            return frozenset[str]().union(*(v.op.symbols for v in x.values))
+    return frozenset()
 
 
 def _short(x: Any) -> str:
@@ -488,12 +513,19 @@ class Graph:
     guards: tuple[Guard, ...] = ()
     origins: Mapping[Value, tuple[str, ...]] = field(default_factory=dict)
     """Which nodes of the user's model a Value came from."""
+    definers: Mapping[str, Value] = field(default_factory=dict)
+    """Where the sizes that depend on data become known: their names, and Values whose shapes show them."""
     late: Late | None = None
     """What can be planned only once this graph has run; the outputs after the named ones are for it."""
 
     def __iter__(self) -> Iterator[Value]:
-        """Every Value the outputs need, each after its inputs."""
-        return topological(self.outputs)
+        """Every Value the outputs need, each after its inputs and after what defines the sizes it uses."""
+        return topological(self.outputs, needs=self.needs if self.definers else None)
+
+    def needs(self, value: Value) -> list[Value]:
+        """The Values that define sizes in the attributes of value's operator, besides itself."""
+        found = (self.definers.get(name) for name in value.op.symbols)
+        return [v for v in found if v is not None and v.siblings[0] is not value.siblings[0]]
 
     @cached_property
     def values(self) -> tuple[Value, ...]:
@@ -556,7 +588,9 @@ class Graph:
         outputs = tuple(new[o] for o in self.outputs)
         if all(a is b for a, b in zip(outputs, self.outputs)):
             return self
-        return replace(self, outputs=outputs, origins={**self.origins, **origins})
+        definers = {name: new.get(v, v) for name, v in self.definers.items()}
+        origins = {**self.origins, **origins}
+        return replace(self, outputs=outputs, origins=origins, definers=definers)
 
     def substitute(self, changes: Mapping[Value, Value]) -> Graph:
         """The graph in which each key of `changes` is read as its value instead."""
@@ -564,7 +598,7 @@ class Graph:
             return self
         new: dict[Value, Value] = dict(changes)
         origins: dict[Value, tuple[str, ...]] = {}
-        for old in topological(self.outputs, stop=changes):
+        for old in topological(self.outputs, changes, self.needs if self.definers else None):
             if old in new:
                 continue
             inputs = tuple(i and new.get(i, i) for i in old.inputs)
@@ -633,8 +667,15 @@ def _leaf(v: Value) -> str:
     return repr(v)
 
 
-def topological(outputs: Iterable[Value], stop: Iterable[Value] = ()) -> Iterator[Value]:
-    """Every Value the outputs need, each after its inputs, never looking behind a Value in `stop`."""
+def topological(
+    outputs: Iterable[Value],
+    stop: Iterable[Value] = (),
+    needs: Callable[[Value], Iterable[Value]] | None = None,
+) -> Iterator[Value]:
+    """Every Value the outputs need, each after its inputs, never looking behind a Value in `stop`.
+
+    `needs` gives further Values that must come before a Value.
+    """
     seen: set[Value] = set()
     behind = set(stop)
     stack = [(v, False) for v in reversed(tuple(outputs))]
@@ -647,7 +688,8 @@ def topological(outputs: Iterable[Value], stop: Iterable[Value] = ()) -> Iterato
             yield value
             continue
         stack.append((value, True))
-        stack.extend((i, False) for i in reversed(value.inputs) if i is not None and i not in seen)
+        before = [*(needs(value) if needs else ()), *(i for i in value.inputs if i is not None)]
+        stack.extend((i, False) for i in reversed(before) if i not in seen)
 
 
 def _one_per_op(values: Iterable[Value]) -> Iterator[Value]:

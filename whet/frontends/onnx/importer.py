@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,26 +12,42 @@ import numpy as np
 
 from whet.errors import Error, InvalidModel, Refusal, UnsupportedModel
 from whet.frontends.onnx import families
+from whet.frontends.onnx.functions import called, expand, refuse_recursion
+from whet.frontends.onnx.known import Known
 from whet.frontends.onnx.model import (
-    REQUIRED,
     Body,
     Function,
+    FunctionKey,
     Model,
     Node,
     Reference,
     Tensor,
-    read_model,
 )
-from whet.frontends.onnx.registry import NeedsValue, Refused, meaning
-from whet.ir.graph import Constant, Graph, Guard, Input, Op, Value, Weight, constant, make, topological
-from whet.ir.sizes import Expr, Size, substitute, symbol
-from whet.ir.types import OptionalType, SequenceType, TensorType, Type
+from whet.frontends.onnx.reading import Reading
+from whet.frontends.onnx.region import Region, cut
+from whet.frontends.onnx.registry import Meaning, NeedsValue, Refused, meaning
+from whet.ir.graph import (
+    Constant,
+    Graph,
+    Guard,
+    Input,
+    Parameter,
+    Token,
+    Value,
+    Weight,
+    constant,
+    make,
+)
+from whet.ir.sizes import Expr, Size, Undecided, symbol
+from whet.ir.types import TensorType, Type, UnrankedType
 from whet.ops.elementwise import collect_guards
 
 if TYPE_CHECKING:
     import onnx
 
 families.load()
+
+MOST_NODES = 1 << 18  # with functions expanded and loops unrolled; a small file may ask for 2**64
 
 
 @dataclass(frozen=True)
@@ -40,21 +57,39 @@ class Imported:
     graph: Graph
     weights: Mapping[str, Tensor]
     frozen: frozenset[str]
+    needed: Mapping[str, str] = field(default_factory=dict)
+    """Of a late stage: the captured values that it was made for, "contents" or only "structure" of each."""
 
 
 def from_onnx(source: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Imported:
     """Reads an ONNX model; raises UnsupportedModel with every node that cannot be read."""
-    return Importer(read_model(source)).run()
+    from whet.frontends.onnx.protobuf import read_model
+
+    return import_model(read_model(source))
+
+
+def import_model(model: Model) -> Imported:
+    """The first stage of a model: all that does not depend on what only a run can tell."""
+    refuse_recursion(model.functions)
+    importer = Importer(model.functions)
+    scope = Scope()
+    inputs = []
+    for name, kind in model.body.inputs:
+        if name in model.body.tensors:
+            continue  # before IR version 4 every initializer was an input too
+        if kind is None:
+            raise InvalidModel(f"the model gives no type for its input {name!r}")
+        inputs.append(make(Input(name, importer.named_sizes(kind, name)), ())[0])
+        scope.values[name] = inputs[-1]
+    return importer.finish(model.body, scope, inputs, [name for name, _ in model.body.outputs])
 
 
 @dataclass
 class Scope:
-    """The names that nodes see: those of one graph or function, and of what encloses it."""
+    """The names that nodes see: those of one graph, and of what encloses it."""
 
-    opsets: Mapping[str, int]
     values: dict[str, Any] = field(default_factory=dict)
     parent: Scope | None = None
-    attributes: Mapping[str, Any] = field(default_factory=dict)
     prefix: str = ""
 
     def find(self, name: str) -> Any:
@@ -63,225 +98,382 @@ class Scope:
             if name in scope.values:
                 return scope.values[name]
             scope = scope.parent
-        raise InvalidModel(f"the tensor {name!r} is used before any node or initializer gives it")
+        raise InvalidModel(
+            f"the tensor {name!r} is used before any node, input or initializer gives it"
+        )
 
 
 class Poison:
     """Stands for the results of a node that was refused, so that its readers are not refused for it."""
 
 
-@dataclass(frozen=True)
-class Reading:
-    """What a reader that asks for `node` is given: the node, its scope, and how to read inner graphs."""
+class Postponed:
+    """Stands for the results of a node in the late region."""
 
-    importer: Importer
-    node: Node
-    scope: Scope
-    opset: int
+
+@dataclass
+class Level:
+    """What belongs to one graph, the model's or an inner one, while it is read."""
+
+    leaves: set[Value] = field(default_factory=set)
+    origins: dict[Value, tuple[str, ...]] = field(default_factory=dict)
+    guards: list[Guard] = field(default_factory=list)
+    sizes: set[str] = field(default_factory=set)
+    definers: dict[str, Value] = field(default_factory=dict)
+
+    def define(self, value: Value) -> None:
+        """Notes a Value whose shape tells sizes that its operator finds in data."""
+        for name in value.op.symbols & self.sizes:
+            if value.op.defines_sizes or (name not in self.definers and value.inputs):
+                self.definers[name] = value
+
+    def __contains__(self, value: Value) -> bool:
+        return value in self.origins or value in self.leaves
+
+
+@dataclass(frozen=True)
+class Inner:
+    """An inner graph read, not yet cut from what encloses it."""
+
+    parameters: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    level: Level
 
     @property
-    def outputs(self) -> int:
-        """How many outputs the model names."""
-        return len(self.node.outputs)
-
-    def wanted(self, index: int) -> bool:
-        """Whether the model reads output `index`."""
-        return index < len(self.node.outputs) and bool(self.node.outputs[index])
-
-    def fresh_size(self, what: str, low: int = 0, high: Size | None = None) -> Expr:
-        """A size that only a run can tell, named after the node's output."""
-        return symbol(f"{self.scope.prefix}{self.node.label}.{what}", low, high)
-
-    def sizes(self, value: Value, what: str) -> tuple[Size, ...]:
-        """The elements of an integer tensor of sizes; raises NeedsValue where only a run can tell them."""
-        return tuple(self.contents(value, what).ravel().tolist())
-
-    def number(self, value: Value, what: str) -> Any:
-        """The one element of a tensor, as sizes() gives them."""
-        elements = self.contents(value, what).ravel().tolist()
-        if len(elements) != 1:
-            raise Refused(f"{what} must have one element, it has {len(elements)}")
-        return elements[0]
-
-    def contents(self, value: Value, what: str) -> np.ndarray:
-        """The elements of a tensor, reading weights where it depends on them."""
-        return self.importer.contents(value, what)
-
-    def known(self, value: Value) -> np.ndarray | None:
-        """The elements of a tensor, or None where only a run can tell them."""
-        try:
-            return self.importer.contents(value, "")
-        except NeedsValue:
-            return None
-
-    def body(self, body: Body, inputs: Sequence[Value]) -> tuple[Any, ...]:
-        """The outputs of an inner graph whose inputs are the given Values; it sees the outer names."""
-        return self.importer.inner(body, inputs, self.scope, self.node.label)
+    def sizes(self) -> set[str]:
+        """Names of the sizes that mean something only inside."""
+        return self.level.sizes
 
 
 class Importer:
-    """One reading of one model."""
+    """One reading of one model, or of one late region with the captured values at hand."""
 
-    def __init__(self, model: Model) -> None:
-        self.model = model
+    def __init__(
+        self,
+        functions: Mapping[FunctionKey, Function],
+        captured: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.functions = functions
         self.weights: dict[str, Tensor] = {}
-        self.arrays: dict[str, np.ndarray] = {}
-        self.frozen: set[str] = set()
+        self.keys: dict[int, str] = {}
+        self.stored: dict[str, Tensor] = {}
         self.refusals: list[Refusal] = []
-        self.origins: dict[Value, tuple[str, ...]] = {}
-        self.guards: list[Guard] = []
+        self.levels = [Level()]
+        self.late: list[Node] = []
+        self.nodes: list[Node] = []
+        self.names: set[str] = set()
+        self.is_late = captured is not None
+        self.values = Known(self.weights, captured or {})
 
-    def run(self) -> Imported:
-        body = self.model.body
-        scope = Scope(self.model.opsets)
-        inputs = []
-        for name, kind in body.inputs:
-            if name in body.tensors:
-                continue  # before IR version 4 every initializer was an input too
-            if kind is None:
-                raise InvalidModel(f"the model gives no type and number of axes for its input {name!r}")
-            inputs.append(make(Input(name, named_sizes(kind, name)), ())[0])
-            scope.values[name] = inputs[-1]
+    # The graph of one stage.
+
+    def finish(
+        self, body: Body, scope: Scope, inputs: Sequence[Value], wanted: Sequence[str]
+    ) -> Imported:
+        """Reads the body and returns the graph of what could be read, with the rest as its late region."""
+        self.levels[0].leaves.update(inputs)
         self.read(body, scope)
+        ends = {name: scope.find(name) for name, _ in body.outputs}
         if self.refusals:
             raise UnsupportedModel(self.refusals)
-        outputs = []
-        for name, _ in body.outputs:
-            outputs.append(scope.find(name))
+        ready = [name for name, value in ends.items() if isinstance(value, Value)]
+        region: Region | None = None
+        if len(ready) < len(ends):
+            late = [name for name in ends if name not in ready]
+            region = cut(self, scope, late, wanted)
+        captured = region.captured if region else ()
+        level = self.levels[0]
         graph = Graph(
             tuple(inputs),
-            tuple(outputs),
-            tuple(name for name, _ in body.outputs),
-            tuple(dict.fromkeys(self.guards)),
-            self.origins,
+            tuple(scope.find(name) for name in (*ready, *captured)),
+            tuple(ready),
+            tuple(dict.fromkeys(level.guards)),
+            level.origins,
+            level.definers,
+            region,
         )
-        return Imported(graph, self.weights, frozenset(self.frozen))
+        return Imported(graph, self.weights, frozenset(self.values.frozen), self.values.needed)
 
     def read(self, body: Body, scope: Scope) -> None:
         """Adds a graph's initializers and the results of its nodes to the scope."""
         for name, tensor in body.tensors.items():
             scope.values[name] = self.weight(scope.prefix + name, tensor)
-        for node in body.nodes:
-            self.node(node, scope)
+        if scope.parent is None:
+            self.stored.update(body.tensors)
+        pending = deque(body.nodes)
+        while pending:
+            node = pending.popleft()
+            function = called(node, self.functions)
+            if function is None:
+                self.node(node, scope)
+                continue
+            try:
+                prefix = self.unique(node.label) + "/"
+                pending.extendleft(reversed(expand(function, node, prefix)))
+            except InvalidModel as error:
+                raise located(error, f"{scope.prefix}{node.label}", node.operator) from None
 
     def weight(self, name: str, tensor: Tensor) -> Value:
+        """A Weight for a stored tensor, the same one however often it is read."""
         if tensor.type.dtype == "string":
             return constant(tensor.read())
-        self.weights[name] = tensor
-        return make(Weight(name, tensor.type), ())[0]
+        return make(Weight(self.key(name, tensor), tensor.type), ())[0]
+
+    def key(self, name: str, tensor: Tensor) -> str:
+        """The name that a stored tensor has among the model's weights."""
+        if self.is_late:
+            self.weights[tensor.name] = tensor
+            return tensor.name
+        if id(tensor) not in self.keys:
+            self.keys[id(tensor)] = key = self.unique(name)
+            self.weights[key] = tensor
+        return self.keys[id(tensor)]
+
+    def unique(self, name: str) -> str:
+        """The name, with a number where it is taken."""
+        found, number = name, 2
+        while found in self.names:
+            found, number = f"{name}'{number}", number + 1
+        self.names.add(found)
+        return found
+
+    def fresh_size(self, name: str, low: int = 0, high: Size | None = None) -> Expr:
+        name = self.unique(name)
+        self.levels[-1].sizes.add(name)
+        return symbol(name, low, high)
+
+    def named_sizes(self, kind: Type, name: str) -> Type:
+        """The type of an input, with a name of its own for every size that the model leaves open."""
+        if not isinstance(kind, TensorType):
+            return kind
+        shape = []
+        for axis, size in enumerate(kind.shape):
+            is_open = isinstance(size, Expr) and any(s.name == "?" for s in size.symbols)
+            shape.append(symbol(self.unique(f"{name}.{axis}")) if is_open else size)
+            self.names.update(s.name for s in getattr(size, "symbols", ()))
+        return TensorType(kind.dtype, tuple(shape))
+
+    # One node.
 
     def node(self, node: Node, scope: Scope) -> None:
-        opset = scope.opsets.get(node.domain, 1)
+        """Adds the results of a node to the scope; a node that cannot be read is noted."""
+        label = scope.prefix + node.label
+        if len(self.levels) == 1:
+            self.nodes.append(node)
+        self.count()
         try:
-            inputs = [scope.find(name) if name else None for name in node.inputs]
-            if any(isinstance(i, Poison) for i in inputs):
-                outputs: Sequence[Any] = [Poison()] * len(node.outputs)
-            else:
-                outputs = self.apply(node, inputs, scope, opset)
-        except (Refused, NeedsValue, NotImplementedError) as reason:
-            self.refuse(node, scope, opset, str(reason))
+            outputs = self.outcomes(node, scope)
+        except (Refused, NotImplementedError) as reason:
+            if isinstance(reason, Error):
+                raise
+            self.refuse(node, label, str(reason))
             outputs = [Poison()] * len(node.outputs)
-        except UnsupportedModel:
-            raise
         except Error as error:
-            raise type(error)(f'at node "{scope.prefix}{node.label}" ({node.operator}): {error}') from None
+            raise located(error, label, node.operator) from error.__cause__
+        if len(outputs) < sum(1 for name in node.outputs if name):
+            raise InvalidModel(
+                f'at node "{label}" ({node.operator}): it has {len(outputs)} outputs, '
+                f"the model names {len(node.outputs)}"
+            )
         for name, value in zip(node.outputs, outputs):
+            if name in scope.values:
+                raise InvalidModel(f'at node "{label}": the tensor {name!r} has a value already')
             if name:
                 scope.values[name] = value
 
-    def refuse(self, node: Node, scope: Scope, opset: int, reason: str) -> None:
-        name = f"{node.domain}::{node.operator}" if node.domain else node.operator
-        self.refusals.append(Refusal(scope.prefix + node.label, name, opset, reason))
+    def count(self) -> None:
+        self.read_nodes = getattr(self, "read_nodes", 0) + 1
+        if self.read_nodes > MOST_NODES:
+            raise InvalidModel(
+                f"the model has more than {MOST_NODES} nodes once its functions are expanded"
+            )
 
-    def apply(self, node: Node, inputs: list[Any], scope: Scope, opset: int) -> Sequence[Any]:
-        """The results of one node, from its reader or its model-local function."""
-        attributes = {k: self.attribute(k, v, scope) for k, v in node.attributes.items()}
-        attributes = {k: v for k, v in attributes.items() if v is not REQUIRED}
-        function = self.model.functions.get((node.domain, node.operator))
-        if function is not None:
-            return self.call(function, node, inputs, attributes, scope)
-        reader = meaning(node.domain, node.operator, opset)
+    def outcomes(self, node: Node, scope: Scope) -> Sequence[Any]:
+        """The results of a node, or what stands for them."""
+        values = [scope.find(name) for name in node.reads]
+        if any(isinstance(v, Poison) for v in values):
+            return [Poison()] * len(node.outputs)
+        inputs = [scope.find(name) if name else None for name in node.inputs]
+        reader = self.meaning(node)
+        try:
+            if any(isinstance(v, Postponed) for v in values):
+                return self.postpone(node)
+            if not reader.takes_any_rank:
+                self.require_ranks(inputs)
+            return self.apply(reader, node, inputs, scope)
+        except NeedsValue:
+            if len(self.levels) > 1:
+                raise
+            return self.postpone(node)
+
+    def require_ranks(self, inputs: Iterable[Value | None]) -> None:
+        for value in inputs:
+            if value is not None and isinstance(value.type, UnrankedType):
+                raise NeedsValue(value, "the number of axes")
+
+    def postpone(self, node: Node) -> Sequence[Any]:
+        self.late.append(node)
+        return [Postponed()] * len(node.outputs)
+
+    def refuse(self, node: Node, label: str, reason: str) -> None:
+        name = f"{node.domain}::{node.operator}" if node.domain else node.operator
+        self.refusals.append(Refusal(label, name, node.opset, reason))
+
+    def meaning(self, node: Node) -> Meaning:
+        """The reader of a node; raises Refused where it has none or does not know an attribute."""
+        reader = meaning(node.domain, node.operator, node.opset)
         if reader is None:
             raise Refused(f"no reader for this operator; add one to {families.__name__}")
-        unknown = sorted(set(attributes) - reader.attributes)
+        unknown = sorted(set(node.attributes) - reader.attributes)
         if unknown:
             raise Refused(f"the attribute {', '.join(unknown)} is not understood at this opset")
-        extra = {"node": Reading(self, node, scope, opset)} if reader.wants_node else {}
+        for name, value in node.attributes.items():
+            if isinstance(value, Reference):
+                raise InvalidModel(f"the attribute {name!r} refers to a function's outside of one")
+        return reader
+
+    def apply(
+        self, reader: Meaning, node: Node, inputs: Sequence[Value | None], scope: Scope
+    ) -> Sequence[Value]:
+        """What the reader makes of the node."""
+        extra = {"node": Reading(self, node, scope, node.opset)} if reader.wants_node else {}
         guards: list[Guard] = []
-        try:
-            with collect_guards(guards):
-                result = reader.read(*inputs, **attributes, **extra)
-        except TypeError as error:
-            if error.__traceback__ is not None and error.__traceback__.tb_next is None:
-                raise InvalidModel(f"its inputs or attributes do not fit: {error}") from None
-            raise
+        with collect_guards(guards):
+            result = call(reader, inputs, {**node.attributes, **extra})
         label = scope.prefix + node.label
-        self.guards += [Guard(g.left, g.right, label, g.broadcast) for g in guards]
-        results = result if isinstance(result, tuple | list) else (result,)
+        self.levels[-1].guards += [Guard(g.left, g.right, label, g.broadcast) for g in guards]
+        results = tuple(result) if isinstance(result, tuple | list) else (result,)
         for value in results:
             self.remember(value, label)
         return results
 
-    def attribute(self, name: str, value: Any, scope: Scope) -> Any:
-        return scope.attributes.get(value.name, REQUIRED) if isinstance(value, Reference) else value
-
-    def remember(self, value: Any, label: str) -> None:
+    def remember(self, value: Value | None, label: str) -> None:
         """Notes the node as the origin of a Value and of what was newly made for it."""
+        level = self.levels[-1]
         stack = [value]
         while stack:
             v = stack.pop()
-            if isinstance(v, Value) and v not in self.origins and not isinstance(v.op, Input | Weight | Constant):
-                self.origins[v] = (label,)
+            if v is None or isinstance(v.op, Input | Weight | Constant | Parameter):
+                continue
+            if not any(v in known for known in self.levels):
+                level.origins[v] = (label,)
+                level.define(v)
                 stack.extend(v.inputs)
 
-    def call(
-        self, function: Function, node: Node, inputs: list[Any], attributes: Mapping[str, Any], scope: Scope
-    ) -> list[Any]:
-        """Reads a model-local function's nodes in place of the call."""
-        depth, outer = 0, scope
-        while outer.parent is not None:
-            depth, outer = depth + 1, outer.parent
-        if scope.prefix.count("/") > MOST_CALLS:
-            raise InvalidModel(f"the function {function.name} calls itself")
-        given = {**{k: v for k, v in function.attributes.items() if v is not REQUIRED}, **attributes}
-        inner = Scope(function.opsets, attributes=given, prefix=f"{scope.prefix}{node.label}/")
-        inner.values = dict(zip(function.inputs, [*inputs, *[None] * len(function.inputs)]))
-        for child in function.nodes:
-            self.node(child, inner)
-        return [inner.find(name) for name in function.outputs]
+    # Inner graphs.
 
-    def inner(self, body: Body, inputs: Sequence[Value], outer: Scope, label: str) -> tuple[Any, ...]:
-        scope = Scope(outer.opsets, parent=outer, attributes=outer.attributes, prefix=f"{outer.prefix}{label}/")
-        scope.values = {name: value for (name, _), value in zip(body.inputs, inputs)}
+    def inline(
+        self, body: Body, inputs: Sequence[Value], outer: Scope, label: str
+    ) -> tuple[Any, ...]:
+        """The outputs of an inner graph read in place."""
+        scope = Scope({}, outer, f"{outer.prefix}{label}/")
+        if len(inputs) != len(body.inputs):
+            raise InvalidModel(
+                f"its inner graph {body.name!r} takes {len(body.inputs)} inputs, not {len(inputs)}"
+            )
+        scope.values.update((name, value) for (name, _), value in zip(body.inputs, inputs))
         self.read(body, scope)
-        return tuple(scope.find(name) for name, _ in body.outputs)
+        outputs = tuple(scope.find(name) for name, _ in body.outputs)
+        if any(isinstance(o, Poison) for o in outputs):
+            raise UnsupportedModel(self.refusals)
+        return outputs
+
+    def trace(self, body: Body, types: Sequence[Type], outer: Scope, label: str) -> Inner:
+        """An inner graph read for inputs of the given types, with a level of its own."""
+        level = Level()
+        self.levels.append(level)
+        try:
+            names = [name for name, _ in body.inputs]
+            parameters = tuple(
+                make(Parameter(Token(), kind, name), ())[0] for kind, name in zip(types, names)
+            )
+            level.leaves.update(parameters)
+            return Inner(parameters, self.inline(body, parameters, outer, label), level)
+        finally:
+            self.levels.pop()
+
+    def close(self, inners: Sequence[Inner]) -> tuple[list[Graph], tuple[Value, ...]]:
+        """Traced inner graphs as Graphs, and the outer Values that each takes after its own inputs."""
+        parameters: dict[Value, Value] = {}
+        for inner in inners:
+            for value in self.captures(inner):
+                if value not in parameters:
+                    parameters[value] = make(Parameter(Token(), value.type), ())[0]
+        graphs = []
+        for inner in inners:
+            graph = Graph(
+                (*inner.parameters, *parameters.values()),
+                inner.outputs,
+                guards=tuple(dict.fromkeys(inner.level.guards)),
+                origins=inner.level.origins,
+                definers=inner.level.definers,
+            )
+            graphs.append(graph.substitute(parameters))
+        return graphs, tuple(parameters)
+
+    def captures(self, inner: Inner) -> list[Value]:
+        """The outer Values that an inner graph reads; what depends on no input stays inside."""
+        found: dict[Value, None] = {}
+        seen: set[Value] = set()
+        stack = list(reversed(inner.outputs))
+        while stack:
+            value = stack.pop()
+            if value in seen or self.values.is_fixed(value):
+                continue
+            seen.add(value)
+            if any(value in level for level in self.levels):
+                found[value] = None
+            elif value not in inner.level.leaves:
+                stack.extend(i for i in reversed(value.inputs) if i is not None)
+        return list(found)
+
+    # What is known of values while reading.
 
     def contents(self, value: Value, what: str) -> np.ndarray:
-        if value.contents is not None:
-            return value.contents
-        weights = [v for v in topological((value,)) if isinstance(v.op, Weight)]
-        constants = {v: constant(self.array(v.op.name)) for v in weights}  # type: ignore[attr-defined]
-        known = Graph((), (value,)).substitute(constants).outputs[0].contents if weights else None
+        """The elements of a tensor; of a captured one those of this run. Raises NeedsValue."""
+        known = self.values.contents(value)
+        if known is None:
+            known = self.values.captured_contents(value)
         if known is None:
             raise NeedsValue(value, what)
-        self.frozen.update(v.op.name for v in weights)  # type: ignore[attr-defined]
         return known
 
-    def array(self, name: str) -> np.ndarray:
-        if name not in self.arrays:
-            self.arrays[name] = self.weights[name].read()
-        return self.arrays[name]
+    def known(self, value: Value) -> np.ndarray | None:
+        """The elements of a tensor, where they are the same in every run."""
+        return self.values.contents(value)
+
+    def elements(self, sequence: Value) -> tuple[Value, ...] | None:
+        """The Values in a sequence whose structure is known."""
+        return self.values.elements(sequence)
 
 
-MOST_CALLS = 64  # functions within functions; ONNX forbids recursion, a damaged file may have it
+def call(reader: Meaning, inputs: Sequence[Value | None], keywords: Mapping[str, Any]) -> Any:
+    """The reader's result. What it raises besides our own errors comes from a node that breaks ONNX's rules."""
+    try:
+        return reader.read(*inputs, **keywords)
+    except (Error, Refused, NeedsValue, NotImplementedError):
+        raise
+    except Undecided as error:
+        raise NeedsValue(None, str(error)) from None
+    except TypeError as error:
+        if error.__traceback__ is not None and error.__traceback__.tb_next is None:
+            raise InvalidModel(f"its inputs or attributes do not fit: {error}") from None
+        raise malformed(error) from error
+    except Exception as error:
+        raise malformed(error) from error
 
 
-def named_sizes(kind: Type, name: str) -> Type:
-    """The type with a name of its own for every size that the model leaves open."""
-    if not isinstance(kind, TensorType):
-        return kind
-    shape = tuple(
-        substitute(size, {"?": symbol(f"{name}.{axis}")}) if isinstance(size, Expr) or size >= 0 else symbol(f"{name}.{axis}")
-        for axis, size in enumerate(kind.shape)
+def malformed(error: Exception) -> InvalidModel:
+    return InvalidModel(
+        f"it cannot be read ({type(error).__name__}: {error}): its inputs or attributes break ONNX's "
+        "rules for the operator, or its reader has a defect"
     )
-    return TensorType(kind.dtype, shape)
+
+
+def located(error: Error, label: str, operator: str) -> Error:
+    """The error with the node it arose at; the innermost node is the one named."""
+    if isinstance(error, UnsupportedModel) or getattr(error, "node", None) is not None:
+        return error
+    new = type(error)(f'at node "{label}" ({operator}): {error}')
+    new.node = label  # type: ignore[attr-defined]
+    return new

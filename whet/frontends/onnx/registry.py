@@ -34,6 +34,11 @@ class Meaning:
     def wants_node(self) -> bool:
         return "node" in inspect.signature(self.read).parameters
 
+    @property
+    def takes_any_rank(self) -> bool:
+        """Whether it reads tensors of which not even the rank is known."""
+        return getattr(self.read, "takes_any_rank", False)
+
 
 READERS: dict[tuple[str, str], dict[int, Meaning]] = {}
 
@@ -50,6 +55,12 @@ def _register(domain: str) -> Callable[[Reader], Reader]:
     return add
 
 
+def any_rank(fn: Reader) -> Reader:
+    """Marks a reader that does not look at its tensors' shapes: sequences and control flow."""
+    fn.takes_any_rank = True  # type: ignore[attr-defined]
+    return fn
+
+
 onnx_op = _register("")
 contrib_op = _register("com.microsoft")
 ml_op = _register("ai.onnx.ml")
@@ -63,9 +74,9 @@ def meaning(domain: str, operator: str, opset: int) -> Meaning | None:
 
 
 class NeedsValue(Exception):
-    """A reader needs the elements of a Value that only a run can tell."""
+    """A reader needs the elements of a Value, or its structure, that only a run can tell."""
 
-    def __init__(self, value: Value, what: str) -> None:
+    def __init__(self, value: Value | None, what: str) -> None:
         super().__init__(f"{what} depends on data that only a run can tell")
         self.value, self.what = value, what
 

@@ -1,0 +1,124 @@
+"""Calls of model-local functions, replaced by the functions' nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from whet.errors import InvalidModel
+from whet.frontends.onnx.model import Body, Function, FunctionKey, Node, Reference
+
+
+def called(node: Node, functions: Mapping[FunctionKey, Function]) -> Function | None:
+    """The function that a node calls, or None for an operator."""
+    if not functions:
+        return None
+    return functions.get((node.domain, node.operator, node.overload))
+
+
+def expand(function: Function, node: Node, prefix: str) -> list[Node]:
+    """The function's nodes in the names of the call; all that the function names itself gets the prefix."""
+    if len(node.inputs) > len(function.inputs) or len(node.outputs) > len(function.outputs):
+        raise InvalidModel(
+            f"the function {function.name!r} takes {len(function.inputs)} inputs and has "
+            f"{len(function.outputs)} outputs, the call has {len(node.inputs)} and {len(node.outputs)}"
+        )
+    given = [*node.inputs, *[""] * (len(function.inputs) - len(node.inputs))]
+    names = dict(zip(function.inputs, given))
+    passed = []
+    for inner, outer in zip(function.outputs, node.outputs):
+        if inner in names and outer:
+            passed.append((inner, outer))
+        elif outer:
+            names[inner] = outer
+    call = Call(prefix, names, {**function.attributes, **node.attributes})
+    nodes = [call.node(child) for child in function.nodes]
+    return nodes + [_identity(call.name(inner), outer, prefix) for inner, outer in passed]
+
+
+def _identity(source: str, target: str, prefix: str) -> Node:
+    return Node("Identity", "", 14, f"{prefix}{target}", (source,), (target,), {})
+
+
+@dataclass(frozen=True)
+class Call:
+    """How names and attributes of a function read at one call."""
+
+    prefix: str
+    names: Mapping[str, str]
+    attributes: Mapping[str, Any]
+
+    def name(self, name: str) -> str:
+        return self.names.get(name, self.prefix + name) if name else ""
+
+    def node(self, node: Node) -> Node:
+        attributes = {name: self.attribute(value) for name, value in node.attributes.items()}
+        return replace(
+            node,
+            name=self.prefix + node.label,
+            inputs=tuple(map(self.name, node.inputs)),
+            outputs=tuple(map(self.name, node.outputs)),
+            attributes={name: value for name, value in attributes.items() if value is not None},
+        )
+
+    def attribute(self, value: Any) -> Any:
+        """The value with references resolved; None where it is absent from the call."""
+        match value:
+            case Reference(name=name):
+                return self.attributes.get(name)
+            case Body():
+                return self.body(value)
+            case tuple():
+                return tuple(self.attribute(item) for item in value)
+        return value
+
+    def body(self, body: Body) -> Body:
+        # Names of an inner graph hide those of the function, which may stand for names of the caller.
+        inner = {name: self.prefix + name for name in body.own}
+        call = Call(self.prefix, {**self.names, **inner}, self.attributes)
+        return Body(
+            body.name,
+            tuple(call.node(node) for node in body.nodes),
+            tuple((call.name(name), kind) for name, kind in body.inputs),
+            tuple((call.name(name), kind) for name, kind in body.outputs),
+            {call.name(name): tensor for name, tensor in body.tensors.items()},
+        )
+
+
+def refuse_recursion(functions: Mapping[FunctionKey, Function]) -> None:
+    """Raises InvalidModel where a function calls itself, be it through others."""
+    done: set[FunctionKey] = set()
+    path: list[FunctionKey] = []
+
+    def visit(start: FunctionKey) -> None:
+        stack = [(start, iter(_calls(functions[start].nodes, functions)))]
+        path.append(start)
+        while stack:
+            key, calls = stack[-1]
+            callee = next(calls, None)
+            if callee is None:
+                done.add(key)
+                path.pop()
+                stack.pop()
+            elif callee in path:
+                raise InvalidModel(f"the function {callee[1]!r} calls itself")
+            elif callee not in done:
+                path.append(callee)
+                stack.append((callee, iter(_calls(functions[callee].nodes, functions))))
+
+    for key in functions:
+        if key not in done:
+            visit(key)
+
+
+def _calls(nodes: tuple[Node, ...], functions: Mapping[FunctionKey, Function]) -> list[FunctionKey]:
+    """The functions that nodes call, those in inner graphs among them."""
+    found = []
+    for node in nodes:
+        key = (node.domain, node.operator, node.overload)
+        if key in functions:
+            found.append(key)
+        for body in node.bodies:
+            found += _calls(body.nodes, functions)
+    return found

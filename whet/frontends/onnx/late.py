@@ -1,0 +1,144 @@
+"""Late regions at run time: the stage for the values at hand, read once for each kind of them."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from whet.errors import InvalidInput
+from whet.frontends.onnx.importer import Imported, Importer, Scope
+from whet.frontends.onnx.known import kind_of
+from whet.frontends.onnx.region import Region, Weights
+from whet.ir.graph import Input, Value, make
+from whet.ir.sizes import Size, symbol
+from whet.ir.types import OptionalType, SequenceType, TensorType, Type, UnrankedType, map_sizes
+from whet.ops.sequence import MakeOptional
+
+MOST_STAGES = 64  # of one region; the one used longest ago is dropped
+
+
+def import_late(
+    region: Region, captured: Mapping[str, Any], weights: Weights | None = None
+) -> Imported:
+    """The stage of a late region for captured values: arrays, lists of arrays, None where absent.
+
+    All its shapes are numbers. `needed` of the result names the captured values whose elements, or
+    whose structure, it was made for; it serves every run in which these and the shapes are the same.
+    Tensors come from `weights` by name where given. Raises UnsupportedModel as from_onnx does.
+    """
+    importer = Importer(region.functions, captured)
+    scope = Scope()
+    inputs = []
+    for name, kind in region.body.inputs:
+        assert kind is not None
+        inner = concrete(kind, captured[name], name)
+        value = None if inner is None else make(Input(name, inner), ())[0]
+        if value is not None:
+            inputs.append(value)
+        scope.values[name] = _optional(kind, value) if isinstance(kind, OptionalType) else value
+    body = region.body if weights is None else with_weights(region, weights).body
+    return importer.finish(body, scope, inputs, [name for name, _ in body.outputs])
+
+
+def with_weights(region: Region, weights: Weights) -> Region:
+    """The region with its tensors read from `weights`."""
+    from whet.frontends.onnx.region import map_tensors
+
+    def stored(where: str, tensor: Any) -> Any:
+        return replace(tensor, read=lambda: weights(tensor.name))
+
+    tensors = {name: stored(name, t) for name, t in region.body.tensors.items()}
+    functions = {
+        key: replace(f, nodes=map_tensors(f.nodes, stored)) for key, f in region.functions.items()
+    }
+    nodes = map_tensors(region.body.nodes, stored)
+    return replace(
+        region, body=replace(region.body, nodes=nodes, tensors=tensors), functions=functions
+    )
+
+
+def _optional(kind: OptionalType, value: Value | None) -> Value:
+    return MakeOptional(kind.element)(value) if value is None else MakeOptional(value.type)(value)
+
+
+def concrete(kind: Type, item: Any, name: str) -> Type | None:
+    """The type of a captured value as it is in this run; None for an absent optional."""
+    match kind:
+        case OptionalType(element=element):
+            return None if item is None else concrete(element, item, name)
+        case SequenceType():
+            if not isinstance(item, list | tuple):
+                raise InvalidInput(f"the captured {name!r} must be a list of arrays")
+            return map_sizes(kind, _any_unless_known)
+        case TensorType(dtype=dtype) | UnrankedType(dtype=dtype):
+            found = kind_of(item)
+            if not isinstance(found, TensorType) or found.dtype != dtype:
+                raise InvalidInput(f"the captured {name!r} must be {kind}, got {found}")
+            return found
+
+
+def _any_unless_known(size: Size) -> Size:
+    return size if isinstance(size, int) else symbol("?")
+
+
+@dataclass
+class Stages:
+    """The stages of one region that were made so far, by what they were made for. Safe between threads."""
+
+    region: Region
+    made: OrderedDict[Any, list[Imported]] = field(default_factory=OrderedDict)
+    values: dict[int, Mapping[str, Any]] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def get(self, captured: Mapping[str, Any], weights: Weights | None = None) -> Imported:
+        """The stage for these values, made now where none fits."""
+        key = tuple(_shape(captured[name]) for name in self.region.captured)
+        with self.lock:
+            for stage in self.made.get(key, ()):
+                if self._fits(stage, captured):
+                    self.made.move_to_end(key)
+                    return stage
+        stage = import_late(self.region, captured, weights)
+        with self.lock:
+            self.made.setdefault(key, []).append(stage)
+            self.values[id(stage)] = {name: _copy(captured[name]) for name in stage.needed}
+            self._forget()
+        return stage
+
+    def _fits(self, stage: Imported, captured: Mapping[str, Any]) -> bool:
+        known = self.values[id(stage)]
+        return all(_same(known[n], captured[n], what) for n, what in stage.needed.items())
+
+    def _forget(self) -> None:
+        while sum(map(len, self.made.values())) > MOST_STAGES:
+            key, stages = next(iter(self.made.items()))
+            del self.values[id(stages.pop(0))]
+            if not stages:
+                del self.made[key]
+
+
+def _shape(item: Any) -> Any:
+    """What every stage depends on: the dtype and shape of an array, whether an optional is there."""
+    if item is None or isinstance(item, list | tuple):
+        return type(item)
+    array = np.asarray(item)
+    return array.dtype, array.shape
+
+
+def _same(known: Any, item: Any, what: str) -> bool:
+    """Whether an item is as the known one in structure or in contents."""
+    if isinstance(known, list | tuple):
+        return len(known) == len(item) and all(_same(a, b, what) for a, b in zip(known, item))
+    a, b = np.asarray(known), np.asarray(item)
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    return what == "structure" or a.tobytes() == b.tobytes()
+
+
+def _copy(item: Any) -> Any:
+    return [_copy(i) for i in item] if isinstance(item, list | tuple) else np.array(item)

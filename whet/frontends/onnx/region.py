@@ -1,0 +1,159 @@
+"""A late region: the ONNX records of what only a run can give ranks and structure, as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from whet.frontends.onnx.functions import called
+from whet.frontends.onnx.model import Body, Function, FunctionKey, Node, Tensor
+from whet.ir.graph import Graph, Value
+from whet.ir.types import Type
+
+if TYPE_CHECKING:
+    from whet.frontends.onnx.importer import Importer, Scope
+    from whet.frontends.onnx.late import Stages
+
+Weights = Callable[[str], np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """The nodes that wait for values, what they read, and what they give.
+
+    Its tensors go by their names among the model's weights, those in attributes too.
+    """
+
+    body: Body
+    outputs: tuple[str, ...]
+    functions: Mapping[FunctionKey, Function] = field(default_factory=dict)
+
+    @property
+    def captured(self) -> tuple[str, ...]:
+        """The names of the values that it takes from the stage before."""
+        return tuple(name for name, _ in self.body.inputs)
+
+    @cached_property
+    def stages(self) -> Stages:
+        """The stages made so far."""
+        from whet.frontends.onnx.late import Stages
+
+        return Stages(self)
+
+    def stage(self, captured: Mapping[str, Any], weights: Weights | None = None) -> Graph:
+        """The graph for the captured values: arrays, lists of them, or None for an absent optional."""
+        return self.stages.get(captured, weights).graph
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Every stored tensor that the nodes may read, by its name among the weights."""
+        found = {t.name: t for t in self.body.tensors.values()}
+        for nodes in (self.body.nodes, *(f.nodes for f in self.functions.values())):
+            map_tensors(nodes, lambda name, tensor: found.setdefault(tensor.name, tensor))
+        return found
+
+
+def map_tensors(
+    nodes: tuple[Node, ...], fn: Callable[[str, Tensor], Tensor], prefix: str = ""
+) -> tuple[Node, ...]:
+    """The nodes with each stored tensor t in them replaced by fn(where, t)."""
+
+    def change(item: Any, where: str) -> Any:
+        match item:
+            case Tensor():
+                return fn(where, item)
+            case tuple():
+                return tuple(change(i, f"{where}.{n}") for n, i in enumerate(item))
+            case Body():
+                tensors = {name: fn(f"{where}/{name}", t) for name, t in item.tensors.items()}
+                return replace(
+                    item, nodes=map_tensors(item.nodes, fn, f"{where}/"), tensors=tensors
+                )
+        return item
+
+    def node(n: Node) -> Node:
+        where = f"{prefix}{n.label}"
+        return replace(
+            n, attributes={name: change(v, f"{where}.{name}") for name, v in n.attributes.items()}
+        )
+
+    return tuple(node(n) for n in nodes)
+
+
+def cut(
+    importer: Importer, scope: Scope, late: list[str], wanted: tuple[str, ...] | list[str]
+) -> Region:
+    """The region that computes the `late` names: the postponed nodes they need, and what these read."""
+    nodes, reads = _needed_nodes(importer, scope, late)
+    captured, tensors = [], {}
+    for name in reads:
+        value = scope.find(name)
+        stored = importer.stored.get(name)
+        if stored is not None:
+            tensors[name] = _keyed(importer, name, stored)
+        else:
+            captured.append((name, value.type))
+    functions = _functions(nodes, importer.functions)
+    keep = lambda where, tensor: _keyed(importer, where, tensor)  # noqa: E731
+    body = Body(
+        "",
+        map_tensors(tuple(nodes), keep),
+        tuple(captured),
+        tuple((name, None) for name in late),
+        tensors,
+    )
+    functions = {k: replace(f, nodes=map_tensors(f.nodes, keep)) for k, f in functions.items()}
+    return Region(body, tuple(wanted), functions)
+
+
+def _keyed(importer: Importer, name: str, tensor: Tensor) -> Tensor:
+    return replace(tensor, name=importer.key(name, tensor))
+
+
+def _needed_nodes(
+    importer: Importer, scope: Scope, late: list[str]
+) -> tuple[list[Node], list[str]]:
+    """The postponed nodes behind the names with those that make constants for them, and what they read."""
+    maker = {name: node for node in importer.nodes for name in node.outputs if name}
+    chosen: set[Node] = set()
+    reads: dict[str, None] = {}
+    stack = list(late)
+    while stack:
+        name = stack.pop()
+        value = scope.find(name)
+        if isinstance(value, Value) and not _remade(name, maker, importer, scope):
+            reads[name] = None
+        elif maker[name] not in chosen:
+            chosen.add(maker[name])
+            stack.extend(maker[name].reads)
+    return [node for node in importer.nodes if node in chosen], list(reads)
+
+
+def _remade(name: str, maker: Mapping[str, Node], importer: Importer, scope: Scope) -> bool:
+    """Whether the node that makes a name may be read again in the region, since it reads constants only."""
+    return name in maker and all(
+        isinstance(v := scope.find(read), Value) and importer.values.is_constant(v)
+        for read in maker[name].reads
+    )
+
+
+def _functions(
+    nodes: list[Node], functions: Mapping[FunctionKey, Function]
+) -> dict[FunctionKey, Function]:
+    """The functions that inner graphs of the nodes call, be it through others."""
+    found: dict[FunctionKey, Function] = {}
+    stack = list(nodes)
+    while stack:
+        node = stack.pop()
+        function = called(node, functions)
+        key = (node.domain, node.operator, node.overload)
+        if function is not None and key not in found:
+            found[key] = function
+            stack.extend(function.nodes)
+        for body in node.bodies:
+            stack.extend(body.nodes)
+    return found
