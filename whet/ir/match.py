@@ -30,10 +30,11 @@ class Number(Op):
 
 
 @operator_class
-class Static(Op):
-    """Leaf of a Pattern: a Value that depends on weights and constants alone."""
+class Such(Op):
+    """Leaf of a Pattern: a Value of which the predicate holds."""
 
     name: str
+    predicate: Callable[[Value], bool]
 
 
 @operator_class
@@ -106,11 +107,11 @@ class Matcher:
                     self.note(f"{value} is no number known here")
                 else:
                     yield from self._bind(name, known, bound)
-            case Static(name=name):
-                if value.is_static:
+            case Such(name=name, predicate=predicate):
+                if predicate(value):
                     yield from self._bind(name, value, bound)
                 else:
-                    self.note(f"{value} depends on the run's inputs")
+                    self.note(f"{value} is not {predicate.__name__}")
             case Constant():
                 if self._is_number(pattern, value):
                     yield bound
@@ -233,7 +234,7 @@ class Matcher:
         """The factors of a pattern, those with an operator first: they fail sooner."""
         if pattern not in self.products:
             flat = self._flat(pattern)
-            by_form = lambda p: isinstance(p.op, Anything | Static)  # noqa: E731
+            by_form = lambda p: isinstance(p.op, Anything | Such)  # noqa: E731
             self.products[pattern] = Product(
                 tuple(sorted(flat.above, key=by_form)),
                 tuple(sorted(flat.below, key=by_form)),

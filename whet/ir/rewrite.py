@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import inspect
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from whet.ir.graph import Anything, Graph, Op, Pattern, Value, Weight, make
-from whet.ir.match import Bound, Matcher, Number, Once, ReadNumber, Static, no_number
+from whet.ir.match import Bound, Matcher, Number, Once, ReadNumber, Such, no_number
 from whet.ir.sizes import is_different
 from whet.ir.types import TensorType
 
 MOST_STEPS = 200  # rewrites for each Value that a graph has; more means that rules undo each other
 
 
+Built = Value | str | None
+"""What a rule's function returns: the replacement, or None or a reason where it declines."""
+
+
 @dataclass(frozen=True)
 class Rule:
-    """`build` makes the replacement of what one of the patterns matches, or declines: None, or why not."""
+    """`build` makes the replacement of what one of the patterns matches."""
 
     patterns: tuple[Pattern, ...]
-    build: Callable[..., Value | str | None]
+    build: Callable[..., Built]
 
     @property
     def name(self) -> str:
         return self.build.__name__
+
+    @property
+    def roots(self) -> tuple[type[Op], ...]:
+        return tuple(dict.fromkeys(type(p.op) for p in self.patterns))
 
     @cached_property
     def arguments(self) -> frozenset[str]:
@@ -35,11 +42,33 @@ class Rule:
         """The replacement of `value` and what the pattern's names stood for, or None."""
         for pattern in self.patterns:
             for bound in matcher.matches(pattern, value, {}):
-                new = self.build(**{k: v for k, v in bound.items() if k in self.arguments})
+                known = {"root": value, **bound}
+                new = self.build(**{name: known[name] for name in self.arguments})
                 if isinstance(new, str):
                     matcher.note(f"{self.name}: {new}")
                 elif new is not None and new is not value and _same_type(new, value):
                     return new, bound
+        return None
+
+
+@dataclass(frozen=True)
+class ClassRule:
+    """`build` makes the replacement of a Value whose operator is of one of the classes."""
+
+    roots: tuple[type[Op], ...]
+    build: Callable[[Value], Built]
+
+    @property
+    def name(self) -> str:
+        return self.build.__name__
+
+    def apply(self, value: Value, matcher: Matcher) -> tuple[Value, Bound] | None:
+        """The replacement of `value`, or None."""
+        new = self.build(value)
+        if isinstance(new, str):
+            matcher.note(f"{self.name}: {new}")
+        elif new is not None and new is not value and _same_type(new, value):
+            return new, {}
         return None
 
 
@@ -51,10 +80,15 @@ def _same_type(new: Value, old: Value) -> bool:
     return a.dtype == b.dtype and a.rank == b.rank and not any(map(is_different, a.shape, b.shape))
 
 
-def rule(*patterns: Callable[..., Pattern]) -> Callable[[Callable[..., Value | str | None]], Rule]:
+def rule_for(*classes: type[Op]) -> Callable[[Callable[[Value], Built]], ClassRule]:
+    """Decorates a function of a Value whose operator is of one of the classes or their subclasses."""
+    return lambda build: ClassRule(classes, build)
+
+
+def rule(*patterns: Callable[..., Pattern]) -> Callable[[Callable[..., Built]], Rule]:
     """Decorates the function that builds the replacement; its arguments are among the patterns'.
 
-    A name used as an input binds a Value, a name used as an attribute binds the attribute. Operands of
+    `root` among its arguments is the Value that matched. A name used as an input binds a Value, a name used as an attribute binds the attribute. Operands of
     a commutative operator match in either order, factors of a product in any order and nesting.
     """
     made = tuple(
@@ -69,9 +103,18 @@ def number(hole: Pattern) -> Pattern:
     return Pattern(Number(_name(hole)), ())
 
 
+def such(hole: Pattern, predicate: Callable[[Value], bool]) -> Pattern:
+    """Matches a Value of which the predicate holds."""
+    return Pattern(Such(_name(hole), predicate), ())
+
+
 def static(hole: Pattern) -> Pattern:
     """Matches a Value that depends on weights and constants alone."""
-    return Pattern(Static(_name(hole)), ())
+    return such(hole, _static)
+
+
+def _static(value: Value) -> bool:
+    return value.is_static
 
 
 def once(pattern: Pattern) -> Pattern:
@@ -86,7 +129,7 @@ def _name(hole: Pattern) -> str:
 
 def rewrite(
     graph: Graph,
-    rules: Sequence[Rule],
+    rules: Sequence[Rule | ClassRule],
     read: ReadNumber = no_number,
     freeze: Callable[[str], None] | None = None,
 ) -> Graph:
@@ -104,7 +147,7 @@ class Rewriting:
     def __init__(
         self,
         graph: Graph,
-        rules: Iterable[Rule],
+        rules: Iterable[Rule | ClassRule],
         read: ReadNumber = no_number,
         freeze: Callable[[str], None] | None = None,
     ) -> None:
@@ -114,10 +157,8 @@ class Rewriting:
         self.freeze = freeze
         self.matcher = Matcher(self.uses, read)
         self.steps = 0
-        self.by_root: dict[type[Op], list[Rule]] = defaultdict(list)
-        for r in rules:
-            for root in dict.fromkeys(type(p.op) for p in r.patterns):
-                self.by_root[root].append(r)
+        self.rules = tuple(rules)
+        self.by_root: dict[type[Op], list[Rule | ClassRule]] = {}
         self.done: dict[Value, Value] = {}
         self.forward: dict[Value, Value] = {}
 
@@ -157,7 +198,7 @@ class Rewriting:
         if any(a is not b for a, b in zip(inputs, v.inputs)):
             self.replace(v, make(v.op, inputs)[v.index], self.origins.get(v, ()))
             return
-        for r in self.by_root.get(type(v.op), ()):
+        for r in self._rules_for(type(v.op)):
             outcome = r.apply(v, self.matcher)
             if outcome is not None:
                 new, bound = outcome
@@ -165,11 +206,16 @@ class Rewriting:
                 return
         self.done[v] = v
 
+    def _rules_for(self, root: type[Op]) -> list[Rule | ClassRule]:
+        if root not in self.by_root:
+            self.by_root[root] = [r for r in self.rules if issubclass(root, r.roots)]
+        return self.by_root[root]
+
     def replace(self, old: Value, new: Value, names: tuple[str, ...]) -> None:
         self.steps += 1
         if self.steps > MOST_STEPS * (len(self.graph.values) + 1):
-            rules = sorted({r.name for rs in self.by_root.values() for r in rs})
-            raise RuntimeError(f"the rules change the graph without end: {', '.join(rules)}")
+            rules = ", ".join(r.name for r in self.rules)
+            raise RuntimeError(f"the rules change the graph without end: {rules}")
         self.forward[old] = new
         readers = self.uses.get(old, 1) - (new in old.inputs)
         self.uses[new] = self.uses.get(new, 0) + readers
@@ -182,7 +228,9 @@ class Rewriting:
 
     def _names(self, root: Value, bound: Bound) -> tuple[str, ...]:
         """The user's nodes between `root` and what the pattern's names stand for."""
-        names: dict[str, None] = {}
+        names = dict.fromkeys(self.origins.get(root, ()))
+        if not bound:
+            return tuple(names)
         holes = {v for v in bound.values() if isinstance(v, Value)}
         stack, seen = [root], set(holes)
         while stack:
@@ -199,7 +247,7 @@ class Rewriting:
         return tuple(names)
 
 
-def explain(r: Rule, value: Value, uses: Mapping[Value, int], read: ReadNumber = no_number) -> str:
+def explain(r: Rule | ClassRule, value: Value, uses: Mapping[Value, int], read: ReadNumber = no_number) -> str:
     """Why the rule does not apply to the Value: the reason found deepest in the pattern, or ""."""
     matcher = Matcher(uses, read, reasons=[])
     if r.apply(value, matcher) is not None:

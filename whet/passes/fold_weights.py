@@ -1,0 +1,197 @@
+"""Scales, shifts and padding around convolutions and matrix products move into their weights and attributes.
+
+Batch normalisation reads as x * factor + offset over weights. Everything here is an expression over
+weights that stays in the graph: the engine computes it when it loads, so that weights can be exchanged.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from whet.ir.graph import Graph, Pattern, Value, constant
+from whet.ir.rewrite import number, once, rewrite, rule, static, such
+from whet.ir.sizes import Size
+from whet.ir.types import FLOATS
+from whet.ops.contract import Convolution, MatMul
+from whet.ops.elementwise import Neg
+from whet.ops.movement import Pad, broadcast_to, reshape
+from whet.ops.reduce import Reduce, narrowed, widened
+from whet.ops.window import Pool
+
+
+def fold_weights(graph: Graph) -> Graph:
+    """Affine operators on the result, and scales and zero padding of the input, become part of a contraction."""
+    return rewrite(graph, RULES)
+
+
+def is_contraction(value: Value) -> bool:
+    """Whether it multiplies by weights, in floating point."""
+    op = value.op
+    if not isinstance(op, Convolution | MatMul) or op.accumulate is not None:
+        return False
+    return value.dtype in FLOATS and value.inputs[1] is not None and value.inputs[1].is_static
+
+
+def contraction(hole: Pattern) -> Pattern:
+    """Matches a product with weights that nothing else reads."""
+    return once(such(hole, is_contraction))
+
+
+def _operands(y: Value) -> tuple[Value, Value]:
+    x, w = y.inputs
+    assert x is not None
+    assert w is not None
+    return x, w
+
+
+def per_channel(f: Value, y: Value) -> Value | None:
+    """f as a vector where it varies along the last axis of y alone, else None."""
+    if f.rank > y.rank or any(size != 1 for size in f.shape[:-1]):
+        return None
+    if not f.rank:
+        return reshape(f, 1)
+    return reshape(f, f.shape[-1]) if f.shape[-1] in (1, y.shape[-1]) else None
+
+
+def multiplied(w: Value, f: Value) -> Value:
+    """w * f, rounded once, in w's dtype."""
+    return narrowed(widened(w) * widened(f), w)
+
+
+@rule(lambda y, f: contraction(y) * static(f))
+def scale_after(y: Value, f: Value) -> Value | str:
+    x, w = _operands(y)
+    scale = per_channel(f, y)
+    if scale is None:
+        return "the factor varies along other axes than the channels"
+    if isinstance(y.op, MatMul):
+        return y.op(x, multiplied(w, scale))  # type: ignore[no-any-return]
+    return y.op(x, multiplied(w, reshape(scale, *scale.shape, *(1,) * (w.rank - 1))))  # type: ignore[no-any-return]
+
+
+@rule(lambda y, f: contraction(y) / static(f))
+def divide_after(y: Value, f: Value) -> Value:
+    """A division of weights by weights: once, when the engine loads."""
+    return y * (1 / f)
+
+
+@rule(lambda y, c: contraction(y) * number(c))
+def number_after(y: Value, c: float) -> Value | None:
+    return scale_after.build(y, constant(c, y.dtype))  # type: ignore[return-value]
+
+
+@rule(lambda y, b, f: once(contraction(y) + static(b)) * static(f))
+def scale_after_shift(y: Value, b: Value, f: Value) -> Value | None:
+    return y * f + multiplied(b, f) if per_channel(f, y) is not None else None
+
+
+@rule(lambda y, b, f: once(contraction(y) + static(b)) / static(f))
+def divide_after_shift(y: Value, b: Value, f: Value) -> Value | None:
+    return y * (1 / f) + b / f if per_channel(f, y) is not None else None
+
+
+@rule(lambda y, b: contraction(y) - static(b))
+def minus_shift(y: Value, b: Value) -> Value:
+    return y + Neg()(b)
+
+
+@rule(lambda y, a, b: once(contraction(y) + static(a)) - static(b))
+def shift_minus_shift(y: Value, a: Value, b: Value) -> Value:
+    return y + (a - b)
+
+
+@rule(lambda y, a, b: once(contraction(y) + static(a)) + static(b))
+def shift_twice(y: Value, a: Value, b: Value) -> Value:
+    return y + (a + b)
+
+
+@rule(
+    lambda x, f, w, s, d, b, a, g: Convolution(s, d, b, a, g, None)(once(x * static(f)), static(w))
+)
+def scale_before(x: Value, f: Value, w: Value, g: int, root: Value) -> Value | str:
+    """Channels times a factor: zero padding stays zero. Groups see each their own channels."""
+    if x.shape != root.inputs[0].shape:  # type: ignore[union-attr]
+        return "the factor stretches the input"
+    scale = per_channel(f, x)
+    if scale is None:
+        return "the factor varies along other axes than the channels"
+    return root.op(x, _scaled_inputs(w, broadcast_to(scale, x.shape[-1]), g))  # type: ignore[no-any-return]
+
+
+def _scaled_inputs(w: Value, scale: Value, groups: int) -> Value:
+    """w[O, *K, C/groups] with input channel c times scale[c]."""
+    if groups == 1:
+        return multiplied(w, scale)
+    out, *kernel, channels = w.shape
+    grouped = reshape(w, groups, out // groups, *kernel, channels)
+    factor = reshape(scale, groups, 1, *(1,) * len(kernel), channels)
+    return reshape(multiplied(grouped, factor), *w.shape)
+
+
+@rule(lambda x, t, w, s, d, b, a: Convolution(s, d, b, a, 1, None)(once(x + static(t)), static(w)))
+def shift_before(
+    x: Value, t: Value, w: Value, b: tuple[Size, ...], a: tuple[Size, ...], root: Value
+) -> Value | str:
+    """Channels plus an offset: a bias, unless padding puts zeros beside the shifted elements."""
+    if any(size != 0 for size in (*b, *a)):
+        return "the convolution pads with zeros"
+    if x.shape != root.inputs[0].shape:  # type: ignore[union-attr]
+        return "the offset stretches the input"
+    if is_contraction(x):
+        return "the offset is the bias of another contraction"
+    shift = per_channel(t, x)
+    if shift is None:
+        return "the offset varies along other axes than the channels"
+    axes = tuple(range(1, w.rank))
+    bias = Reduce("sum", axes)(widened(w) * widened(shift))
+    return root.op(x, w) + narrowed(reshape(bias, w.shape[0]), w)  # type: ignore[no-any-return]
+
+
+@rule(
+    lambda x, v, p, q, w, s, d, b, a, g, c: Convolution(s, d, b, a, g, c)(
+        Pad(p, q, "constant")(x, number(v)), w
+    )
+)
+def pad_into_convolution(
+    x: Value, w: Value, v: float, p: tuple[Size, ...], q: tuple[Size, ...], root: Value
+) -> Value | str:
+    if v != 0 or any(size != 0 for size in (p[0], p[-1], q[0], q[-1])):
+        return "it pads with other than zeros, or other axes than the spatial ones"
+    op = root.op
+    assert isinstance(op, Convolution)
+    before = tuple(i + j for i, j in zip(op.before, p[1:-1]))
+    after = tuple(i + j for i, j in zip(op.after, q[1:-1]))
+    return replace(op, before=before, after=after)(x, w)  # type: ignore[no-any-return]
+
+
+@rule(
+    lambda x, v, p, q, kind, k, s, d, b, o: Pool(kind, k, s, d, b, o)(
+        Pad(p, q, "constant")(x, number(v))
+    )
+)
+def pad_into_pool(
+    x: Value, v: float, p: tuple[Size, ...], q: tuple[Size, ...], kind: str, root: Value
+) -> Value | str:
+    """What lies outside takes no part in a pool: so it is with zeros in a sum, and -inf in a maximum."""
+    nothing = {"sum": 0.0, "max": float("-inf")}.get(kind)
+    if v != nothing or any(size != 0 for size in (p[0], p[-1], q[0], q[-1])):
+        return "it pads with elements that count, or other axes than the spatial ones"
+    assert isinstance(root.op, Pool)
+    before = tuple(i + j for i, j in zip(root.op.before, p[1:-1]))
+    return replace(root.op, before=before)(x)  # type: ignore[no-any-return]
+
+
+RULES = [
+    scale_after,
+    divide_after,
+    number_after,
+    scale_after_shift,
+    divide_after_shift,
+    minus_shift,
+    shift_minus_shift,
+    shift_twice,
+    scale_before,
+    shift_before,
+    pad_into_convolution,
+    pad_into_pool,
+]
