@@ -46,6 +46,14 @@ class CacheError(Error, OSError):
     """A cache folder that cannot be used, or an entry that must not be."""
 
 
+class WriteError(Error, OSError):
+    """A file that could not be written whole; nothing of it is left, and what was there before is."""
+
+
+class InvalidSetting(Error, ValueError):
+    """An environment variable with a value that it cannot have."""
+
+
 class OutOfMemory(Error, MemoryError):
     """More memory than there is; the message says how much was planned."""
 

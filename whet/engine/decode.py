@@ -25,7 +25,7 @@ from whet.engine.plain import (
     record,
     short,
 )
-from whet.engine.schema import Schema, operators
+from whet.engine.schema import Schema, operators, schema_of
 from whet.engine.size_table import SizeReader
 from whet.errors import Error, InvalidEngine
 from whet.ir.graph import Graph, Guard, Input, Op, Parameter, Token, Value, infer, make
@@ -93,9 +93,9 @@ class _Decoder:
     def operator(self, entry: list[Any]) -> tuple[Schema, list[str]]:
         """One class and the names of the attributes that the file gives."""
         name, *fields = [a_text(e, "a name") for e in entry] or [""]
-        schema = operators().get(name)
-        if schema is None:
+        if name not in operators():
             raise InvalidEngine(f"this version of whet has no operator called {short(name)}")
+        schema = schema_of(operators()[name])  # type: ignore[arg-type]  # a class hashes too
         unknown = [f for f in fields if f not in schema.fields]
         need(not unknown, f"{name} has no attribute {', '.join(unknown)} in this version of whet")
         missing = sorted(schema.required - set(fields))

@@ -49,18 +49,18 @@ class Schema:
 
 
 @cache
-def operators() -> Mapping[str, Schema]:
+def operators() -> Mapping[str, type[Op]]:
     """Every operator of `whet.ir` and `whet.ops` by its class's name; no other can be loaded."""
     for package in (whet.ir, whet.ops):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             importlib.import_module(module.name)
-    table: dict[str, Schema] = {}
+    table: dict[str, type[Op]] = {}
     for operator in _subclasses(Op):
         if not operator.__module__.startswith(("whet.ir.", "whet.ops.")) or not _is_complete(
             operator
         ):
             continue
-        previous = table.setdefault(operator.__name__, schema_of(operator)).operator
+        previous = table.setdefault(operator.__name__, operator)
         assert previous is operator, f"two operators are called {operator.__name__}"
     return table
 
@@ -76,6 +76,7 @@ def _is_complete(operator: type[Op]) -> bool:
     return "__dataclass_params__" in vars(operator) and hasattr(operator, "infer")
 
 
+@cache
 def schema_of(operator: type[Op]) -> Schema:
     """What a file may say of the operator, from its annotations and signatures."""
     hints = get_type_hints(operator, localns=_NAMES)
