@@ -187,15 +187,6 @@ def BitCast(x: Value, *, to: int) -> Value:
     return ew.BitCast(DTYPES[to])(x)
 
 
-@onnx_op
-def Dropout(x: Value, *, ratio: float = 0.5) -> tuple[Value, Value]:
-    return x, _kept(x)
-
-
-def _kept(x: Value) -> Value:
-    return ew.Equal()(x, x)
-
-
 # Activations: compositions, which targets fuse into one expression.
 
 

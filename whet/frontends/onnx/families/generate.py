@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from whet.errors import InvalidModel
-from whet.frontends.onnx.model import Tensor
-from whet.frontends.onnx.registry import onnx_op
+from whet.errors import InvalidModel, ShapeError
+from whet.frontends.onnx.families.movement import zero
+from whet.frontends.onnx.model import DTYPES, Tensor
+from whet.frontends.onnx.registry import Refused, onnx_op
 from whet.ir.graph import MOST_CONTENTS, Value, constant
-from whet.ir.sizes import product
+from whet.ir.sizes import Expr, Size, ceil_divide, maximum, product
+from whet.ops import elementwise as ew
 from whet.ops import movement as mv
+from whet.ops.index import number, positions
 
 if TYPE_CHECKING:
     from whet.frontends.onnx.importer import Reading
@@ -61,3 +66,129 @@ def ConstantOfShape(shape: Value, *, value: Tensor | None = None, node: Reading)
     sizes = node.sizes(shape, "the shape of ConstantOfShape")
     fill = np.zeros(1, np.float32) if value is None else value.read()
     return mv.broadcast_to(constant(fill.reshape(())), *sizes)
+
+
+@onnx_op
+def Range(start: Value, limit: Value, delta: Value, *, node: Reading) -> Value:
+    dtype = start.dtype
+    first, last, step = (node.number(v, "the bounds of Range") for v in (start, limit, delta))
+    if step == 0 or isinstance(step, Expr):
+        raise Refused(f"the step {step} of Range must be a number other than 0")
+    if isinstance(first, float):
+        count: Size = max(math.ceil((last - first) / step), 0)
+    else:
+        count = maximum(ceil_divide((last - first) * (1 if step > 0 else -1), abs(step)), 0)
+    return known(positions(count, 1, 0, dtype) * step + start)
+
+
+def known(value: Value) -> Value:
+    """A constant, where the elements can be told now and are few."""
+    return value if value.contents is None or _is_symbolic(value) else constant(value.contents)
+
+
+def _is_symbolic(value: Value) -> bool:
+    return value.contents is not None and value.contents.dtype == object
+
+
+@onnx_op
+def EyeLike(x: Value, *, dtype: int | None = None, k: int = 0) -> Value:
+    if x.rank != 2:
+        raise ShapeError(f"EyeLike needs a matrix, got {x.type}")
+    rows, columns = positions(x.shape[0], 2, 0), positions(x.shape[1], 2, 1)
+    return ew.Cast(element_type(dtype, x.dtype))(ew.Equal()(rows + k, columns))
+
+
+def element_type(number: int | None, default: str) -> str:
+    """The dtype that an attribute names, or the default where it is absent."""
+    if number is None:
+        return default
+    if number not in DTYPES:
+        raise InvalidModel(f"there is no element type {number}")
+    return DTYPES[number]
+
+
+@onnx_op
+def OneHot(indices: Value, depth: Value, values: Value, *, axis: int = -1, node: Reading) -> Value:
+    size = node.number(depth, "the depth of OneHot")
+    size = int(size) if isinstance(size, float) else size
+    axis = mv.normalize_axis(axis, indices.rank + 1)
+    at = ew.Cast("int64")(indices)
+    at = mv.unsqueeze(ew.Where()(ew.Less()(at, 0), at + number(size, "int64"), at), axis)
+    hot = ew.Equal()(at, positions(size, indices.rank + 1, axis))
+    off, on = (mv.reshape(part) for part in mv.split(values, (1, 1), 0))
+    return ew.Where()(hot, on, off)
+
+
+@onnx_op
+def Trilu(x: Value, k: Value | None = None, *, upper: int = 1) -> Value:
+    diagonal = positions(x.shape[-1], 2, 1) - positions(x.shape[-2], 2, 0)
+    place = constant(0, "int64") if k is None else mv.reshape(ew.Cast("int64")(k))
+    sides = (place, diagonal) if upper else (diagonal, place)
+    return ew.Where()(ew.LessOrEqual()(*sides), x, zero(x))
+
+
+# The sums of cosines that make the windows (Harris 1978), from the constant term up.
+HANN = (0.5, -0.5)
+HAMMING = (25 / 46, -21 / 46)
+BLACKMAN = (0.42, -0.5, 0.08)
+
+
+@onnx_op
+def HannWindow(size: Value, *, output_datatype: int = 1, periodic: int = 1, node: Reading) -> Value:
+    return _window(HANN, size, output_datatype, periodic, node)
+
+
+@onnx_op
+def HammingWindow(
+    size: Value, *, output_datatype: int = 1, periodic: int = 1, node: Reading
+) -> Value:
+    return _window(HAMMING, size, output_datatype, periodic, node)
+
+
+@onnx_op
+def BlackmanWindow(
+    size: Value, *, output_datatype: int = 1, periodic: int = 1, node: Reading
+) -> Value:
+    return _window(BLACKMAN, size, output_datatype, periodic, node)
+
+
+def _window(
+    terms: Sequence[float], size: Value, output: int, periodic: int, node: Reading
+) -> Value:
+    count = node.number(size, "the size of the window")
+    period = number(maximum(count if periodic else count - 1, 1), "float64")
+    angle = positions(count, 1, 0, "float64") * (2 * math.pi) / period
+    waves = (ew.Cos()(angle * float(i)) * term for i, term in enumerate(terms))
+    return known(ew.Cast(element_type(output, "float32"))(functools.reduce(ew.Add(), waves)))
+
+
+@onnx_op
+def MelWeightMatrix(
+    bins: Value,
+    dft_length: Value,
+    sample_rate: Value,
+    lower: Value,
+    upper: Value,
+    *,
+    output_datatype: int = 1,
+    node: Reading,
+) -> Value:
+    inputs = (bins, dft_length, sample_rate, lower, upper)
+    matrix = mel_weights(*(node.number(i, "the inputs of MelWeightMatrix") for i in inputs))
+    return constant(matrix, element_type(output_datatype, "float32"))
+
+
+def mel_weights(bins: int, dft_length: int, rate: int, lower: float, upper: float) -> np.ndarray:
+    """Triangles evenly spaced on the mel scale: float64[dft_length // 2 + 1, bins] (ONNX's formula)."""
+    low, high = (2595 * math.log10(1 + edge / 700) for edge in (lower, upper))
+    mels = np.arange(bins + 2) * ((high - low) / (bins + 2)) + low
+    hertz = 700 * (10 ** (mels / 2595) - 1)
+    edges = ((dft_length + 1) * hertz // rate).astype(np.int64)
+    begin, centre, end = edges[:-2], edges[1:-1], edges[2:]
+    line = np.arange(dft_length // 2 + 1)[:, None]
+    rising = (line - begin) / np.maximum(centre - begin, 1)
+    falling = (end - line) / np.maximum(end - centre, 1)
+    peak = (line == centre) & (begin == centre)
+    up = (begin <= line) & (line <= centre) & (begin < centre)
+    down = (centre <= line) & (line < end)
+    return np.select([down, up, peak], [falling, rising, 1.0], 0.0)
