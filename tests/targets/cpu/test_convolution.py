@@ -200,6 +200,7 @@ def random_schedule(rng: np.random.Generator) -> Schedule:
     return Schedule(
         outputs=int(rng.choice([1, 2, 4, 6, 8, 14])),
         vectors=int(rng.choice([1, 2, 3, 4])),
+        rows=int(rng.choice([1, 1, 2])),
         unroll=int(rng.choice([1, 2, 3, 4])),
         teams=int(rng.choice([0, 1, 2])),
         block=int(rng.choice([0, 0, 1, 3])),
@@ -216,6 +217,19 @@ def test_random_convolutions(level: str, seed: int) -> None:
     schedule = random_schedule(rng) if rng.random() < 0.6 else None
     hole = str(rng.choice(["none", "residual", "coordinates"]))
     check(c, schedule, architecture(level), int(rng.choice([1, 2, 3, 5, 17])), seed, hole)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("seed", range(40))
+def test_random_groups(level: str, seed: int) -> None:
+    rng = np.random.default_rng(10000 + seed)
+    inputs, outputs = (int(n) for n in rng.choice([1, 1, 1, 2, 3, 4, 8], 2))
+    groups = int(rng.choice([2, 3, 8, 16, 24, 37, 72]))
+    c = random_case(rng)
+    c = replace(c, channels=groups * inputs, filters=groups * outputs, groups=groups)
+    c = with_random_strides(replace(c, x_strides=(), y_strides=()), rng)
+    schedule = random_schedule(rng) if rng.random() < 0.6 else None
+    check(c, schedule, architecture(level), int(rng.choice([1, 2, 3, 17])), seed, "residual")
 
 
 @pytest.mark.parametrize("level", LEVELS)

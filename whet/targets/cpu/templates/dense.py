@@ -12,16 +12,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from whet.targets.cpu.architecture import Architecture
-from whet.targets.cpu.llvm import Function, Index, Module, element_bytes, vector
-from whet.targets.cpu.templates.epilogue import (
-    BIAS,
-    FIRST_BUFFER,
-    WEIGHT,
-    Epilogue,
-    Origin,
-    Position,
-    X,
-)
+from whet.targets.cpu.llvm import Function, Index, Module, vector
+from whet.targets.cpu.templates.epilogue import BIAS, WEIGHT, Epilogue, Origin, X, finish
 from whet.targets.cpu.templates.packing import Packing
 from whet.targets.cpu.templates.schedule import Schedule
 from whet.targets.cpu.templates.specification import Convolution
@@ -455,24 +447,17 @@ class DenseTile:
 
     def _finish(self, sums: list[str]) -> None:
         """The epilogue, and the stores."""
-        f, c, hole = self.f, self.c, self.k.epilogue
-        bytes = element_bytes(hole.element)
-        indices = (self.given.get("n", 0), *(self._output(name) for name in "zyx"[-self.k.rank :]))
-        origin = Origin("%arguments", (*indices, "%channel"))
-        context = hole.begin(f, origin)
-        y_strides = (c.y_strides[0], *c.y_strides[4 - self.k.rank :])
-        offset = f.mul(origin.offset(f, y_strides), bytes)
-        y = f.address(f.load("ptr", "%arguments", 8 * (FIRST_BUFFER + hole.buffers)), offset)
+        f, c, rank = self.f, self.c, self.k.rank
+        indices = (self.given.get("n", 0), *(self._output(name) for name in "zyx"[-rank:]))
+        results = []
         for q, place in enumerate(self.places):
-            deltas = (0, *(0, *place)[-self.k.rank :])
             for j in range(self.vectors):
                 lanes = min(self.lanes, self.channels - j * self.lanes)
-                position = Position(origin, (*deltas, j * self.lanes), lanes, context)
                 value = narrowed(f, sums[q * self.vectors + j], lanes, self.lanes)
-                value = hole.apply(f, value, position)
-                if value:
-                    at = bytes * position.offset(y_strides)
-                    f.store(vector(hole.element, lanes), value, y, at)
+                results.append(((0, *(0, *place)[-rank:], j * self.lanes), lanes, value))
+        origin = Origin("%arguments", (*indices, "%channel"))
+        y_strides = (c.y_strides[0], *c.y_strides[4 - rank :])
+        finish(f, self.k.epilogue, origin, y_strides, results)
 
 
 def tile_spans(c: Convolution, most: int) -> tuple[list[Span], list[Span], list[Span]]:

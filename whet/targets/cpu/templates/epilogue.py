@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from whet.targets.cpu.llvm import Function, Index
+from whet.targets.cpu.llvm import Function, Index, element_bytes, vector
 
 
 @dataclass(frozen=True)
@@ -67,3 +67,22 @@ class Epilogue:
 
 X, WEIGHT, BIAS, FIRST_BUFFER = 0, 1, 2, 3
 """Slots of the argument block; y comes after the epilogue's buffers."""
+
+
+def finish(
+    f: Function,
+    hole: Epilogue,
+    origin: Origin,
+    y_strides: tuple[int, ...],
+    results: Iterable[tuple[tuple[int, ...], int, str]],
+) -> None:
+    """Passes (deltas, lanes, value) of a tile through the epilogue and stores them to y."""
+    bytes = element_bytes(hole.element)
+    context = hole.begin(f, origin)
+    slot = f.load("ptr", origin.arguments, 8 * (FIRST_BUFFER + hole.buffers))
+    y = f.address(slot, f.mul(origin.offset(f, y_strides), bytes))
+    for deltas, lanes, value in results:
+        position = Position(origin, deltas, lanes, context)
+        value = hole.apply(f, value, position)
+        if value:
+            f.store(vector(hole.element, lanes), value, y, bytes * position.offset(y_strides))

@@ -13,6 +13,8 @@ class Schedule:
     """Outputs (pixels) of a register tile, at most."""
     vectors: int = 1
     """Vectors of output channels of a register tile, at most."""
+    rows: int = 1
+    """Rows of outputs in a tile of the lanewise template."""
     unroll: int = 1
     """Steps of the innermost sum loop that are written out."""
     teams: int = 1

@@ -1,0 +1,298 @@
+"""Depthwise convolution, and groups of few channels: each lane of a vector is a channel of y.
+
+A chunk is as many whole groups as fill a vector. Each vector of x in the tile's footprint is loaded
+once and feeds every tap that needs it; where groups have several channels, a shuffle brings the
+same channel of each group to all of that group's lanes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+
+from whet.targets.cpu.architecture import Architecture
+from whet.targets.cpu.llvm import Index, Module, vector
+from whet.targets.cpu.templates.epilogue import BIAS, WEIGHT, Epilogue, Origin, X, finish
+from whet.targets.cpu.templates.packing import Packing
+from whet.targets.cpu.templates.schedule import Schedule
+from whet.targets.cpu.templates.specification import Convolution
+from whet.targets.cpu.templates.tiling import (
+    Grid,
+    Span,
+    Taps,
+    Tile,
+    axes_of,
+    run_time_spans,
+    runs,
+    share,
+    spans,
+    tap_range,
+)
+
+MOST_COLUMNS = 8
+"""Column taps that are written out; more become a loop."""
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """Groups in chunks of a vector each, the last one perhaps with fewer."""
+
+    groups: int
+    inputs: int
+    outputs: int
+    """Channels of x and of y in a group."""
+    most: int
+    """Groups in a chunk."""
+
+    @property
+    def count(self) -> int:
+        return -(-self.groups // self.most)
+
+    @property
+    def whole(self) -> int:
+        return self.groups // self.most
+
+    @property
+    def lanes(self) -> int:
+        return self.most * self.outputs
+
+
+def chunks_of(c: Convolution, architecture: Architecture) -> Chunks:
+    """The chunks of a convolution whose groups fit twice into a vector."""
+    lanes = architecture.vector_bytes // 4
+    return Chunks(c.groups, c.group_channels, c.group_filters, lanes // c.group_filters)
+
+
+def fits(c: Convolution, architecture: Architecture) -> bool:
+    """Whether this template is the one to use."""
+    lanes = architecture.vector_bytes // 4
+    narrow = c.group_filters * 2 <= lanes and c.group_channels <= lanes // 2
+    return c.groups > 1 and narrow and c.x_strides[-1] == 1
+
+
+def packing(c: Convolution, schedule: Schedule, architecture: Architecture) -> Packing:
+    """[chunk, *taps, input channel of a group, group of the chunk, output channel of a group]."""
+    p = chunks_of(c, architecture)
+    depth = (*c.in_three_dimensions().kernel, c.group_channels)
+    return Packing(
+        shape=(c.groups, c.group_filters, *depth),
+        padded=(p.count * p.most, c.group_filters, *depth),
+        split=(p.count, p.most, c.group_filters, *depth),
+        order=(0, 3, 4, 5, 6, 1, 2),
+    )
+
+
+class Lanewise:
+    """Generates one kernel."""
+
+    def __init__(
+        self,
+        convolution: Convolution,
+        schedule: Schedule,
+        architecture: Architecture,
+        epilogue: Epilogue,
+        name: str,
+    ) -> None:
+        self.rank, self.c = convolution.rank, convolution.in_three_dimensions()
+        self.schedule, self.epilogue, self.name = schedule, epilogue, name
+        self.module = Module(architecture.vector_bytes * 8)
+        self.chunks = chunks_of(self.c, architecture)
+        self.axes = axes_of(self.c)
+        self.grid = Grid(self.c.batch, tile_spans(self.c, schedule))
+        self.tiles: dict[tuple[Span, ...], str] = {}
+
+    def generate(self) -> str:
+        """The kernel and its tile functions as LLVM assembly."""
+        parameters = {"arguments": "ptr noalias", "thread": "i64", "threads": "i64"}
+        f = self.module.function(self.name, parameters)
+        _, thread, threads = f.parameters
+        part = share(f, thread, threads, self.grid.tiles, self.chunks.count, self.schedule.teams)
+
+        def call(i: Index, tile: Tile) -> None:
+            named: dict[str, Index] = {"arguments": "%arguments", "n": tile.batch}
+            named |= {"first": part.first_panel, "end": part.end_panel}
+            named |= dict(zip("zyx", tile.outputs))
+            types = self._tile_parameters()
+            given = ", ".join(f"{type} {named[name]}" for name, type in types.items())
+            f.do(f"call void @{self._tile(tile.spans)}({given})")
+
+        self.grid.each(f, part.first_tile, part.end_tile, call)
+        f.end()
+        return self.module.text()
+
+    def _tile_parameters(self) -> dict[str, str]:
+        """Name and type of what a tile function is told; indices that are always 0 are left out."""
+        indices = zip("nzyx", self.grid.extents)
+        names = {"arguments": "ptr", "first": "i64", "end": "i64"}
+        return names | {name: "i64" for name, extent in indices if extent > 1}
+
+    def _tile(self, tile: tuple[Span, ...]) -> str:
+        if tile not in self.tiles:
+            self.tiles[tile] = f"{self.name}_tile{len(self.tiles)}"
+            LanewiseTile(self, tile, self.tiles[tile]).emit()
+        return self.tiles[tile]
+
+
+class LanewiseTile:
+    """Generates the function for one variant of tile: all its chunks."""
+
+    def __init__(self, kernel: Lanewise, tile: tuple[Span, ...], name: str) -> None:
+        self.k, self.c, self.chunks, self.tile = kernel, kernel.c, kernel.chunks, tile
+        parameters = kernel._tile_parameters()
+        self.f = kernel.module.function(name, parameters, linkage="internal", attributes="noinline")
+        self.given: dict[str, Index] = {p: f"%{p}" for p in parameters}
+        _, height, width = (span.size for span in tile)
+        self.places = [(y, x) for y in range(height) for x in range(width)]
+        self.weight_step = 4 * self.chunks.lanes
+        """Bytes from one packed weight vector to the next."""
+
+    def emit(self) -> None:
+        """The whole function: a loop over whole chunks, then the last one if it is narrower."""
+        f, chunks = self.f, self.chunks
+        self.bounds = [
+            tap_range(f, axis, self.given.get(name, 0)) if span.taps is None else None
+            for axis, span, name in zip(self.k.axes, self.tile, "zyx")
+        ]
+        x = self._x()
+        weight, bias = (f.load("ptr", "%arguments", 8 * slot) for slot in (WEIGHT, BIAS))
+
+        def chunk(i: Index, groups: int) -> None:
+            step = self.weight_step * self.c.depth
+            self._chunk(i, groups, x, f.address(weight, f.mul(i, step)), bias)
+
+        end = f.min("%end", chunks.whole)
+        if chunks.whole:
+            f.loop("%first", end, 1, lambda i, _: chunk(i, chunks.most))
+        if chunks.whole < chunks.count:
+            is_last = f.compare("eq", "i64", "%end", str(chunks.count))
+            f.when(is_last, lambda: chunk(chunks.whole, chunks.groups - chunks.whole * chunks.most))
+        f.end()
+
+    def _x(self) -> str:
+        """The address under the first tap of the first output; it may lie outside the image."""
+        f, c = self.f, self.c
+        offset = f.mul(self.given.get("n", 0), 4 * c.x_strides[0])
+        start = 0
+        for name, stride, step, before in zip("zyx", c.x_strides[1:4], c.steps, c.before):
+            offset = f.add(offset, f.mul(self.given.get(name, 0), 4 * stride * step))
+            start -= 4 * before * stride
+        return f.address(f.load("ptr", "%arguments", 8 * X), f.add(offset, start))
+
+    def _chunk(self, i: Index, groups: int, x: str, weight: str, bias: str) -> None:
+        f, c, rank = self.f, self.c, self.k.rank
+        lanes = groups * self.chunks.outputs
+        type = vector("float", lanes)
+        channel = f.mul(i, self.chunks.lanes)
+        first = "zeroinitializer" if lanes > 1 else "0.0"
+        if c.bias:
+            first = f.load(type, bias, f.mul(channel, 4))
+        x = f.address(x, f.mul(i, 4 * self.chunks.most * self.chunks.inputs))
+        sums = self._sum(0, groups, (x, weight), [first] * len(self.places))
+        indices = (self.given.get("n", 0), *(self.given.get(name, 0) for name in "zyx"[-rank:]))
+        places = [(0, *(0, *place)[-rank:], 0) for place in self.places]
+        results = [(deltas, lanes, value) for deltas, value in zip(places, sums)]
+        origin = Origin("%arguments", (*indices, channel))
+        y_strides = (c.y_strides[0], *c.y_strides[4 - rank :])
+        finish(f, self.k.epilogue, origin, y_strides, results)
+
+    def _sum(
+        self, axis: int, groups: int, at: tuple[str, str], sums: list[str], rows: Taps = ((0,),)
+    ) -> list[str]:
+        """The loops over taps; `at` is (x, weight), `rows` the row taps to write out."""
+        taps, bounds = self.tile[axis].taps, self.bounds[axis]
+        if axis == 1 and taps is not None and self._writes_rows():
+            return self._sum(2, groups, at, sums, taps)
+        if axis == 2 and taps is not None and len(taps) <= MOST_COLUMNS:
+            return self._patch(groups, at, sums, rows, taps)
+        stretches = [(*bounds, (0,))] if bounds else runs(taps or ())
+        for low, high, places in stretches:
+            if places:
+                sums = self._loop(axis, (low, high), groups, at, sums, rows, places)
+        return sums
+
+    def _writes_rows(self) -> bool:
+        return self.k.schedule.unroll > 1 or self.tile[1].size > 1
+
+    def _loop(
+        self,
+        axis: int,
+        bounds: tuple[Index, Index],
+        groups: int,
+        at: tuple[str, str],
+        sums: list[str],
+        rows: Taps,
+        places: tuple[int, ...],
+    ) -> list[str]:
+        """A loop over taps of one axis."""
+        f, c, (low, high) = self.f, self.c, bounds
+        x_step = 4 * c.x_strides[axis + 1] * c.dilations[axis]
+        weight_step = self.weight_step * c.group_channels * math.prod(c.kernel[axis + 1 :])
+
+        def turn(tap: Index, values: list[str]) -> list[str]:
+            x, weight = at
+            here = f.address(x, f.mul(tap, x_step)), f.address(weight, f.mul(tap, weight_step))
+            if axis == 2:
+                return self._patch(groups, here, values, rows, (places,))
+            return self._sum(axis + 1, groups, here, values, rows)
+
+        if isinstance(low, int) and isinstance(high, int) and high - low == 1:
+            return turn(low, sums)
+        type = vector("float", groups * self.chunks.outputs)
+        guard = not (isinstance(low, int) or self.k.axes[axis].never_empty)
+        return f.loop(low, high, 1, turn, [(type, value) for value in sums], guard)
+
+    def _patch(
+        self, groups: int, at: tuple[str, str], sums: list[str], rows: Taps, columns: Taps
+    ) -> list[str]:
+        """Written-out taps: each vector of x under the tile is loaded once for all that need it."""
+        f, (x, weight), sums = self.f, at, list(sums)
+        type = vector("float", groups * self.chunks.outputs)
+        width = self.tile[2].size
+        for channel in range(self.c.group_channels):
+            row_taps: dict[tuple[int, int], str] = {}
+            for row, row_pairs in self._reach(1, rows):
+                for column, column_pairs in self._reach(2, columns):
+                    value = self._input(groups, x, row, column, channel)
+                    for (dy, kh), (dx, kw) in itertools.product(row_pairs, column_pairs):
+                        if (kh, kw) not in row_taps:
+                            tap = (kh * len(columns) + kw) * self.c.group_channels + channel
+                            row_taps[kh, kw] = f.load(type, weight, tap * self.weight_step)
+                        q = dy * width + dx
+                        sums[q] = f.fma(type, value, row_taps[kh, kw], sums[q])
+        return sums
+
+    def _reach(self, axis: int, taps: Taps) -> list[tuple[int, list[tuple[int, int]]]]:
+        """Each input under the tile on one axis, with the (place, tap) pairs that meet there."""
+        step, dilation = self.c.steps[axis], self.c.dilations[axis]
+        met: dict[int, list[tuple[int, int]]] = {}
+        for tap, places in enumerate(taps):
+            for place in places:
+                met.setdefault(place * step + tap * dilation, []).append((place, tap))
+        return sorted(met.items())
+
+    def _input(self, groups: int, x: str, row: int, column: int, channel: int) -> str:
+        """One input channel of each group, in all lanes of the group."""
+        f, inputs, outputs = self.f, self.chunks.inputs, self.chunks.outputs
+        offset = 4 * (row * self.c.x_strides[2] + column * self.c.x_strides[3])
+        type = vector("float", groups * inputs)
+        value = f.load(type, x, offset)
+        if inputs == outputs == 1:
+            return value
+        lanes = [group * inputs + channel for group in range(groups) for _ in range(outputs)]
+        if len(lanes) == 1:
+            return f.extract(type, value, lanes[0])
+        if groups * inputs == 1:
+            return f.splat(vector("float", outputs), value)
+        return f.shuffle(type, value, "poison", lanes)
+
+
+def tile_spans(c: Convolution, schedule: Schedule) -> tuple[list[Span], list[Span], list[Span]]:
+    """Tiles of a row of outputs, or of `rows` rows."""
+    plane, row, column = axes_of(c)
+    columns = spans(column, max(1, schedule.outputs // schedule.rows))
+    rows = run_time_spans(row)
+    if schedule.rows > 1 or schedule.unroll > 1:
+        written_out = spans(row, schedule.rows)
+        rows = written_out if all(span.taps is not None for span in written_out) else rows
+    return run_time_spans(plane), rows, columns
