@@ -503,3 +503,35 @@ def driver_object() -> bytes:
 
     Pool(capacity=1, to_object=compiled)
     return found[0]
+
+
+TILES = """
+define void @tiles(ptr %block, i64 %thread, i64 %threads) {
+  %p_out = getelementptr i8, ptr %block, i64 64
+  %offset = mul i64 %thread, 1024
+  %out = getelementptr i8, ptr %p_out, i64 %offset
+  call void @llvm.x86.ldtilecfg(ptr %block)
+  call void @llvm.x86.tilezero(i8 0)
+  call void @llvm.x86.tilestored64(i8 0, ptr %out, i64 64)
+  call void @llvm.x86.tilerelease()
+  ret void
+}
+declare void @llvm.x86.ldtilecfg(ptr)
+declare void @llvm.x86.tilezero(i8)
+declare void @llvm.x86.tilestored64(i8, ptr, i64)
+declare void @llvm.x86.tilerelease()
+"""
+
+
+def test_tile_registers_work_in_every_thread(make_pool):
+    if not host.architecture().amx:
+        pytest.skip("no AMX here")
+    code = jit.load(jit.to_object(TILES, host.architecture()), ["tiles"])
+    block = np.full(64 + 2048, 0xA5, np.uint8)
+    block[:64] = 0
+    block[0], block[16], block[48] = 1, 64, 16  # palette 1; tile 0 has 16 rows of 64 bytes
+    table = np.array([(code.address("tiles"), block.ctypes.data)] * 50)
+    pool = make_pool(capacity=2)
+    joined = max(pool.run(table.ctypes.data, len(table), 2) for _ in range(20))
+    assert joined == 2
+    assert not block[64:].any()

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from typing import Any
 
-from whet.errors import CompileError
+from whet.errors import CompileError, Error
 from whet.targets.cpu import elf, host
 from whet.targets.cpu.architecture import Architecture
 
@@ -44,7 +44,7 @@ def to_object(text: str, architecture: Architecture, imports: Sequence[str] = ()
         code: bytes = _target_machine(architecture).emit_object(module)
     except RuntimeError as error:
         raise CompileError(f"kernel {kernel_name(text)!r} on {architecture}: {error}") from error
-    foreign = _undefined(code) - MEMORY_FUNCTIONS - set(imports)
+    foreign = undefined_symbols(code) - MEMORY_FUNCTIONS - set(imports)
     if foreign:
         raise CompileError(
             f"kernel {kernel_name(text)!r} on {architecture} would call the C library's"
@@ -66,6 +66,8 @@ def load(code: bytes, symbols: Sequence[str], imports: Mapping[str, int] | None 
         if not source.loadable or host.system() == "windows":
             return _load_by_llvm(code, symbols, imports or {})
         return _map(source, symbols, imports or {})
+    except Error:
+        raise
     except (RuntimeError, ValueError) as error:
         raise CompileError(f"cannot load code for {', '.join(symbols)}: {error}") from error
 
@@ -105,7 +107,8 @@ def kernel_name(text: str) -> str:
     return found[1] if found else "?"
 
 
-def _undefined(code: bytes) -> set[str]:
+def undefined_symbols(code: bytes) -> set[str]:
+    """Names that an ELF object leaves to others; none for other formats, which LLVM links."""
     return elf.Object(code).undefined if code[:4] == _ELF else set()
 
 
