@@ -7,7 +7,7 @@ expressions over the loop indices (and over named sizes, where a kernel serves m
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -143,9 +143,7 @@ class Apply(Expression):
         return self.op, self.dtype
 
     def __str__(self) -> str:
-        name = type(self.op).__name__
-        if name == "Cast":
-            name = f"Cast[{self.dtype}]"
+        name = repr(self.op) if fields(self.op) else type(self.op).__name__  # type: ignore[arg-type]
         return f"{name}({', '.join(map(str, self.args))})"
 
 

@@ -1,0 +1,300 @@
+"""Fusion: which Values are computed together, as one kernel, and which are kept in memory between kernels.
+
+Groups grow backwards from the Values that must be in memory: an operator joins the group of the operators that
+read it when they are all in one group and nothing would be computed more often than it should be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from whet.ir.graph import Constant, Graph, Input, Op, Parameter, Value, Weight
+from whet.ir.sizes import Size, coefficient, product
+from whet.ir.types import TensorType
+from whet.ops import elementwise as ew
+from whet.ops import movement
+from whet.ops.reduce import Reduce
+from whet.plan.kernel import Load, View
+from whet.plan.lower import RULES, Lowering, literal_of, loop_index
+from whet.plan.target import Capabilities
+
+MOVEMENT = (movement.Reshape, movement.Transpose, movement.Broadcast, movement.Slice)
+ELEMENTWISE = (ew.Elementwise, ew.Pow, ew.Where, ew.Cast)
+CHEAP = (ew.Add, ew.Sub, ew.Mul, ew.Max, ew.Min, ew.Neg, ew.Abs, ew.Cast, ew.Where, ew.Less, ew.Equal)
+MOST_MEMBERS = 100  # operators in one group; beyond, code grows without gain
+
+
+@dataclass(eq=False)
+class Group:
+    """What one kernel computes: `root`, through its members; `anchor` is run by a template, `host` by NumPy."""
+
+    root: Value
+    anchor: Value | None = None
+    host: bool = False
+    members: int = 1
+    reduces: bool = False
+    views: dict[int, tuple[Value, View]] = field(default_factory=dict)
+    """For an anchor's inputs: what is in memory, and how the anchor sees it."""
+
+
+@dataclass(frozen=True)
+class Traits:
+    """How a member's elements relate to its group's root."""
+
+    identity: bool  # same index, elementwise all the way
+    pure: bool  # one root element for each of its own
+    aligned: bool  # same axes, stretched or reduced
+    turns: int  # how often each element is computed
+
+
+ROOT = Traits(True, True, True, 1)
+OPAQUE = Traits(False, False, False, 1)
+
+
+class Grouping:
+    """The groups of a graph, in an order in which they can run.
+
+    Without `prepare`, what depends on weights and constants alone is `prepared`: taken as given.
+    """
+
+    def __init__(self, graph: Graph, target: Capabilities, prepare: bool = False) -> None:
+        self.graph, self.target = graph, target
+        self.prepare = prepare
+        self.prepared: set[Value] = set()
+        self.required: set[Value] = {o for o in graph.outputs if not is_leaf(o)}
+        self.owner: dict[Value, Group] = {}
+        self.transparent: set[Value] = set()
+        self.traits: dict[Value, Traits] = {}
+        self.readers: dict[Value, list[Value]] = {}
+        self.wanted: dict[Value, dict[int, Group]] = {}
+        for value in graph.values:
+            if value.index == 0 or value.siblings[0] not in self.readers:
+                for i in value.inputs:
+                    if i is not None:
+                        self.readers.setdefault(i, []).append(value)
+        done: set[Value] = set()
+        for value in reversed(graph.values):
+            first = value.siblings[0]
+            if not is_leaf(value) and first not in done:
+                done.add(first)
+                self.place(first)
+        self.groups = [self.owner[v] for v in graph.values if v in self.owner and self.owner[v].root is v]
+
+    def place(self, value: Value) -> None:
+        """Finds the group of one operator, whose readers all have theirs."""
+        needed = any(s in self.required or s in self.wanted for s in value.siblings)
+        if value.is_static and not self.prepare:
+            self.place_static(value, needed)
+        elif type(value.op) in self.target.templates:
+            self.place_template(value)
+        elif not self.target.emits(value) or not _is_loop(value):
+            self.place_host(value)
+        elif isinstance(value.op, MOVEMENT) and value not in self.required:
+            self.transparent.add(value)
+            for group in self.wanted.get(value, {}).values():
+                self.want(value, group)
+        else:
+            self.place_loop(value)
+
+    def place_static(self, value: Value, needed: bool) -> None:
+        """What depends on weights alone is computed once, before the first run; not so its mere stretching."""
+        if not needed:
+            return
+        shares_memory = isinstance(value.op, movement.Broadcast | movement.Reshape)
+        if shares_memory and value not in self.required:
+            self.transparent.add(value)
+            for group in self.wanted[value].values():
+                self.want(value, group)
+        else:
+            self.prepared.update(value.siblings)
+
+    def want(self, reader: Value, group: Group) -> None:
+        for i in reader.inputs:
+            if i is not None and not is_leaf(i):
+                self.wanted.setdefault(i, {})[id(group)] = group
+
+    def place_loop(self, value: Value) -> None:
+        groups = list(self.wanted.get(value, {}).values())
+        if value not in self.required and len(groups) == 1:
+            traits = self.traits_of(value, groups[0])
+            if self.may_join(value, groups[0], traits):
+                self.join(value, groups[0], traits)
+                self.want(value, groups[0])
+                return
+        self.found(value, Group(value, reduces=not isinstance(value.op, ELEMENTWISE)))
+        self.want(value, self.owner[value])
+
+    def found(self, value: Value, group: Group) -> None:
+        for sibling in value.siblings:
+            self.owner[sibling] = group
+            self.required.add(sibling)
+        self.traits[value] = ROOT
+
+    def join(self, value: Value, group: Group, traits: Traits) -> None:
+        self.owner[value] = group
+        self.traits[value] = traits
+        group.members += 1
+        group.reduces |= _reduces(value)
+
+    def traits_of(self, value: Value, group: Group) -> Traits:
+        """How value relates to the root, from how its readers do; movements are looked through."""
+        found = [self.trait_through(value, reader) for reader in self.readers.get(value, ())]
+        found = [t for t in found if t is not None]
+        return Traits(
+            all(t.identity for t in found),
+            all(t.pure for t in found),
+            all(t.aligned for t in found),
+            sum(t.turns for t in found),
+        )
+
+    def trait_through(self, value: Value, reader: Value) -> Traits | None:
+        if reader in self.transparent:
+            outer = [self.trait_through(reader, r) for r in self.readers.get(reader, ())]
+            known = [t for t in outer if t is not None]
+            same = _count(value) == _count(reader)
+            pure = same and isinstance(reader.op, movement.Reshape | movement.Transpose)
+            return Traits(
+                False, pure and all(t.pure for t in known), False, sum(t.turns for t in known)
+            )
+        t = self.traits.get(reader, OPAQUE)
+        if isinstance(reader.op, ELEMENTWISE):
+            same = value.shape == reader.shape
+            return Traits(
+                t.identity and same, t.pure and same, t.aligned and value.rank == reader.rank, t.turns
+            )
+        if isinstance(reader.op, Reduce):
+            return Traits(False, False, t.aligned, 1)
+        return Traits(False, False, False, max(t.turns, 1))
+
+    def may_join(self, value: Value, group: Group, traits: Traits) -> bool:
+        """Whether computing value inside the group costs no more than keeping it in memory."""
+        if group.host or group.members >= MOST_MEMBERS or group.anchor is group.root:
+            return False
+        if group.anchor is not None and not isinstance(value.op, ELEMENTWISE):
+            return _count(value) == _count(group.root) and not _reduces(value)
+        hoisted = traits.aligned and _is_prefix(value.shape, group.root.shape)
+        if _reduces(value):
+            return hoisted or traits.pure
+        if isinstance(value.op, CHEAP) or not isinstance(value.op, ELEMENTWISE):
+            return True
+        if traits.turns > 2 and not hoisted:
+            return False
+        smaller = _static(_count(value)) * 4 <= _static(_count(group.root))
+        return hoisted or not smaller
+
+    def place_template(self, value: Value) -> None:
+        template = self.target.templates[type(value.op)]
+        groups = list(self.wanted.get(value, {}).values())
+        group = None
+        if value not in self.required and len(groups) == 1 and len(value.siblings) == 1:
+            traits = self.traits_of(value, groups[0])
+            candidate = groups[0]
+            if (
+                template.has_epilogue
+                and traits.identity
+                and not candidate.host
+                and candidate.anchor is None
+                and not candidate.reduces
+            ):
+                group = candidate
+                self.join(value, group, traits)
+                group.reduces = False
+        if group is None:
+            group = Group(value)
+            self.found(value, group)
+        group.anchor = value
+        for position, i in enumerate(value.inputs):
+            if i is not None:
+                group.views[position] = self.view(value, position, i)
+                base = group.views[position][0]
+                if not is_leaf(base):
+                    self.required.add(base)
+
+    def view(self, reader: Value, position: int, value: Value) -> tuple[Value, View]:
+        """How a template sees an input: through movements where it takes that, else the input itself."""
+        template = self.target.templates[type(reader.op)]
+        seen = view_of(value, lambda v: v not in self.required)
+        if seen is not None and template.takes(reader.op, position, seen[1]):
+            return seen
+        return value, contiguous(value)
+
+    def place_host(self, value: Value) -> None:
+        self.found(value, Group(value, host=True))
+        for i in value.inputs:
+            if i is not None and not is_leaf(i):
+                self.required.add(i)
+
+    def is_inside(self, group: Group, value: Value) -> bool:
+        """Whether a kernel of the group computes value itself rather than loads it."""
+        if value in self.transparent:
+            return True
+        return self.owner.get(value) is group and (value is group.root or value not in self.required)
+
+
+def is_leaf(value: Value) -> bool:
+    """Whether a Value is in memory before anything runs."""
+    return isinstance(value.op, Input | Weight | Parameter | Constant)
+
+
+def contiguous(value: Value) -> View:
+    """A tensor as it lies in its buffer, row-major."""
+    strides, step = [], 1
+    for size in reversed(value.shape):
+        strides.append(step)
+        step = step * size  # type: ignore[assignment]
+    return View(0, value.dtype, value.shape, tuple(reversed(strides)))
+
+
+def view_of(value: Value, through: object) -> tuple[Value, View] | None:
+    """The Value in memory behind movements, and the strides with which they read it, where it is affine."""
+    if not isinstance(value.op, MOVEMENT):
+        return None
+    assert callable(through)
+    lowering = Lowering(lambda v: isinstance(v.op, MOVEMENT) and through(v))
+    names = [f"i{axis}" for axis in range(value.rank)]
+    index = tuple(loop_index(name, size) for name, size in zip(names, value.shape))
+    element = lowering.pull(value, index)
+    if not isinstance(element, Load):
+        return None
+    strides = [coefficient(element.offset, name) for name in names]
+    if any(s is None for s in strides):
+        return None
+    start: Size = element.offset
+    for i, stride in zip(index, strides):
+        start = start - i * stride  # type: ignore[operator]
+    (base,) = lowering.buffers
+    return base, View(0, value.dtype, value.shape, tuple(strides), start)  # type: ignore[arg-type]
+
+
+def _is_loop(value: Value) -> bool:
+    return isinstance(value.op, ELEMENTWISE) or type(value.op) in RULES
+
+
+def _reduces(value: Value) -> bool:
+    """Whether each element takes a loop of its own to compute."""
+    return not isinstance(value.op, (*ELEMENTWISE, *MOVEMENT)) and not isinstance(
+        value.op, movement.Concat | movement.Pad | movement.Gather | movement.Sizes
+    )
+
+
+def _count(value: Value) -> Size:
+    return product(value.shape)
+
+
+def _static(size: Size) -> int:
+    return size if isinstance(size, int) else 1 << 20
+
+
+def _is_prefix(shape: Sequence[Size], whole: Sequence[Size]) -> bool:
+    """Whether a shape is that of the outer axes, with size 1 for all the inner ones."""
+    if len(shape) != len(whole):
+        return False
+    inner = False
+    for size, full in zip(shape, whole):
+        if size == full and not inner:
+            continue
+        if size != 1:
+            return False
+        inner = inner or full != 1
+    return True

@@ -1,0 +1,202 @@
+"""A Plan: the kernels of a graph in order, and where in memory each reads and writes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from whet.ir.graph import Graph, Value
+from whet.ir.types import TensorType
+from whet.ops.movement import Concat
+from whet.plan.group import Group, Grouping, contiguous, is_leaf
+from whet.plan.kernel import Axis, Kernel, Loops, Nest, Store, Template, View
+from whet.plan.loops import rewrite_sizes, simplify
+from whet.plan.lower import Lowering, flatten, loop_index
+from whet.plan.memory import Lifetime, assign
+from whet.plan.target import Capabilities
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One kernel, or one operator on the host: `reads` then `writes` are its buffers, in order."""
+
+    kernel: Kernel | None
+    reads: tuple[Value, ...]
+    writes: tuple[Value, ...]
+    value: Value
+    nodes: tuple[str, ...]
+
+    @property
+    def is_host(self) -> bool:
+        return self.kernel is None
+
+    @property
+    def name(self) -> str:
+        return self.kernel.name if self.kernel else f"reference {type(self.value.op).__name__}"
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What runs for one graph with known sizes.
+
+    Values that the graph is given (inputs, weights, constants) and its outputs have memory of their own;
+    `offsets` are the places of all others in the arena.
+    """
+
+    graph: Graph
+    steps: tuple[Step, ...]
+    offsets: dict[Value, int]
+    arena: int
+    prepared: frozenset[Value]
+    """What depends on weights alone, and is to be computed before the first run."""
+
+    @cached_property
+    def reference_ops(self) -> tuple[str, ...]:
+        """The nodes that run their NumPy reference."""
+        return tuple(name for step in self.steps if step.is_host for name in step.nodes)
+
+    def __str__(self) -> str:
+        lines = []
+        for step in self.steps:
+            lines.append(f"{' + '.join(step.nodes) or step.value.op}: {step.kernel or step.name}")
+        return "\n".join([*lines, f"arena {self.arena} bytes"])
+
+
+def make_plan(graph: Graph, target: Capabilities, prepare: bool = False) -> Plan:
+    """The plan of a graph whose sizes are all known, its operators already in the target's terms.
+
+    With `prepare` it is the plan that computes what other plans take as prepared.
+    """
+    grouping = Grouping(graph, target, prepare)
+    steps = tuple(_step(grouping, group) for group in grouping.groups)
+    offsets, arena = _place(graph, steps)
+    return Plan(graph, steps, offsets, arena, frozenset(grouping.prepared))
+
+
+def _step(grouping: Grouping, group: Group) -> Step:
+    nodes = tuple(dict.fromkeys(_nodes(grouping, group)))
+    if group.host:
+        reads = tuple(dict.fromkeys(i for i in group.root.inputs if i is not None))
+        return Step(None, reads, group.root.siblings, group.root, nodes)
+    if group.anchor is not None:
+        return _template_step(grouping, group, nodes)
+    return _loops_step(grouping, group, nodes)
+
+
+def _nodes(grouping: Grouping, group: Group) -> Iterator[str]:
+    """The user's nodes behind a group, in the order of the graph."""
+    for value in _members(grouping, group):
+        yield from grouping.graph.origins.get(value, ())
+
+
+def _members(grouping: Grouping, group: Group) -> list[Value]:
+    found: list[Value] = []
+    seen: set[Value] = set()
+    stack = [group.root]
+    while stack:
+        value = stack.pop()
+        if value in seen or not (value is group.root or value is group.anchor or grouping.is_inside(group, value)):
+            continue
+        seen.add(value)
+        found.append(value)
+        if value is not group.anchor:
+            stack.extend(i for i in value.inputs if i is not None)
+    return found[::-1]
+
+
+def _loops_step(grouping: Grouping, group: Group, nodes: tuple[str, ...]) -> Step:
+    root = group.root
+    lowering = Lowering(lambda v: grouping.is_inside(group, v))
+    if isinstance(root.op, Concat):
+        nests = _concat_nests(lowering, root)
+    else:
+        nests = [_nest(lowering, root, root.shape, 0)]
+    reads = tuple(lowering.buffers)
+    output = len(reads)
+    nests = [simplify(_with_output(nest, output)) for nest in nests]
+    kernel = Loops((*(v.dtype for v in reads), root.dtype), 1, tuple(nests))
+    return Step(kernel, reads, (root,), root, nodes)
+
+
+OUTPUT = -1  # the output's buffer, until it is known how many inputs there are
+
+
+def _nest(lowering: Lowering, root: Value, shape: tuple, start: int) -> Nest:  # type: ignore[type-arg]
+    axes, index = _axes(root)
+    return Nest(axes, (Store(OUTPUT, flatten(index, root.shape), lowering.pull(root, index)),))
+
+
+def _axes(root: Value) -> tuple[tuple[Axis, ...], tuple]:  # type: ignore[type-arg]
+    axes = tuple(Axis(f"i{n}", size) for n, size in enumerate(root.shape))
+    return axes, tuple(loop_index(a.name, a.size) for a in axes)
+
+
+def _concat_nests(lowering: Lowering, root: Value) -> list[Nest]:
+    """A nest for each part, so that no element has to ask which part it belongs to."""
+    axis = root.op.axis % root.rank  # type: ignore[attr-defined]
+    nests, start = [], 0
+    for part in root.inputs:
+        assert part is not None
+        axes, index = _axes(part)
+        at = (*index[:axis], index[axis] + start, *index[axis + 1 :])
+        nests.append(Nest(axes, (Store(OUTPUT, flatten(at, root.shape), lowering.pull(part, index)),)))
+        start = start + part.shape[axis]
+    return nests
+
+
+def _with_output(nest: Nest, buffer: int) -> Nest:
+    stores = tuple(Store(buffer, s.offset, s.value, s.combine) for s in nest.stores)
+    return Nest(nest.axes, stores, nest.sequential)
+
+
+def _template_step(grouping: Grouping, group: Group, nodes: tuple[str, ...]) -> Step:
+    anchor, root = group.anchor, group.root
+    assert anchor is not None
+    lowering = Lowering(lambda v: grouping.is_inside(group, v), anchor)
+    views: list[View | None] = []
+    for position, value in enumerate(anchor.inputs):
+        if value is None:
+            views.append(None)
+            continue
+        base, view = group.views[position]
+        buffer = lowering.buffers.setdefault(base, len(lowering.buffers))
+        views.append(View(buffer, view.dtype, view.shape, view.strides, view.offset))
+    axes, index = _axes(root)
+    epilogue = rewrite_sizes(lowering.pull(root, index), lambda size: size)
+    reads = tuple(lowering.buffers)
+    outputs = (root,) if len(anchor.siblings) == 1 else anchor.siblings
+    output = contiguous(root)
+    kernel = Template(
+        anchor.op,
+        tuple(views),
+        (*(v.dtype for v in reads), *(v.dtype for v in outputs)),
+        axes,
+        epilogue,
+        View(len(reads), output.dtype, output.shape, output.strides),
+    )
+    return Step(kernel, reads, outputs, anchor, nodes)
+
+
+def nbytes(type: TensorType) -> int:
+    """The bytes of a tensor whose sizes are known."""
+    return math.prod(int(s) for s in type.shape) * type.numpy.itemsize  # type: ignore[arg-type]
+
+
+def _place(graph: Graph, steps: tuple[Step, ...]) -> tuple[dict[Value, int], int]:
+    kept = set(graph.outputs)
+    first: dict[Value, int] = {}
+    last: dict[Value, int] = {}
+    for number, step in enumerate(steps):
+        for value in step.writes:
+            first[value] = last[value] = number
+        for value in step.reads:
+            last[value] = number
+    lifetimes = [
+        Lifetime(value, nbytes(value.tensor), first[value], last[value])
+        for value in first
+        if value not in kept and not is_leaf(value) and isinstance(value.type, TensorType)
+    ]
+    offsets, arena = assign(lifetimes)
+    return offsets, arena  # type: ignore[return-value]

@@ -1,0 +1,186 @@
+"""Graphs that run: compiled for the sizes they meet, stage by stage where sizes depend on data."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from whet.ir.evaluate import bind_sizes, check_guards, compute
+from whet.ir.graph import Constant, Graph, Input, Parameter, Value, Weight, make
+from whet.ir.types import TensorType
+from whet.plan.plan import Plan, make_plan
+from whet.targets.cpu.device import Device, Executable
+
+Arrays = Sequence[Any]
+
+
+class Runner:
+    """All that runs on one device from one set of weights; results of weight-only work are kept and shared."""
+
+    def __init__(self, device: Device, weights: Callable[[str], np.ndarray], threads: int) -> None:
+        self.device, self.weights, self.threads = device, weights, threads
+        self.prepared: dict[Value, Any] = {}
+        self.reference_ops: dict[str, None] = {}
+        self._stages: dict[tuple[Graph, tuple[tuple[str, int], ...]], Stage] = {}
+        self._lock = threading.RLock()
+
+    def execute(self, graph: Graph, arrays: Arrays, out: Mapping[int, np.ndarray] | None = None) -> list[Any]:
+        """The graph's outputs for arrays of any sizes that it accepts; `out` gives arrays for some of them."""
+        sizes: dict[str, int] = {}
+        for value, array in zip(graph.inputs, arrays, strict=True):
+            bind_sizes(value.type, array, sizes)
+        check_guards(graph.guards, sizes)
+        return self.stage(graph, sizes).run(arrays, out or {})
+
+    def stage(self, graph: Graph, sizes: Mapping[str, int]) -> Stage:
+        """The compiled form of a graph at given sizes."""
+        key = (graph, tuple(sorted(sizes.items())))
+        found = self._stages.get(key)
+        if found is None:
+            with self._lock:
+                if key not in self._stages:
+                    self._stages[key] = Stage(self, graph.bind(sizes))
+                found = self._stages[key]
+        return found
+
+    def run_graph(self, graph: Graph, arrays: Arrays) -> list[Any]:
+        """Runs an inner graph, for the operators of control flow."""
+        return self.execute(graph, arrays)
+
+    def prepare(self, values: Sequence[Value]) -> None:
+        """Computes what depends on weights alone, and keeps it."""
+        with self._lock:
+            missing = tuple(v for v in values if v not in self.prepared)
+            for value in missing:
+                if is_given(value):
+                    self.prepared[value] = self._given(value)
+            rest = tuple(v for v in missing if v not in self.prepared)
+            if not rest:
+                return
+            graph = self._legal(Graph((), rest))
+            program = Program(self, graph, prepare=True)
+            self.prepared.update(zip(rest, program.run((), {})))
+
+    def _given(self, value: Value) -> Any:
+        op = value.op
+        array = op.data if isinstance(op, Constant) else self.weights(op.name)  # type: ignore[attr-defined]
+        return np.ascontiguousarray(array)
+
+    def _legal(self, graph: Graph) -> Graph:
+        """The graph in the device's own terms."""
+        while True:
+            new = graph.map(self.device.legalize)
+            if new is graph:
+                return graph
+            graph = new
+
+    def program(self, graph: Graph) -> Program:
+        """A graph whose sizes are all known, compiled."""
+        return Program(self, self._legal(graph))
+
+
+def is_given(value: Value) -> bool:
+    """Whether a Value is an array that is there before anything runs."""
+    return isinstance(value.op, Constant | Weight)
+
+
+class Program:
+    """A graph whose sizes are all known: its plan, compiled, and what was prepared for it."""
+
+    def __init__(self, runner: Runner, graph: Graph, prepare: bool = False) -> None:
+        self.runner, self.graph = runner, graph
+        self.plan: Plan = make_plan(graph, runner.device.capabilities, prepare)
+        runner.reference_ops.update(dict.fromkeys(self.plan.reference_ops))
+        self.executable = Executable(self.plan, runner.device, runner.threads)
+        given = {v for step in self.plan.steps for v in step.reads if is_given(v)}
+        given |= {o for o in graph.outputs if is_given(o)}
+        wanted = (*given, *self.plan.prepared)
+        runner.prepare(wanted)
+        self.given = {v: runner.prepared[v] for v in wanted}
+        self.made = {v for step in self.plan.steps for v in step.writes}
+
+    def run(self, arrays: Arrays, out: Mapping[int, np.ndarray]) -> list[Any]:
+        """The outputs as fresh arrays, or in those that `out` gives by the output's number."""
+        given = {**self.given, **dict(zip(self.graph.inputs, arrays))}
+        buffers: dict[Value, Any] = {}
+        for number, value in enumerate(self.graph.outputs):
+            if value in self.made and value not in buffers and isinstance(value.type, TensorType):
+                array = out.get(number)
+                buffers[value] = np.empty(value.shape, value.tensor.numpy) if array is None else array
+        values = self.executable.run(given, buffers, self.runner.run_graph)
+        results = []
+        for number, value in enumerate(self.graph.outputs):
+            array = values[value]
+            if isinstance(array, np.ndarray) and (value not in buffers or any(array is r for r in results)):
+                array = array.copy()  # an input, a weight, or an output given twice
+            if number in out and array is not out[number]:
+                out[number][...] = array
+                array = out[number]
+            results.append(array)
+        return results
+
+
+class Stage:
+    """As much of a graph as can be planned, then the operators whose result sizes only a run can tell, then the rest."""
+
+    def __init__(self, runner: Runner, graph: Graph) -> None:
+        self.runner, self.graph = runner, graph
+        ready = _ready(graph)
+        self.frontier = _frontier(graph, ready)
+        if not self.frontier:
+            self.program = runner.program(graph)
+            return
+        later = [v for v in graph.values if v not in ready]
+        read = [i for v in later for i in v.inputs if i is not None and i in ready]
+        carried = [v for v in (*read, *graph.outputs) if v in ready and not v.is_static]
+        self.carried = tuple(dict.fromkeys(carried))
+        first = replace(graph, outputs=self.carried, output_names=(), late=None)
+        self.program = runner.program(first)
+        siblings = [s for v in self.frontier for s in v.siblings]
+        inputs = {v: make(Input(f"stage {n}", v.type), ())[0] for n, v in enumerate((*self.carried, *siblings))}
+        self.rest = replace(graph.substitute(inputs), inputs=tuple(inputs.values()))
+        runner.reference_ops.update(
+            dict.fromkeys(name for v in self.frontier for name in graph.origins.get(v, (str(v.op),)))
+        )
+
+    def run(self, arrays: Arrays, out: Mapping[int, np.ndarray]) -> list[Any]:
+        if not self.frontier:
+            return self.program.run(arrays, out)
+        carried = self.program.run(arrays, {})
+        known = dict(zip(self.carried, carried))
+        results = [r for v in self.frontier for r in self._compute(v, known)]
+        return self.runner.execute(self.rest, (*carried, *results), out)
+
+    def _compute(self, value: Value, known: Mapping[Value, Any]) -> tuple[Any, ...]:
+        self.runner.prepare([i for i in value.inputs if i is not None and i.is_static])
+        arrays = [
+            None if i is None else self.runner.prepared[i] if i.is_static else known[i] for i in value.inputs
+        ]
+        extra = [self.runner.run_graph] if value.op.runs_graphs else []
+        return compute(value, [*extra, *arrays], {})
+
+
+def _ready(graph: Graph) -> set[Value]:
+    """The Values that can be planned: tensors of known sizes, made from such."""
+    ready: set[Value] = set()
+    for value in graph.values:
+        known = isinstance(value.type, TensorType) and value.type.is_static and not value.op.uses_sizes
+        if known and all(s.type.is_static for s in value.siblings if isinstance(s.type, TensorType)):
+            if all(i is None or i in ready for i in value.inputs):
+                ready.add(value)
+        elif isinstance(value.op, Input | Parameter):
+            ready.add(value)
+    return ready
+
+
+def _frontier(graph: Graph, ready: set[Value]) -> list[Value]:
+    """The first operators that cannot be planned, one Value for each."""
+    found: dict[Value, None] = {}
+    for value in graph.values:
+        if value not in ready and all(i is None or i in ready for i in value.inputs):
+            found[value.siblings[0]] = None
+    return list(found)

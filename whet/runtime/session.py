@@ -1,0 +1,97 @@
+"""A Session: one engine, ready to run on one device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from whet.errors import InvalidInput
+from whet.ir.graph import Graph, Input
+from whet.ir.types import TensorType, Type, dtype_name
+from whet.passes.pipeline import optimise
+from whet.runtime.program import Runner
+
+if TYPE_CHECKING:
+    from whet.targets.cpu.device import Device
+
+
+class Session:
+    """Runs an engine. `run` may be called from any number of threads at once."""
+
+    def __init__(self, graph: Graph, weights: Any, device: Device, threads: int) -> None:
+        self.graph = graph
+        self._runner = Runner(device, weights, threads)
+        self.inputs: dict[str, Type] = {v.op.name: v.type for v in graph.inputs}  # type: ignore[attr-defined]
+        self._outputs = graph.late.outputs if graph.late is not None else graph.output_names
+        if all(isinstance(v.type, TensorType) and v.type.is_static for v in graph.inputs):
+            self._runner.stage(graph, {})
+
+    @property
+    def reference_ops(self) -> tuple[str, ...]:
+        """Names of the model's nodes that run their NumPy reference so far."""
+        return tuple(self._runner.reference_ops)
+
+    def run(self, inputs: Mapping[str, Any], out: Mapping[str, np.ndarray] | None = None) -> dict[str, Any]:
+        """The model's outputs, by name, for inputs by name.
+
+        Inputs are NumPy arrays, or any tensor that speaks DLPack on the CPU, of exactly the model's dtypes.
+        Outputs are fresh arrays, except those for which `out` gives an array to write to.
+        Raises InvalidInput for wrong names, dtypes or numbers of axes, ShapeError for sizes that do not fit.
+        """
+        arrays = self._check(inputs)
+        targets = self._check_out(out or {})
+        results = self._runner.execute(self.graph, arrays, targets)
+        if self.graph.late is not None:
+            return self._finish(results)
+        return dict(zip(self._outputs, results))
+
+    def _finish(self, results: list[Any]) -> dict[str, Any]:
+        """Runs the stages that could not be planned before."""
+        named: dict[str, Any] = {}
+        graph = self.graph
+        while graph.late is not None:
+            ready = len(graph.output_names)
+            named.update(zip(graph.output_names, results))
+            captured = dict(zip(graph.late.captured, results[ready:]))
+            graph = optimise(graph.late.stage(captured, self._runner.weights))
+            results = self._runner.execute(graph, [captured[v.op.name] for v in graph.inputs])  # type: ignore[attr-defined]
+        named.update(zip(graph.output_names, results))
+        return {name: named[name] for name in self._outputs}
+
+    def _check(self, inputs: Mapping[str, Any]) -> list[Any]:
+        missing = [name for name in self.inputs if name not in inputs]
+        unknown = [name for name in inputs if name not in self.inputs]
+        if missing or unknown:
+            said = [f"missing: {', '.join(missing)}"] * bool(missing)
+            said += [f"unknown: {', '.join(unknown)}"] * bool(unknown)
+            raise InvalidInput(f"inputs {'; '.join(said)}; the model has {', '.join(self.inputs)}")
+        return [_array(name, inputs[name], kind) for name, kind in self.inputs.items()]
+
+    def _check_out(self, out: Mapping[str, np.ndarray]) -> dict[int, np.ndarray]:
+        numbers = {name: number for number, name in enumerate(self._outputs)}
+        for name, array in out.items():
+            if name not in numbers:
+                raise InvalidInput(f"there is no output {name!r}; the model has {', '.join(numbers)}")
+            if not (isinstance(array, np.ndarray) and array.flags.c_contiguous and array.flags.writeable):
+                raise InvalidInput(f"the array for output {name!r} must be a writeable, C-contiguous NumPy array")
+        return {numbers[name]: array for name, array in out.items()}
+
+
+def _array(name: str, x: Any, kind: Type) -> Any:
+    """An input as a contiguous array of the type's dtype."""
+    if not isinstance(kind, TensorType):
+        return x
+    if not isinstance(x, np.ndarray | np.generic) and hasattr(x, "__dlpack__"):
+        x = np.from_dlpack(x)
+    array = np.asarray(x, object) if kind.dtype == "string" else np.asarray(x)
+    found = dtype_name(array.dtype) if array.dtype != object else "string"
+    if found != kind.dtype:
+        raise InvalidInput(f"input {name!r} must be {kind.dtype}, got {found}; convert it with .astype")
+    if array.ndim != kind.rank:
+        raise InvalidInput(f"input {name!r} is {kind}, got an array of the shape {list(array.shape)}")
+    for size, actual in zip(kind.shape, array.shape):
+        if isinstance(size, int) and size != actual:
+            raise InvalidInput(f"input {name!r} is {kind}, got an array of the shape {list(array.shape)}")
+    return np.ascontiguousarray(array) if array.ndim else array

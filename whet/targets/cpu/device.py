@@ -1,0 +1,201 @@
+"""The CPU as a device: compiles a Plan's kernels, lays out their arguments, walks them with the worker pool."""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from hashlib import blake2b
+from typing import Any, Protocol
+
+import numpy as np
+
+from whet.errors import IndexOutOfRange
+from whet.ir.evaluate import compute
+from whet.ir.graph import Value
+from whet.ir.types import TensorType
+from whet.plan.kernel import Kernel, Let, Loops, Template, walk
+from whet.plan.plan import Plan, Step, nbytes
+from whet.plan.target import Capabilities
+from whet.targets.cpu import codegen, host, jit
+from whet.targets.cpu.architecture import Architecture
+from whet.targets.cpu.arithmetic import LIBRARY
+from whet.targets.cpu.legalize import emits, legalize
+from whet.targets.cpu.pool import Pool
+from whet.targets.cpu.templates import TEMPLATES
+
+
+class ObjectCache(Protocol):
+    """Where compiled code is kept between processes."""
+
+    def get(self, key: str) -> bytes | None: ...
+
+    def put(self, key: str, data: bytes) -> None: ...
+
+
+class Device:
+    """One CPU at one architecture level; compiled kernels are shared by all its programs."""
+
+    def __init__(self, architecture: Architecture | None = None, cache: ObjectCache | None = None) -> None:
+        self.architecture = architecture or host.architecture()
+        self.cache = cache
+        self.capabilities = Capabilities("cpu", self.legalize, emits, TEMPLATES)
+        self.compiled = 0
+        self._code: dict[Kernel, jit.Code] = {}
+        self._lock = threading.Lock()
+
+    def legalize(self, value: Value) -> Any:
+        """An operator in this CPU's terms."""
+        for template in TEMPLATES.values():
+            new = template.legalize(value, self.architecture)
+            if new is not None:
+                return new
+        return legalize(value)
+
+    def code(self, kernel: Kernel) -> int:
+        """The address of the kernel's function, compiled or taken from the cache."""
+        with self._lock:
+            if kernel not in self._code:
+                self._code[kernel] = self._build(kernel)
+            return self._code[kernel].address(codegen.ENTRY)
+
+    def key(self, kernel: Kernel) -> str:
+        """What the cache knows the kernel's code by."""
+        text = f"cpu {codegen.VERSION} {self.architecture}\n{kernel}"
+        return blake2b(text.encode(), digest_size=20).hexdigest()
+
+    def _build(self, kernel: Kernel) -> jit.Code:
+        key = self.key(kernel)
+        code = self.cache.get(key) if self.cache is not None else None
+        if code is None:
+            module = codegen.to_llvm(kernel, self.architecture)
+            code = jit.to_object(module.text(), self.architecture, codegen.imports(module))
+            self.compiled += 1
+            if self.cache is not None:
+                self.cache.put(key, code)
+        return jit.load(code, [codegen.ENTRY], _library(frozenset(jit.undefined_symbols(code))))
+
+
+@cache
+def _library(names: frozenset[str]) -> Mapping[str, int]:
+    """Addresses of the C library's functions that an object calls."""
+    wanted = sorted(names & LIBRARY)
+    if not wanted:
+        return {}
+    library = ctypes.CDLL(ctypes.util.find_library("m")) if ctypes.util.find_library("m") else host.libc()
+    return {name: ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0 for name in wanted}
+
+
+class Executable:
+    """A Plan compiled for a device: runs on given buffers, from any number of threads."""
+
+    def __init__(self, plan: Plan, device: Device, threads: int) -> None:
+        self.plan, self.device, self.threads = plan, device, threads
+        self.segments = _segments(plan.steps)
+        for step in plan.steps:
+            if step.kernel is not None:
+                device.code(step.kernel)
+        self._free: list[_Context] = []
+
+    def run(self, given: Mapping[Value, Any], out: Mapping[Value, Any], run_graph: Callable[..., Any]) -> dict[Value, Any]:
+        """Computes the plan's outputs into the `out` arrays; `given` are its inputs and what was prepared."""
+        context = self._free.pop() if self._free else _Context(self)
+        try:
+            return context.run(given, out, run_graph)
+        finally:
+            self._free.append(context)
+
+
+def _segments(steps: Sequence[Step]) -> list[tuple[int, int]]:
+    """Runs of steps that one native call walks; a step on the host stands alone."""
+    segments: list[tuple[int, int]] = []
+    for number, step in enumerate(steps):
+        joins = segments and not step.is_host and not steps[segments[-1][0]].is_host
+        if joins:
+            segments[-1] = (segments[-1][0], number + 1)
+        else:
+            segments.append((number, number + 1))
+    return segments
+
+
+class _Context:
+    """What one run at a time needs: an arena, and the kernels' arguments with its addresses."""
+
+    def __init__(self, executable: Executable) -> None:
+        self.executable = executable
+        plan = executable.plan
+        self.arena = host.aligned_memory(max(plan.arena, 64))
+        self.values = {
+            value: self.arena[at : at + nbytes(value.tensor)].view(value.tensor.numpy).reshape(value.shape)
+            for value, at in plan.offsets.items()
+        }
+        self.tables = np.zeros((len(plan.steps), 2), np.int64)
+        self.errors = np.zeros(len(plan.steps), np.int64)
+        self.places: dict[Value, list[int]] = {}
+        self.arguments = self._arguments(plan)
+        self.addresses: dict[Value, int] = {}
+        for value, array in self.values.items():
+            self._set(value, array)
+
+    def _arguments(self, plan: Plan) -> np.ndarray:
+        """The argument blocks, one after the other, with the error words set and the buffers still open."""
+        slots: list[Value | None] = []
+        starts: dict[int, int] = {}
+        for number, step in enumerate(plan.steps):
+            if step.kernel is not None:
+                starts[number] = len(slots)
+                slots += [None, *step.reads, *step.writes]
+        arguments = np.zeros(max(len(slots), 1), np.int64)
+        for place, value in enumerate(slots):
+            if value is not None:
+                self.places.setdefault(value, []).append(place)
+        for number, start in starts.items():
+            kernel = plan.steps[number].kernel
+            assert kernel is not None
+            arguments[start] = self.errors.ctypes.data + 8 * number
+            self.tables[number] = (self.executable.device.code(kernel), arguments.ctypes.data + 8 * start)
+        return arguments
+
+    def _set(self, value: Value, array: Any) -> None:
+        address = array.ctypes.data
+        if self.addresses.get(value) != address:
+            self.addresses[value] = address
+            for place in self.places.get(value, ()):
+                self.arguments[place] = address
+
+    def run(self, given: Mapping[Value, Any], out: Mapping[Value, Any], run_graph: Callable[..., Any]) -> dict[Value, Any]:
+        values = {**self.values, **given, **out}
+        for value in (*given, *out):
+            if value in self.places:
+                self._set(value, values[value])
+        pool, steps = Pool.shared(), self.executable.plan.steps
+        for begin, end in self.executable.segments:
+            if steps[begin].is_host:
+                self._run_host(steps[begin], values, run_graph)
+                continue
+            pool.run(self.tables.ctypes.data + 16 * begin, end - begin, self.executable.threads)
+            if self.errors.any():
+                self._raise()
+        return {o: values[o] for o in self.executable.plan.graph.outputs}
+
+    def _run_host(self, step: Step, values: dict[Value, Any], run_graph: Callable[..., Any]) -> None:
+        arrays = [None if i is None else values[i] for i in step.value.inputs]
+        extra = [run_graph] if step.value.op.runs_graphs else []
+        results = compute(step.value, [*extra, *arrays], {})
+        for value, result in zip(step.writes, results):
+            if value in values and isinstance(value.type, TensorType):
+                values[value][...] = result
+            else:
+                values[value] = result
+                if isinstance(result, np.ndarray) and value in self.places:
+                    values[value] = np.ascontiguousarray(result)
+                    self._set(value, values[value])
+
+    def _raise(self) -> None:
+        (number, *_) = np.flatnonzero(self.errors)
+        self.errors[:] = 0
+        step = self.executable.plan.steps[number]
+        names = " + ".join(step.nodes) or str(step.value.op)
+        raise IndexOutOfRange(f'at node "{names}": an index lies outside the axis that it chooses from')

@@ -1,0 +1,33 @@
+"""Operators in the CPU's terms: a template's where one fits, else simpler ones, down to what loops can hold."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+from whet.ir.graph import Constant, Graph, Op, Value
+from whet.ir.types import TensorType
+from whet.plan.group import ELEMENTWISE
+from whet.plan.lower import RULES
+from whet.targets.cpu.arithmetic import COMPUTE, EMIT
+from whet.ops.elementwise import Cast
+
+
+def emits(value: Value) -> bool:
+    """Whether a loop nest can hold the operator, with these dtypes."""
+    if isinstance(value.op, ELEMENTWISE) and type(value.op) not in EMIT and not isinstance(value.op, Cast):
+        return False
+    if not isinstance(value.op, ELEMENTWISE) and type(value.op) not in RULES:
+        return False
+    return all(_has_code(t) for v in (value, *value.inputs) if v is not None for t in (v.type,))
+
+
+def _has_code(type: Any) -> bool:
+    return isinstance(type, TensorType) and type.dtype in COMPUTE
+
+
+def legalize(value: Value) -> Any:
+    """One operator in simpler terms, or the Value itself."""
+    if emits(value) or not hasattr(value.op, "lower"):
+        return value
+    return value.op.lower(*value.inputs)
