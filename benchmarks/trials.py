@@ -154,6 +154,7 @@ class Child:
 
     def peak_private(self) -> int:
         """The most private bytes seen until the trial's report can be read."""
+        assert self.process.stdout is not None
         peak = 0
         while not select.select([self.process.stdout], [], [], SAMPLE_EVERY)[0]:
             peak = max(peak, self.private())
