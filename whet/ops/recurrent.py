@@ -9,9 +9,9 @@ import numpy as np
 
 from whet.errors import ShapeError
 from whet.ir.graph import Op, Value, constant, operator
-from whet.ir.sizes import floor_divide
 from whet.ir.types import TensorType
 from whet.ops.contract import MatMul
+from whet.ops.either import apply, cut, like, parts, row, where
 from whet.ops.elementwise import (
     Abs,
     Clip,
@@ -105,15 +105,15 @@ class Recurrent(Op):
     def step(self, gates: Any, weight: Any, h: Any, c: Any, bias: Any, peephole: Any) -> Any:
         """The hidden and cell state after one step, of NumPy arrays or of Values alike."""
         if self.kind == "lstm":
-            return self._lstm(gates + _apply(MatMul(), h, weight), c, peephole)
+            return self._lstm(gates + apply(MatMul(), h, weight), c, peephole)
         if self.kind == "gru":
             return self._gru(gates, weight, h, bias), None
-        return self._squash(0, gates + _apply(MatMul(), h, weight)), None
+        return self._squash(0, gates + apply(MatMul(), h, weight)), None
 
     def _lstm(self, gates: Any, c: Any, peephole: Any) -> Any:
-        i, o, f, g = _parts(gates, 4)
+        i, o, f, g = parts(gates, 4)
         if peephole is not None:
-            from_input, from_output, from_forget = (_row(peephole, k) for k in range(3))
+            from_input, from_output, from_forget = (row(peephole, k) for k in range(3))
             i, f = i + from_input * c, f + from_forget * c
         i = self._squash(0, i)
         f = 1 - i if self.coupled else self._squash(0, f)
@@ -123,23 +123,23 @@ class Recurrent(Op):
 
     def _gru(self, gates: Any, weight: Any, h: Any, bias: Any) -> Any:
         size = h.shape[-1]
-        own_z, own_r, own_g = _parts(gates, 3)
-        update_reset, candidate = _cut(weight, 0, 2 * size), _cut(weight, 2 * size, size)
-        z, r = _parts(_apply(MatMul(), h, update_reset), 2)
+        own_z, own_r, own_g = parts(gates, 3)
+        update_reset, candidate = cut(weight, 0, 2 * size), cut(weight, 2 * size, size)
+        z, r = parts(apply(MatMul(), h, update_reset), 2)
         z, r = self._squash(0, own_z + z), self._squash(0, own_r + r)
         if self.reset_after:
-            from_state = _apply(MatMul(), h, candidate)
+            from_state = apply(MatMul(), h, candidate)
             from_state = r * (from_state if bias is None else from_state + bias)
         else:
-            from_state = _apply(MatMul(), r * h, candidate)
+            from_state = apply(MatMul(), r * h, candidate)
         g = self._squash(1, own_g + from_state)
         return (1 - z) * g + z * h
 
     def _squash(self, index: int, x: Any) -> Any:
         """The activation of what is clipped first."""
         if self.clip is not None:
-            limit = [_like(bound, x) for bound in (-self.clip, self.clip)]
-            x = _apply(Clip(), x, *limit)
+            limit = [like(bound, x) for bound in (-self.clip, self.clip)]
+            x = apply(Clip(), x, *limit)
         return activate(self.activations[index], x)
 
     def _squash_state(self, index: int, x: Any) -> Any:
@@ -175,31 +175,31 @@ def activate(activation: Activation, x: Any) -> Any:
 
 def _softplus(x: Any, alpha: float, beta: float) -> Any:
     # log(1 + exp(x)) without overflow.
-    bound = _apply(Max(), x, _like(0, x))
-    return bound + _apply(Log(), 1 + _apply(Exp(), 0 - _apply(Abs(), x)))
+    bound = apply(Max(), x, like(0, x))
+    return bound + apply(Log(), 1 + apply(Exp(), 0 - apply(Abs(), x)))
 
 
 def _hard_sigmoid(x: Any, alpha: float, beta: float) -> Any:
-    return _apply(Clip(), x * alpha + beta, _like(0, x), _like(1, x))
+    return apply(Clip(), x * alpha + beta, like(0, x), like(1, x))
 
 
 def _elu(x: Any, alpha: float, beta: float) -> Any:
-    below = alpha * (_apply(Exp(), _apply(Min(), x, _like(0, x))) - 1)
-    return _where(_apply(LessOrEqual(), _like(0, x), x), x, below)
+    below = alpha * (apply(Exp(), apply(Min(), x, like(0, x))) - 1)
+    return where(apply(LessOrEqual(), like(0, x), x), x, below)
 
 
 # fmt: off
 ACTIVATIONS: dict[str, Callable[[Any, float, float], Any]] = {
-    "relu": lambda x, alpha, beta: _apply(Relu(), x),
-    "tanh": lambda x, alpha, beta: _apply(Tanh(), x),
-    "sigmoid": lambda x, alpha, beta: _apply(Sigmoid(), x),
+    "relu": lambda x, alpha, beta: apply(Relu(), x),
+    "tanh": lambda x, alpha, beta: apply(Tanh(), x),
+    "sigmoid": lambda x, alpha, beta: apply(Sigmoid(), x),
     "affine": lambda x, alpha, beta: x * alpha + beta,
-    "leakyrelu": lambda x, alpha, beta: _where(_apply(Less(), x, _like(0, x)), x * alpha, x),
-    "thresholdedrelu": lambda x, alpha, beta: _where(_apply(Less(), _like(alpha, x), x), x, 0),
-    "scaledtanh": lambda x, alpha, beta: _apply(Tanh(), x * beta) * alpha,
+    "leakyrelu": lambda x, alpha, beta: where(apply(Less(), x, like(0, x)), x * alpha, x),
+    "thresholdedrelu": lambda x, alpha, beta: where(apply(Less(), like(alpha, x), x), x, 0),
+    "scaledtanh": lambda x, alpha, beta: apply(Tanh(), x * beta) * alpha,
     "hardsigmoid": _hard_sigmoid,
     "elu": _elu,
-    "softsign": lambda x, alpha, beta: x / (1 + _apply(Abs(), x)),
+    "softsign": lambda x, alpha, beta: x / (1 + apply(Abs(), x)),
     "softplus": _softplus,
 }
 # fmt: on
@@ -213,36 +213,3 @@ DEFAULTS = {
     "scaledtanh": (1.0, 1.0),
 }
 """What alpha and beta are where a model does not say."""
-
-
-def _apply(op: Op, *inputs: Any) -> Any:
-    """The operator on Values; on NumPy arrays its reference: one step serves both."""
-    return op(*inputs) if isinstance(inputs[0], Value) else op.reference(*inputs)
-
-
-def _like(x: float, other: Any) -> Any:
-    return constant(x, other.dtype) if isinstance(other, Value) else np.asarray(x, other.dtype)
-
-
-def _where(condition: Any, a: Any, b: Any) -> Any:
-    if isinstance(condition, Value):
-        return Where()(condition, a, _like(b, a) if isinstance(b, int) else b)
-    return np.where(condition, a, b)
-
-
-def _parts(x: Any, count: int) -> list[Any]:
-    """The last axis in equal parts."""
-    size = floor_divide(x.shape[-1], count)
-    return [_cut(x, i * size, size) for i in range(count)]
-
-
-def _cut(x: Any, start: Any, size: Any) -> Any:
-    if isinstance(x, Value):
-        return slice_axis(x, -1, start, size)
-    return x[..., start : start + size]
-
-
-def _row(x: Any, index: int) -> Any:
-    if isinstance(x, Value):
-        return reshape(slice_axis(x, 0, index, 1), x.shape[1])
-    return x[index]

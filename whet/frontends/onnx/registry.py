@@ -64,6 +64,7 @@ def any_rank(fn: Reader) -> Reader:
 onnx_op = _register("")
 contrib_op = _register("com.microsoft")
 ml_op = _register("ai.onnx.ml")
+preview_op = _register("ai.onnx.preview")
 training_op = _register("ai.onnx.preview.training")
 
 
