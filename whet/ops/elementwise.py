@@ -1,4 +1,4 @@
-"""Operators that compute each output element from the same element of the inputs, which broadcast."""
+"""Operators that compute each output element from one element of each input; inputs broadcast."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Operators that read or write at positions that are data. Indices count from the end when negative."""
+"""Operators that read or write at positions that are data; negative ones count from the end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from whet.ops.movement import checked_indices, normalize_axis
 
 @operator
 class GatherElements(Op):
-    """The element of data at each place of `indices`, with the index in place of that along `axis`."""
+    """data at each place of `indices`, with the index there in place of that along `axis`."""
 
     axis: int
     computes_sizes: ClassVar[bool] = True
@@ -50,7 +50,7 @@ def _element_positions(data: Array, indices: Array, axis: int) -> tuple[Array, .
 
 @operator
 class GatherND(Op):
-    """data's slices at the tuples that the last axis of `indices` holds, behind `batch` shared axes."""
+    """data's slices at the tuples along the last axis of `indices`, behind `batch` shared axes."""
 
     batch: int = 0
     computes_sizes: ClassVar[bool] = True
@@ -83,8 +83,9 @@ def _tuple_positions(data: Array, indices: Array, batch: int) -> tuple[Array, ..
         np.arange(shape[i]).reshape([-1 if a == i else 1 for a in range(len(shape))])
         for i in range(batch)
     ]
-    for i in range(indices.shape[-1]):
-        places.append(checked_indices(indices[..., i], data.shape[batch + i]))
+    places += [
+        checked_indices(indices[..., i], data.shape[batch + i]) for i in range(indices.shape[-1])
+    ]
     return tuple(np.broadcast_arrays(*places))
 
 
@@ -92,7 +93,7 @@ def _tuple_positions(data: Array, indices: Array, batch: int) -> tuple[Array, ..
 class ScatterElements(Op):
     """data with `updates` written where GatherElements would read.
 
-    `kind` combines them with what is there: "sum", "prod", "max", "min"; without it the last one stays.
+    `kind` combines them with what is there ("sum", "prod", "max", "min"); else the last one stays.
     """
 
     axis: int

@@ -135,9 +135,9 @@ def _is_empty(size: Size) -> bool:
 
 @operator
 class Pad(Op):
-    """`before` and `after` more elements on each axis: the fill value, or the axis mirrored, clamped, wrapped.
+    """`before` and `after` more elements on each axis.
 
-    Modes: "constant", "reflect" (the border element not repeated), "edge", "wrap". The fill value is an input.
+    Modes: "constant" (the fill value, an input), "reflect" (the border not repeated), "edge", "wrap".
     """
 
     before: tuple[Size, ...]
@@ -204,7 +204,7 @@ class Concat(Op):
 
 @operator
 class Gather(Op):
-    """data's slices along `axis` at the indices, in place of that axis; negative ones count from the end."""
+    """data's slices along `axis` at the indices, in place of that axis."""
 
     axis: int = 0
     computes_sizes: ClassVar[bool] = True

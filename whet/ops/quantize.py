@@ -24,7 +24,7 @@ def _check_zero(zero: TensorType | None, dtype: str) -> None:
 
 @operator
 class Quantize(Op):
-    """x / scale, rounded (halves to even), plus the zero point, clamped into `to`; inputs broadcast.
+    """x / scale, rounded (halves to even), plus zero point, clamped into `to`; inputs broadcast.
 
     The quotient has scale's dtype. To a float of 8 or 4 bits it is rounded once, as Cast does it.
     """

@@ -177,7 +177,7 @@ def CastLike(x: Value, like: Value, *, saturate: int = 1, round_mode: str = "up"
 def _cast(x: Value, dtype: str, saturate: int, round_mode: str) -> Value:
     if x.dtype == dtype:
         return x
-    # Attributes that make no difference to this dtype keep their defaults, so that equal casts merge.
+    # Attributes that make no difference here keep their defaults, so that equal casts merge.
     mode = round_mode if dtype == "float8_e8m0fnu" else "up"
     return ew.Cast(dtype, bool(saturate) or not dtype.startswith("float8"), mode)(x)
 

@@ -179,7 +179,7 @@ def MelWeightMatrix(
 
 
 def mel_weights(bins: int, dft_length: int, rate: int, lower: float, upper: float) -> np.ndarray:
-    """Triangles evenly spaced on the mel scale: float64[dft_length // 2 + 1, bins] (ONNX's formula)."""
+    """Triangles evenly spaced on the mel scale: [dft_length // 2 + 1, bins] (ONNX's formula)."""
     low, high = (2595 * math.log10(1 + edge / 700) for edge in (lower, upper))
     mels = np.arange(bins + 2) * ((high - low) / (bins + 2)) + low
     hertz = 700 * (10 ** (mels / 2595) - 1)

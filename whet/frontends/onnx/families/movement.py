@@ -33,7 +33,7 @@ def Shape(x: Value, *, start: int = 0, end: int | None = None) -> Value:
 
 
 @onnx_op
-def Size(x: Value) -> Value:
+def Size_1(x: Value) -> Value:
     return mv.reshape(mv.Sizes((product(x.shape),))())
 
 
@@ -231,7 +231,7 @@ def slice_range(size: Size, start: Size, end: Size, step: int) -> tuple[Size, Si
     start, end = from_front(start, size), from_front(end, size)
     if step > 0:
         start = maximum(start, 0)
-        # end is min(size, end) and start a maximum, so their difference is the least of all differences.
+        # min(size, end) - start is the least of the two differences.
         room = minimum(size - start, end - start)
     else:
         start = minimum(start, size - 1)
@@ -279,7 +279,7 @@ def zero(x: Value) -> Value:
 def pad(
     x: Value, pads: tuple[Size, ...], axes: range | tuple[int, ...], mode: str, fill: Value
 ) -> Value:
-    """x with pads[i] more elements before and pads[i + len(axes)] behind axes[i]; negative ones are cut off."""
+    """x with pads[i] more elements before and pads[i + len(axes)] behind axes[i], or fewer."""
     if len(pads) != 2 * len(axes):
         raise ShapeError(f"{len(pads)} sizes of padding do not fit {len(axes)} axes")
     before: list[Size] = [0] * x.rank
@@ -298,22 +298,18 @@ def pad(
 
 
 @onnx_op
-def DepthToSpace(x: Value, *, blocksize: int, mode: str = "DCR") -> Value:
-    n, c, h, w = x.shape
-    b, depth = blocksize, floor_divide(c, blocksize * blocksize)
-    if mode == "DCR":
-        blocks = mv.transpose(mv.reshape(x, n, b, b, depth, h, w), 0, 3, 4, 1, 5, 2)
-    else:
-        blocks = mv.transpose(mv.reshape(x, n, depth, b, b, h, w), 0, 1, 4, 2, 5, 3)
-    return mv.reshape(blocks, n, depth, h * b, w * b)
-
-
-@onnx_op
-def SpaceToDepth(x: Value, *, blocksize: int, mode: str = "DCR") -> Value:
-    n, c, h, w = x.shape
-    b = blocksize
-    blocks = mv.reshape(x, n, c, floor_divide(h, b), b, floor_divide(w, b), b)
-    order = (0, 3, 5, 1, 2, 4) if mode == "DCR" else (0, 1, 3, 5, 2, 4)
-    return mv.reshape(
-        mv.transpose(blocks, *order), n, c * b * b, floor_divide(h, b), floor_divide(w, b)
-    )
+def CenterCropPad(
+    x: Value, shape: Value, *, axes: tuple[int, ...] | None = None, node: Reading
+) -> Value:
+    wanted = node.sizes(shape, "the shape of CenterCropPad")
+    places = range(x.rank) if axes is None else axes
+    if len(wanted) != len(places):
+        raise ShapeError(f"{len(wanted)} sizes do not fit {len(places)} axes")
+    for axis, size in zip(places, wanted):
+        axis = mv.normalize_axis(axis, x.rank)
+        surplus = maximum(x.shape[axis] - size, 0)
+        x = mv.slice_axis(x, axis, floor_divide(surplus, 2), x.shape[axis] - surplus)
+        missing = size - x.shape[axis]
+        before = floor_divide(missing, 2)
+        x = pad(x, (before, missing - before), (axis,), "constant", zero(x))
+    return x

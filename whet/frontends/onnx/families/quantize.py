@@ -50,7 +50,7 @@ def DequantizeLinear(
 
 
 def stretched(parameter: Value | None, x: Value, axis: int, block: int) -> Value | None:
-    """A scale or zero point that broadcasts against x: one, one for each index of `axis`, or blocks."""
+    """A scale or zero point that broadcasts against x: one, one per index of `axis`, or blocks."""
     if parameter is None or parameter.rank == 0:
         return parameter
     if parameter.shape == (1,):

@@ -52,7 +52,7 @@ def _in_floats(op: ew.Op, x: Value) -> Value:
 def _log_sum_exp(x: Value, axes: Axes) -> Value:
     if x.dtype not in FLOATS:
         return ew.Cast(x.dtype)(_log_sum_exp(ew.Cast("float64")(x), axes))
-    # The greatest element is taken out so that nothing overflows; an infinite one would give inf - inf.
+    # The greatest element is taken out so that nothing overflows, unless it is infinite: inf - inf.
     top = _max(x, axes)
     top = ew.Where()(ew.Less()(ew.Abs()(top), math.inf), top, ew.const_like(0, x))
     return ew.Log()(_sum(ew.Exp()(x - top), axes)) + top
