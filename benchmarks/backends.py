@@ -1,62 +1,89 @@
-"""What a conformance run judges: functions of a model and its inputs.
+"""What a conformance run judges: backends that open a model and run it.
 
-A backend returns the outputs in the model's order and the names of the nodes that ran a reference
-kernel. It refuses a model by raising one of its REFUSALS; any other exception is an error of its
+A backend refuses a model by raising one of its REFUSALS; any other exception is an error of its
 own. Backends are looked up by name in the process that runs the cases, so nothing is loaded before.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import onnx
 
-Run = Callable[[onnx.ModelProto, dict[str, Any]], tuple[Sequence[Any], Sequence[str]]]
+Source = Path | onnx.ModelProto
+
+
+class Loaded(Protocol):
+    """A model ready to run."""
+
+    def run(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The outputs by name, in the model's order."""
+        ...
+
+    def references(self) -> Sequence[str]:
+        """The names of the nodes that run a reference kernel."""
+        ...
 
 
 @dataclass(frozen=True)
 class Backend:
-    run: Run
+    open: Callable[[Source], Loaded]
     refusals: tuple[type[Exception], ...]
 
 
-def whet() -> Backend:
-    import whet
+class Whet:
+    def __init__(self, source: Source):
+        import whet
 
-    def run(model: onnx.ModelProto, inputs: dict[str, Any]) -> tuple[Sequence[Any], Sequence[str]]:
-        session = whet.build(model).session(threads=1, cache=False)
-        outputs = session.run(inputs)
-        return [outputs[value.name] for value in model.graph.output], session.reference_ops
+        self.session = whet.build(source).session(threads=1, cache=False)
 
-    return Backend(run, (whet.Error,))
+    def run(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        return dict(self.session.run(inputs))
+
+    def references(self) -> Sequence[str]:
+        return self.session.reference_ops
 
 
-def onnxruntime() -> Backend:
-    import ml_dtypes
+class OnnxRuntime:
+    def __init__(self, source: Source):
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 4
+        text = str(source) if isinstance(source, Path) else source.SerializeToString()
+        self.session = onnxruntime.InferenceSession(text, options, ["CPUExecutionProvider"])
+        self.names = [output.name for output in self.session.get_outputs()]
+
+    def run(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        given = {name: ort_value(x) for name, x in inputs.items()}
+        return dict(zip(self.names, self.session.run(None, given)))
+
+    def references(self) -> Sequence[str]:
+        return []
+
+
+def ort_value(x: Any) -> Any:
+    """Types that NumPy lacks cross ONNX Runtime's interface as bits with a type's name."""
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4
-
-    def value(x: Any) -> Any:
-        """Types that NumPy lacks cross the interface as what ONNX Runtime calls them."""
-        if isinstance(x, np.ndarray) and x.dtype.type.__module__ == ml_dtypes.__name__:
-            kind = onnx.helper.np_dtype_to_tensor_dtype(x.dtype)
-            return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits(x), kind)
+    if not isinstance(x, np.ndarray) or x.dtype.type.__module__ != "ml_dtypes":
         return x
-
-    def bits(x: Any) -> Any:
-        return x.view(np.uint16 if x.dtype.itemsize == 2 else np.uint8)
-
-    def run(model: onnx.ModelProto, inputs: dict[str, Any]) -> tuple[Sequence[Any], Sequence[str]]:
-        session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, ["CPUExecutionProvider"]
-        )
-        return session.run(None, {k: value(x) for k, x in inputs.items()}), []
-
-    return Backend(run, (Exception,))
+    kind = onnx.helper.np_dtype_to_tensor_dtype(x.dtype)
+    bits = x.view(np.uint16 if x.dtype.itemsize == 2 else np.uint8)
+    return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, kind)
 
 
-BACKENDS: dict[str, Callable[[], Backend]] = {"whet": whet, "onnxruntime": onnxruntime}
+def open_whet() -> Backend:
+    import whet
+
+    return Backend(Whet, (whet.Error,))
+
+
+def open_onnxruntime() -> Backend:
+    return Backend(OnnxRuntime, (Exception,))
+
+
+BACKENDS: dict[str, Callable[[], Backend]] = {"whet": open_whet, "onnxruntime": open_onnxruntime}

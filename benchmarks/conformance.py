@@ -110,19 +110,19 @@ def open_cases(backend_name: str, names: dict[str, str]) -> Callable[[Any], Resu
     def run(case: Any) -> Result:
         operator = names[case.name]
         try:
-            references: set[str] = set()
+            loaded = backend.open(case.model)
             for inputs, expected in case.data_sets:
                 feeds = {v.name: as_value(x) for v, x in zip(case.model.graph.input, inputs)}
-                outputs, used = backend.run(case.model, feeds)
-                references.update(used)
+                outputs = list(loaded.run(feeds).values())
+                references = tuple(loaded.references())
                 reason = judge(case, outputs, expected)
                 if reason:
-                    return Result(case.name, operator, "wrong", reason, tuple(sorted(references)))
+                    return Result(case.name, operator, "wrong", reason, references)
         except backend.refusals as error:
             return Result(case.name, operator, "refused", describe(error))
         except Exception as error:
             return Result(case.name, operator, "failed", describe(error))
-        return Result(case.name, operator, "right", "", tuple(sorted(references)))
+        return Result(case.name, operator, "right", "", references)
 
     return run
 

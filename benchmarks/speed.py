@@ -12,6 +12,7 @@ import numpy as np
 
 from benchmarks import float64
 from benchmarks.inputs import Input, draw, read_inputs
+from benchmarks.judge import relative_error
 from benchmarks.machine import peak_gflops
 from benchmarks.processes import ROOT, Process, RunnerError
 
@@ -163,7 +164,9 @@ def check_errors(path: Path, inputs: list[Input], running: dict[str, Process], r
     for name, process in list(running.items()):
         try:
             outputs = process.ask("outputs", feeds)
-            row.errors[name] = max(float64.relative_errors(outputs, expected))
+            row.errors[name] = max(
+                relative_error(y, e) for y, e in zip(outputs, expected, strict=True)
+            )
         except (RunnerError, ValueError) as failure:
             row.failures[name] = str(failure)
             del running[name]
