@@ -7,7 +7,6 @@ same channel of each group to all of that group's lanes.
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass
 
@@ -32,6 +31,11 @@ from whet.targets.cpu.templates.tiling import (
 
 MOST_COLUMNS = 8
 """Column taps that are written out; more become a loop."""
+
+LATENCY = 8
+"""Products that a core has under way at once: 4 cycles of 2."""
+
+Met = tuple[int, list[tuple[int, int]]]
 
 
 @dataclass(frozen=True)
@@ -135,84 +139,80 @@ class Lanewise:
 
 
 class LanewiseTile:
-    """Generates the function for one variant of tile: all its chunks."""
+    """Generates the function for one variant of tile: all its chunks, and in each all its rows."""
 
     def __init__(self, kernel: Lanewise, tile: tuple[Span, ...], name: str) -> None:
         self.k, self.c, self.chunks, self.tile = kernel, kernel.c, kernel.chunks, tile
         parameters = kernel._tile_parameters()
         self.f = kernel.module.function(name, parameters, linkage="internal", attributes="noinline")
-        self.given: dict[str, Index] = {p: f"%{p}" for p in parameters}
-        _, height, width = (span.size for span in tile)
-        self.places = [(y, x) for y in range(height) for x in range(width)]
+        self.at: dict[str, Index] = {p: f"%{p}" for p in parameters}
+        """Batch and output indices: 0 where they always are."""
         self.weight_step = 4 * self.chunks.lanes
         """Bytes from one packed weight vector to the next."""
 
     def emit(self) -> None:
         """The whole function: a loop over whole chunks, then the last one if it is narrower."""
         f, chunks = self.f, self.chunks
-        self.bounds = [
-            tap_range(f, axis, self.given.get(name, 0)) if span.taps is None else None
-            for axis, span, name in zip(self.k.axes, self.tile, "zyx")
-        ]
-        x = self._x()
-        weight, bias = (f.load("ptr", "%arguments", 8 * slot) for slot in (WEIGHT, BIAS))
+        self.x, self.weight, self.bias = (
+            f.load("ptr", "%arguments", 8 * slot) for slot in (X, WEIGHT, BIAS)
+        )
+        first_row = self.at.get("y", 0)
+        rows = first_row, f.min(f.add(first_row, self.tile[1].size), self.c.outputs[1])
 
         def chunk(i: Index, groups: int) -> None:
-            step = self.weight_step * self.c.depth
-            self._chunk(i, groups, x, f.address(weight, f.mul(i, step)), bias)
+            f.loop(*rows, 1, lambda y, _: self._row(i, groups, y), guard=False)
 
-        end = f.min("%end", chunks.whole)
         if chunks.whole:
+            end = f.min("%end", chunks.whole)
             f.loop("%first", end, 1, lambda i, _: chunk(i, chunks.most))
         if chunks.whole < chunks.count:
             is_last = f.compare("eq", "i64", "%end", str(chunks.count))
             f.when(is_last, lambda: chunk(chunks.whole, chunks.groups - chunks.whole * chunks.most))
         f.end()
 
-    def _x(self) -> str:
-        """The address under the first tap of the first output; it may lie outside the image."""
-        f, c = self.f, self.c
-        offset = f.mul(self.given.get("n", 0), 4 * c.x_strides[0])
-        start = 0
-        for name, stride, step, before in zip("zyx", c.x_strides[1:4], c.steps, c.before):
-            offset = f.add(offset, f.mul(self.given.get(name, 0), 4 * stride * step))
-            start -= 4 * before * stride
-        return f.address(f.load("ptr", "%arguments", 8 * X), f.add(offset, start))
-
-    def _chunk(self, i: Index, groups: int, x: str, weight: str, bias: str) -> None:
+    def _row(self, chunk: Index, groups: int, y: str) -> None:
+        """The outputs of one row of the tile, for one chunk."""
         f, c, rank = self.f, self.c, self.k.rank
+        self.at["y"] = y
+        self.bounds = [
+            tap_range(f, axis, self.at.get(name, 0)) if span.taps is None else None
+            for axis, span, name in zip(self.k.axes, self.tile, "zyx")
+        ]
         lanes = groups * self.chunks.outputs
-        type = vector("float", lanes)
-        channel = f.mul(i, self.chunks.lanes)
+        channel = f.mul(chunk, self.chunks.lanes)
         first = "zeroinitializer" if lanes > 1 else "0.0"
         if c.bias:
-            first = f.load(type, bias, f.mul(channel, 4))
-        x = f.address(x, f.mul(i, 4 * self.chunks.most * self.chunks.inputs))
-        sums = self._sum(0, groups, (x, weight), [first] * len(self.places))
-        indices = (self.given.get("n", 0), *(self.given.get(name, 0) for name in "zyx"[-rank:]))
-        places = [(0, *(0, *place)[-rank:], 0) for place in self.places]
-        results = [(deltas, lanes, value) for deltas, value in zip(places, sums)]
+            first = f.load(vector("float", lanes), self.bias, f.mul(channel, 4))
+        weight = f.address(self.weight, f.mul(chunk, self.weight_step * c.depth))
+        sums = [first] * self.tile[2].size
+        sums = self._sum(0, groups, (self._x(chunk), weight), sums)
+        indices = (self.at.get("n", 0), *(self.at.get(name, 0) for name in "zyx"[-rank:]))
         origin = Origin("%arguments", (*indices, channel))
+        results = [((*[0] * rank, place, 0), lanes, value) for place, value in enumerate(sums)]
         y_strides = (c.y_strides[0], *c.y_strides[4 - rank :])
         finish(f, self.k.epilogue, origin, y_strides, results)
 
-    def _sum(
-        self, axis: int, groups: int, at: tuple[str, str], sums: list[str], rows: Taps = ((0,),)
-    ) -> list[str]:
-        """The loops over taps; `at` is (x, weight), `rows` the row taps to write out."""
+    def _x(self, chunk: Index) -> str:
+        """The address under the first tap of the first output; it may lie outside the image."""
+        f, c = self.f, self.c
+        offset = f.mul(self.at.get("n", 0), 4 * c.x_strides[0])
+        start = 0
+        for name, stride, step, before in zip("zyx", c.x_strides[1:4], c.steps, c.before):
+            offset = f.add(offset, f.mul(self.at.get(name, 0), 4 * stride * step))
+            start -= 4 * before * stride
+        offset = f.add(offset, f.mul(chunk, 4 * self.chunks.most * self.chunks.inputs))
+        return f.address(self.x, f.add(offset, start))
+
+    def _sum(self, axis: int, groups: int, at: tuple[str, str], sums: list[str]) -> list[str]:
+        """The loops over the taps from an axis on; `at` is (x, weight)."""
         taps, bounds = self.tile[axis].taps, self.bounds[axis]
-        if axis == 1 and taps is not None and self._writes_rows():
-            return self._sum(2, groups, at, sums, taps)
         if axis == 2 and taps is not None and len(taps) <= MOST_COLUMNS:
-            return self._patch(groups, at, sums, rows, taps)
+            return self._patch(groups, at, sums, taps)
         stretches = [(*bounds, (0,))] if bounds else runs(taps or ())
         for low, high, places in stretches:
             if places:
-                sums = self._loop(axis, (low, high), groups, at, sums, rows, places)
+                sums = self._loop(axis, (low, high), groups, at, sums, places)
         return sums
-
-    def _writes_rows(self) -> bool:
-        return self.k.schedule.unroll > 1 or self.tile[1].size > 1
 
     def _loop(
         self,
@@ -221,7 +221,6 @@ class LanewiseTile:
         groups: int,
         at: tuple[str, str],
         sums: list[str],
-        rows: Taps,
         places: tuple[int, ...],
     ) -> list[str]:
         """A loop over taps of one axis."""
@@ -233,8 +232,8 @@ class LanewiseTile:
             x, weight = at
             here = f.address(x, f.mul(tap, x_step)), f.address(weight, f.mul(tap, weight_step))
             if axis == 2:
-                return self._patch(groups, here, values, rows, (places,))
-            return self._sum(axis + 1, groups, here, values, rows)
+                return self._patch(groups, here, values, (places,))
+            return self._sum(axis + 1, groups, here, values)
 
         if isinstance(low, int) and isinstance(high, int) and high - low == 1:
             return turn(low, sums)
@@ -242,41 +241,38 @@ class LanewiseTile:
         guard = not (isinstance(low, int) or self.k.axes[axis].never_empty)
         return f.loop(low, high, 1, turn, [(type, value) for value in sums], guard)
 
-    def _patch(
-        self, groups: int, at: tuple[str, str], sums: list[str], rows: Taps, columns: Taps
-    ) -> list[str]:
-        """Written-out taps: each vector of x under the tile is loaded once for all that need it."""
+    def _patch(self, groups: int, at: tuple[str, str], sums: list[str], columns: Taps) -> list[str]:
+        """Written-out column taps: each vector of x is loaded once for all that need it."""
         f, (x, weight), sums = self.f, at, list(sums)
         type = vector("float", groups * self.chunks.outputs)
-        width = self.tile[2].size
         for channel in range(self.c.group_channels):
-            row_taps: dict[tuple[int, int], str] = {}
-            for row, row_pairs in self._reach(1, rows):
-                for column, column_pairs in self._reach(2, columns):
-                    value = self._input(groups, x, row, column, channel)
-                    for (dy, kh), (dx, kw) in itertools.product(row_pairs, column_pairs):
-                        if (kh, kw) not in row_taps:
-                            tap = (kh * len(columns) + kw) * self.c.group_channels + channel
-                            row_taps[kh, kw] = f.load(type, weight, tap * self.weight_step)
-                        q = dy * width + dx
-                        sums[q] = f.fma(type, value, row_taps[kh, kw], sums[q])
+            taps = {
+                tap: f.load(
+                    type, weight, (tap * self.c.group_channels + channel) * self.weight_step
+                )
+                for tap, places in enumerate(columns)
+                if places
+            }
+            for column, pairs in interleaved(self._reach(columns)):
+                value = self._input(groups, x, column, channel)
+                for place, tap in pairs:
+                    sums[place] = f.fma(type, value, taps[tap], sums[place])
         return sums
 
-    def _reach(self, axis: int, taps: Taps) -> list[tuple[int, list[tuple[int, int]]]]:
-        """Each input under the tile on one axis, with the (place, tap) pairs that meet there."""
-        step, dilation = self.c.steps[axis], self.c.dilations[axis]
+    def _reach(self, columns: Taps) -> list[Met]:
+        """Each input column under the tile, with the (place, tap) pairs that meet there."""
+        step, dilation = self.c.steps[2], self.c.dilations[2]
         met: dict[int, list[tuple[int, int]]] = {}
-        for tap, places in enumerate(taps):
+        for tap, places in enumerate(columns):
             for place in places:
                 met.setdefault(place * step + tap * dilation, []).append((place, tap))
         return sorted(met.items())
 
-    def _input(self, groups: int, x: str, row: int, column: int, channel: int) -> str:
+    def _input(self, groups: int, x: str, column: int, channel: int) -> str:
         """One input channel of each group, in all lanes of the group."""
         f, inputs, outputs = self.f, self.chunks.inputs, self.chunks.outputs
-        offset = 4 * (row * self.c.x_strides[2] + column * self.c.x_strides[3])
         type = vector("float", groups * inputs)
-        value = f.load(type, x, offset)
+        value = f.load(type, x, 4 * column * self.c.x_strides[3])
         if inputs == outputs == 1:
             return value
         lanes = [group * inputs + channel for group in range(groups) for _ in range(outputs)]
@@ -287,12 +283,21 @@ class LanewiseTile:
         return f.shuffle(type, value, "poison", lanes)
 
 
+def interleaved(columns: list[Met]) -> list[Met]:
+    """The columns in an order in which products for the same sum are LATENCY products apart.
+
+    Neighbouring columns feed the same sums: taken in turn they would wait for each other.
+    """
+    products = max((len(pairs) for _, pairs in columns), default=1)
+    waves = max(1, min(len(columns), -(-LATENCY // products)))
+    length = -(-len(columns) // waves)
+    order = (wave * length + i for i in range(length) for wave in range(waves))
+    return [columns[i] for i in order if i < len(columns)]
+
+
 def tile_spans(c: Convolution, schedule: Schedule) -> tuple[list[Span], list[Span], list[Span]]:
-    """Tiles of a row of outputs, or of `rows` rows."""
+    """Tiles of `rows` rows, that are walked at run time, by `outputs` columns."""
     plane, row, column = axes_of(c)
-    columns = spans(column, max(1, schedule.outputs // schedule.rows))
-    rows = run_time_spans(row)
-    if schedule.rows > 1 or schedule.unroll > 1:
-        written_out = spans(row, schedule.rows)
-        rows = written_out if all(span.taps is not None for span in written_out) else rows
-    return run_time_spans(plane), rows, columns
+    (all_rows,) = run_time_spans(row)
+    rows = Span(0, -(-row.output // schedule.rows), schedule.rows, all_rows.taps)
+    return run_time_spans(plane), [rows], spans(column, schedule.outputs)

@@ -14,7 +14,7 @@ class Schedule:
     vectors: int = 1
     """Vectors of output channels of a register tile, at most."""
     rows: int = 1
-    """Rows of outputs in a tile of the lanewise template."""
+    """Rows of outputs in a tile of the lanewise template, walked while a chunk's x is in cache."""
     unroll: int = 1
     """Steps of the innermost sum loop that are written out."""
     teams: int = 1
