@@ -83,9 +83,11 @@ class UnrankedType:
     """
 
     dtype: str
+    none: bool = False
+    """The element of a sequence that is known to be empty: it may become any."""
 
     def __str__(self) -> str:
-        return f"{self.dtype}[...]"
+        return f"{self.dtype}[{'' if self.none else '...'}]"
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,10 @@ def join(a: Type, b: Type) -> Type:
     if a == b:
         return a
     match a, b:
+        case UnrankedType(none=True), TensorType() | UnrankedType() if a.dtype == b.dtype:
+            return b
+        case TensorType() | UnrankedType(), UnrankedType(none=True) if a.dtype == b.dtype:
+            return a
         case TensorType(), TensorType() if a.dtype == b.dtype and a.rank == b.rank:
             return TensorType(a.dtype, tuple(_either(x, y) for x, y in zip(a.shape, b.shape)))
         case ((TensorType() | UnrankedType()), (TensorType() | UnrankedType())) if (
@@ -35,6 +39,11 @@ def join(a: Type, b: Type) -> Type:
 
 def _either(a: Size, b: Size) -> Size:
     return a if a == b else ANY
+
+
+def nothing(dtype: str) -> UnrankedType:
+    """The element type of a sequence that is known to be empty."""
+    return UnrankedType(dtype, none=True)
 
 
 def element_of(sequence: Type) -> Type:

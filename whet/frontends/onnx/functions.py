@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from whet.errors import InvalidModel
-from whet.frontends.onnx.model import Body, Function, FunctionKey, Node, Reference
+from whet.frontends.onnx.model import Body, Function, FunctionKey, Node, Reference, Tensor
+from whet.ir.graph import Value
 
 
 def called(node: Node, functions: Mapping[FunctionKey, Function]) -> Function | None:
@@ -35,6 +36,52 @@ def expand(function: Function, node: Node, prefix: str) -> list[Node]:
     call = Call(prefix, names, {**function.attributes, **node.attributes})
     nodes = [call.node(child) for child in function.nodes]
     return nodes + [_identity(call.name(inner), outer, prefix) for inner, outer in passed]
+
+
+class Expansion(Exception):  # noqa: N818
+    """Raised by the reader of a node that other nodes take the place of: with new names' values and tensors."""
+
+    def __init__(
+        self,
+        nodes: list[Node],
+        values: Mapping[str, Value] | None = None,
+        tensors: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        super().__init__("other nodes take this one's place")
+        self.nodes, self.values, self.tensors = nodes, values or {}, tensors or {}
+
+    def join(self, other: Expansion) -> Expansion:
+        """Both, one after the other."""
+        return Expansion(
+            self.nodes + other.nodes,
+            {**self.values, **other.values},
+            {**self.tensors, **other.tensors},
+        )
+
+
+def expand_body(
+    body: Body, inputs: Sequence[Value | str], outputs: Sequence[str], prefix: str
+) -> Expansion:
+    """An inner graph's nodes for given inputs, its own names with the prefix, its outputs under given names."""
+    if len(inputs) != len(body.inputs):
+        raise InvalidModel(
+            f"its inner graph {body.name!r} takes {len(body.inputs)} inputs, not {len(inputs)}"
+        )
+    made = {name for node in body.nodes for name in node.outputs if name}
+    names = {name: prefix + name for name in body.own}
+    names.update((n, v) for (n, _), v in zip(body.inputs, inputs) if isinstance(v, str))
+    passed = []
+    for (inner, _), outer in zip(body.outputs, outputs):
+        if inner in made and outer:
+            made.discard(inner)
+            names[inner] = outer
+        elif outer:
+            passed.append((inner, outer))
+    call = Call(prefix, {**{r: r for r in body.reads}, **names}, {})
+    nodes = [replace(call.node(node), name=prefix + node.label) for node in body.nodes]
+    nodes += [_identity(names.get(inner, inner), outer, prefix) for inner, outer in passed]
+    values = {names[n]: v for (n, _), v in zip(body.inputs, inputs) if isinstance(v, Value)}
+    return Expansion(nodes, values, {names[name]: t for name, t in body.tensors.items()})
 
 
 def _identity(source: str, target: str, prefix: str) -> Node:

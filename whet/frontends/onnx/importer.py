@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from whet.errors import Error, InvalidModel, Refusal, UnsupportedModel
 from whet.frontends.onnx import families
-from whet.frontends.onnx.functions import called, expand, refuse_recursion
+from whet.frontends.onnx.functions import Expansion, called, expand, refuse_recursion
 from whet.frontends.onnx.known import Known
 from whet.frontends.onnx.model import (
     Body,
@@ -107,6 +107,10 @@ class Poison:
     """Stands for the results of a node that was refused, so that its readers are not refused for it."""
 
 
+class Poisoned(Exception):  # noqa: N818
+    """An inner graph holds a node that was refused."""
+
+
 class Postponed:
     """Stands for the results of a node in the late region."""
 
@@ -126,6 +130,11 @@ class Level:
         for name in value.op.symbols & self.sizes:
             if value.op.defines_sizes or (name not in self.definers and value.inputs):
                 self.definers[name] = value
+
+    def defining(self, value: Value) -> list[Value]:
+        """The Values that tell the sizes which value's operator uses."""
+        found = (self.definers.get(name) for name in value.op.symbols)
+        return [v for v in found if v is not None]
 
     def __contains__(self, value: Value) -> bool:
         return value in self.origins or value in self.leaves
@@ -159,7 +168,7 @@ class Importer:
         self.stored: dict[str, Tensor] = {}
         self.refusals: list[Refusal] = []
         self.levels = [Level()]
-        self.late: list[Node] = []
+        self.read_nodes = 0
         self.nodes: list[Node] = []
         self.names: set[str] = set()
         self.is_late = captured is not None
@@ -180,7 +189,7 @@ class Importer:
         region: Region | None = None
         if len(ready) < len(ends):
             late = [name for name in ends if name not in ready]
-            region = cut(self, scope, late, wanted)
+            region = cut(self, scope, late, tuple(wanted))
         captured = region.captured if region else ()
         level = self.levels[0]
         graph = Graph(
@@ -202,16 +211,7 @@ class Importer:
             self.stored.update(body.tensors)
         pending = deque(body.nodes)
         while pending:
-            node = pending.popleft()
-            function = called(node, self.functions)
-            if function is None:
-                self.node(node, scope)
-                continue
-            try:
-                prefix = self.unique(node.label) + "/"
-                pending.extendleft(reversed(expand(function, node, prefix)))
-            except InvalidModel as error:
-                raise located(error, f"{scope.prefix}{node.label}", node.operator) from None
+            pending.extendleft(reversed(self.node(pending.popleft(), scope)))
 
     def weight(self, name: str, tensor: Tensor) -> Value:
         """A Weight for a stored tensor, the same one however often it is read."""
@@ -255,34 +255,50 @@ class Importer:
 
     # One node.
 
-    def node(self, node: Node, scope: Scope) -> None:
-        """Adds the results of a node to the scope; a node that cannot be read is noted."""
+    def node(self, node: Node, scope: Scope) -> list[Node]:
+        """Adds the results of a node to the scope, or returns the nodes to be read in its place."""
         label = scope.prefix + node.label
-        if len(self.levels) == 1:
-            self.nodes.append(node)
         self.count()
         try:
+            function = called(node, self.functions)
+            if function is not None:
+                return expand(function, node, self.unique(node.label) + "/")
             outputs = self.outcomes(node, scope)
-        except (Refused, NotImplementedError) as reason:
-            if isinstance(reason, Error):
-                raise
+            self.give(node, outputs, scope)
+        except Expansion as expansion:
+            return self.put_in_place(expansion, scope)
+        except Refused as reason:
             self.refuse(node, label, str(reason))
-            outputs = [Poison()] * len(node.outputs)
+            self.give(node, [Poison()] * len(node.outputs), scope)
         except Error as error:
             raise located(error, label, node.operator) from error.__cause__
+        if scope.parent is None:
+            self.nodes.append(node)
+        return []
+
+    def give(self, node: Node, outputs: Sequence[Any], scope: Scope) -> None:
+        """Puts a node's results into its scope."""
         if len(outputs) < sum(1 for name in node.outputs if name):
             raise InvalidModel(
-                f'at node "{label}" ({node.operator}): it has {len(outputs)} outputs, '
-                f"the model names {len(node.outputs)}"
+                f"it has {len(outputs)} outputs, the model names {len(node.outputs)}"
             )
         for name, value in zip(node.outputs, outputs):
-            if name in scope.values:
-                raise InvalidModel(f'at node "{label}": the tensor {name!r} has a value already')
+            if name and name in scope.values:
+                raise InvalidModel(f"the tensor {name!r} has a value already")
             if name:
                 scope.values[name] = value
 
+    def put_in_place(self, expansion: Expansion, scope: Scope) -> list[Node]:
+        """Gives the names of an expansion their values, and returns its nodes."""
+        scope.values.update(expansion.values)
+        for name, tensor in expansion.tensors.items():
+            scope.values[name] = self.weight(scope.prefix + name, tensor)
+            if scope.parent is None:
+                self.stored[name] = tensor
+        return expansion.nodes
+
     def count(self) -> None:
-        self.read_nodes = getattr(self, "read_nodes", 0) + 1
+        self.read_nodes += 1
         if self.read_nodes > MOST_NODES:
             raise InvalidModel(
                 f"the model has more than {MOST_NODES} nodes once its functions are expanded"
@@ -293,17 +309,23 @@ class Importer:
         values = [scope.find(name) for name in node.reads]
         if any(isinstance(v, Poison) for v in values):
             return [Poison()] * len(node.outputs)
-        inputs = [scope.find(name) if name else None for name in node.inputs]
         reader = self.meaning(node)
+        if any(isinstance(v, Postponed) for v in values):
+            return self.postpone(node)
+        inputs = [scope.find(name) if name else None for name in node.inputs]
         try:
-            if any(isinstance(v, Postponed) for v in values):
-                return self.postpone(node)
             if not reader.takes_any_rank:
                 self.require_ranks(inputs)
             return self.apply(reader, node, inputs, scope)
-        except NeedsValue:
-            if len(self.levels) > 1:
+        except Poisoned:
+            return [Poison()] * len(node.outputs)
+        except NotImplementedError as reason:
+            raise Refused(str(reason)) from None
+        except NeedsValue as reason:
+            if scope.parent is not None:
                 raise
+            if self.is_late and all(v in self.levels[0].leaves or self.is_fixed(v) for v in values):
+                raise Refused(f"{reason.what} depends on more data than can be looked at") from None
             return self.postpone(node)
 
     def require_ranks(self, inputs: Iterable[Value | None]) -> None:
@@ -312,12 +334,13 @@ class Importer:
                 raise NeedsValue(value, "the number of axes")
 
     def postpone(self, node: Node) -> Sequence[Any]:
-        self.late.append(node)
         return [Postponed()] * len(node.outputs)
 
     def refuse(self, node: Node, label: str, reason: str) -> None:
         name = f"{node.domain}::{node.operator}" if node.domain else node.operator
-        self.refusals.append(Refusal(label, name, node.opset, reason))
+        refusal = Refusal(label, name, node.opset, reason)
+        if refusal not in self.refusals:
+            self.refusals.append(refusal)
 
     def meaning(self, node: Node) -> Meaning:
         """The reader of a node; raises Refused where it has none or does not know an attribute."""
@@ -365,7 +388,7 @@ class Importer:
     def inline(
         self, body: Body, inputs: Sequence[Value], outer: Scope, label: str
     ) -> tuple[Any, ...]:
-        """The outputs of an inner graph read in place."""
+        """The outputs of an inner graph for the given inputs, read in a scope of its own."""
         scope = Scope({}, outer, f"{outer.prefix}{label}/")
         if len(inputs) != len(body.inputs):
             raise InvalidModel(
@@ -375,20 +398,29 @@ class Importer:
         self.read(body, scope)
         outputs = tuple(scope.find(name) for name, _ in body.outputs)
         if any(isinstance(o, Poison) for o in outputs):
-            raise UnsupportedModel(self.refusals)
+            raise Poisoned
         return outputs
 
-    def trace(self, body: Body, types: Sequence[Type], outer: Scope, label: str) -> Inner:
+    def trace(
+        self,
+        body: Body | Callable[[Sequence[Value]], Sequence[Value]],
+        types: Sequence[Type],
+        outer: Scope,
+        label: str,
+    ) -> Inner:
         """An inner graph read for inputs of the given types, with a level of its own."""
         level = Level()
         self.levels.append(level)
         try:
-            names = [name for name, _ in body.inputs]
-            parameters = tuple(
-                make(Parameter(Token(), kind, name), ())[0] for kind, name in zip(types, names)
-            )
+            parameters = tuple(make(Parameter(Token(), kind), ())[0] for kind in types)
             level.leaves.update(parameters)
-            return Inner(parameters, self.inline(body, parameters, outer, label), level)
+            if isinstance(body, Body):
+                outputs: Sequence[Value] = self.inline(body, parameters, outer, label)
+            else:
+                outputs = body(parameters)
+                for value in outputs:
+                    self.remember(value, outer.prefix + label)
+            return Inner(parameters, tuple(outputs), level)
         finally:
             self.levels.pop()
 
@@ -418,16 +450,20 @@ class Importer:
         stack = list(reversed(inner.outputs))
         while stack:
             value = stack.pop()
-            if value in seen or self.values.is_fixed(value):
+            if value in seen:
                 continue
             seen.add(value)
-            if any(value in level for level in self.levels):
+            before = [i for i in value.inputs if i is not None]
+            if any(value in level for level in self.levels) and not self.values.is_fixed(value):
                 found[value] = None
             elif value not in inner.level.leaves:
-                stack.extend(i for i in reversed(value.inputs) if i is not None)
+                stack.extend((*reversed(before), *inner.level.defining(value)))
         return list(found)
 
     # What is known of values while reading.
+
+    def is_fixed(self, value: Value) -> bool:
+        return self.values.is_fixed(value)
 
     def contents(self, value: Value, what: str) -> np.ndarray:
         """The elements of a tensor; of a captured one those of this run. Raises NeedsValue."""
@@ -451,7 +487,7 @@ def call(reader: Meaning, inputs: Sequence[Value | None], keywords: Mapping[str,
     """The reader's result. What it raises besides our own errors comes from a node that breaks ONNX's rules."""
     try:
         return reader.read(*inputs, **keywords)
-    except (Error, Refused, NeedsValue, NotImplementedError):
+    except (Error, Refused, NeedsValue, Expansion, Poisoned, NotImplementedError):
         raise
     except Undecided as error:
         raise NeedsValue(None, str(error)) from None

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from whet.frontends.onnx.functions import Expansion, expand_body
 from whet.frontends.onnx.model import Body, Node, Tensor
-from whet.frontends.onnx.registry import NeedsValue, Refused
+from whet.frontends.onnx.registry import INTERNAL, NeedsValue, Refused
 from whet.ir.graph import Graph, Value
 from whet.ir.sizes import Expr, Size
 from whet.ir.types import Type
@@ -66,12 +67,48 @@ class Reading:
             raise NeedsValue(sequence, what)
         return found
 
-    def body(self, body: Body, inputs: Sequence[Value]) -> tuple[Any, ...]:
-        """The outputs of an inner graph read in place, its inputs the given Values; it sees the outer names."""
+    @property
+    def is_late(self) -> bool:
+        """Whether this is a stage of a late region: captured values are at hand, all sizes numbers."""
+        return self.importer.is_late
+
+    def expand(
+        self, body: Body, inputs: Sequence[Value | str], outputs: Sequence[str] | None = None
+    ) -> tuple[Expansion, list[str]]:
+        """The nodes of an inner graph to take this node's place, and the names of its outputs.
+
+        Inputs may be names that earlier nodes of the expansion give.
+        """
+        prefix = self.importer.unique(self.node.label) + "/"
+        names = list(outputs or (f"{prefix}output{i}" for i in range(len(body.outputs))))
+        return expand_body(body, inputs, names, prefix), names
+
+    def last(
+        self,
+        operator: str,
+        inputs: Sequence[Value | str | None],
+        attributes: Mapping[str, Any],
+    ) -> Expansion:
+        """A node of our own that gives this node's results, to be the last of an expansion."""
+        prefix = self.importer.unique(self.node.label) + "/"
+        names, values = [], {}
+        for i, item in enumerate(inputs):
+            name = item if isinstance(item, str) else "" if item is None else f"{prefix}input{i}"
+            names.append(name)
+            if isinstance(item, Value):
+                values[name] = item
+        outputs = self.node.outputs
+        node = Node(operator, INTERNAL, 1, self.node.label, tuple(names), outputs, attributes)
+        return Expansion([node], values)
+
+    def inline(self, body: Body, inputs: Sequence[Value]) -> tuple[Value, ...]:
+        """The outputs of an inner graph for the given inputs, read at once."""
         return self.importer.inline(body, inputs, self.scope, self.node.label)
 
-    def trace(self, body: Body, types: Sequence[Type]) -> Inner:
-        """An inner graph read for inputs of the given types."""
+    def trace(
+        self, body: Body | Callable[[Sequence[Value]], Sequence[Value]], types: Sequence[Type]
+    ) -> Inner:
+        """An inner graph, or what a function makes of its inputs, read for inputs of the given types."""
         return self.importer.trace(body, types, self.scope, self.node.label)
 
     def close(self, *inners: Inner) -> tuple[list[Graph], tuple[Value, ...]]:

@@ -12,7 +12,6 @@ import numpy as np
 from whet.frontends.onnx.functions import called
 from whet.frontends.onnx.model import Body, Function, FunctionKey, Node, Tensor
 from whet.ir.graph import Graph, Value
-from whet.ir.types import Type
 
 if TYPE_CHECKING:
     from whet.frontends.onnx.importer import Importer, Scope
@@ -84,9 +83,7 @@ def map_tensors(
     return tuple(node(n) for n in nodes)
 
 
-def cut(
-    importer: Importer, scope: Scope, late: list[str], wanted: tuple[str, ...] | list[str]
-) -> Region:
+def cut(importer: Importer, scope: Scope, late: list[str], wanted: tuple[str, ...]) -> Region:
     """The region that computes the `late` names: the postponed nodes they need, and what these read."""
     nodes, reads = _needed_nodes(importer, scope, late)
     captured, tensors = [], {}

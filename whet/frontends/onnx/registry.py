@@ -40,6 +40,8 @@ class Meaning:
         return getattr(self.read, "takes_any_rank", False)
 
 
+INTERNAL = "whet"  # the domain of nodes that readers put in another's place
+
 READERS: dict[tuple[str, str], dict[int, Meaning]] = {}
 
 
@@ -65,6 +67,7 @@ onnx_op = _register("")
 contrib_op = _register("com.microsoft")
 ml_op = _register("ai.onnx.ml")
 preview_op = _register("ai.onnx.preview")
+internal_op = _register(INTERNAL)
 training_op = _register("ai.onnx.preview.training")
 
 
