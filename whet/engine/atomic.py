@@ -55,9 +55,12 @@ def atomic_write(
 
 def _check_place(path: str) -> None:
     """A device or folder in the way must not be replaced by a file."""
-    with suppress(FileNotFoundError):
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise WriteError(f"{path!r} cannot be written: it exists and is no regular file")
+    try:
+        status = os.stat(path)
+    except OSError:
+        return
+    if not stat.S_ISREG(status.st_mode):
+        raise WriteError(f"{path!r} cannot be written: it exists and is no regular file")
 
 
 def _open(temporary: str, mode: int) -> tuple[BinaryIO, bool]:

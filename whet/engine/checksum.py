@@ -21,5 +21,7 @@ def checksum(data: bytes | memoryview | np.ndarray[Any, np.dtype[np.uint8]]) -> 
     rows = octets.size // (8 * ROW)
     words = octets[: rows * 8 * ROW].view("<u8").reshape(rows, ROW)
     crc = zlib.crc32(octets[words.nbytes :].data)
+    if not rows:
+        return crc
     crc = zlib.crc32(words.sum(1, dtype="<u8").data, crc)
     return zlib.crc32(words.sum(0, dtype="<u8").data, crc)

@@ -111,7 +111,7 @@ class StoredWeights:
             self._pages.madvise(mmap.MADV_DONTNEED, start, end - start)
 
     def verify(self, threads: int = 2) -> None:
-        """Checks all weights and the gaps between them; raises InvalidEngine at the first damage."""
+        """Checks all weights and the gaps between them; raises InvalidEngine at first damage."""
         names = {place: name for name, (_, place) in reversed(self._where.items())}
         with ThreadPoolExecutor(threads) as pool:
             for _ in pool.map(lambda place: self.array(names[place]), range(len(self._contents))):

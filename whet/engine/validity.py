@@ -1,0 +1,96 @@
+"""Whether an engine can be used here, and why not: from its first 64 bytes, or from all of it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+from whet.engine.file import EngineFile
+from whet.engine.header import HEADER_BYTES, STRIPPED, Header, read_header
+from whet.errors import InvalidEngine
+
+Kind = Literal["damage", "version", "architecture", "memory", "weights"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing about an engine that its user should know."""
+
+    kind: Kind
+    reason: str
+    is_fatal: bool
+
+
+@dataclass(frozen=True)
+class Validity:
+    """What was found: `is_valid` engines load and run, `is_optimal` ones as fast as they can."""
+
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def is_valid(self) -> bool:
+        return not any(f.is_fatal for f in self.findings)
+
+    @property
+    def is_optimal(self) -> bool:
+        return not self.findings
+
+    def __str__(self) -> str:
+        return "\n".join(f"{f.kind}: {f.reason}" for f in self.findings) or "valid"
+
+
+def check_header(
+    data: bytes, *, architecture: str | None = None, memory: int | None = None
+) -> Validity:
+    """What the first 64 bytes of an engine tell; the rest need not be there.
+
+    `architecture` is the device's (`avx512`, `sm90`), `memory` the bytes that it has free.
+    """
+    try:
+        header = read_header(data[:HEADER_BYTES])
+    except InvalidEngine as error:
+        kind: Kind = "version" if "format is version" in str(error) else "damage"
+        return Validity((Finding(kind, str(error), True),))
+    return Validity(tuple(_findings(header, architecture, memory)))
+
+
+def check_file(
+    source: str | os.PathLike[str] | bytes,
+    *,
+    architecture: str | None = None,
+    memory: int | None = None,
+) -> Validity:
+    """What the whole engine tells, every byte of which is read; `whet check --file`.
+
+    Raises OSError where the file cannot be opened.
+    """
+    if isinstance(source, bytes):
+        data = source[:HEADER_BYTES]
+    else:
+        with open(source, "rb") as file:
+            data = file.read(HEADER_BYTES)
+    found = check_header(data, architecture=architecture, memory=memory)
+    if any(f.kind in ("damage", "version") for f in found.findings):
+        return found
+    try:
+        EngineFile.open(source).verify()
+    except InvalidEngine as error:
+        return Validity((*found.findings, Finding("damage", str(error), True)))
+    return found
+
+
+def _findings(header: Header, architecture: str | None, memory: int | None) -> list[Finding]:
+    found = []
+    built = header.architectures
+    if architecture is not None and built and architecture not in built:
+        names = ", ".join(built)
+        reason = f"its kernels are for {names}; on {architecture} the first start compiles its own"
+        found.append(Finding("architecture", reason, False))
+    if memory is not None and header.weight_bytes > memory:
+        reason = f"its weights take {header.weight_bytes:,} bytes, there are {memory:,}"
+        found.append(Finding("memory", reason, True))
+    if header.flags & STRIPPED:
+        reason = "it was built without some of its weights; give it them before it runs"
+        found.append(Finding("weights", reason, False))
+    return found
