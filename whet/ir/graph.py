@@ -586,9 +586,10 @@ class Graph:
         self, new: Mapping[Value, Value], origins: Mapping[Value, tuple[str, ...]]
     ) -> Graph:
         outputs = tuple(new[o] for o in self.outputs)
-        if all(a is b for a, b in zip(outputs, self.outputs)):
-            return self
         definers = {name: new.get(v, v) for name, v in self.definers.items()}
+        unchanged = all(a is b for a, b in zip(outputs, self.outputs))
+        if unchanged and all(definers[name] is v for name, v in self.definers.items()):
+            return self
         origins = {**self.origins, **origins}
         return replace(self, outputs=outputs, origins=origins, definers=definers)
 
