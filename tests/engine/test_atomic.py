@@ -71,7 +71,7 @@ def test_a_disk_that_is_full_at_the_end(tmp_path, way, monkeypatch):
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
 def test_a_really_full_device(tmp_path, monkeypatch):
     def open_full(*_):
-        return open("/dev/full", "w+b"), True  # noqa: SIM115
+        return open("/dev/full", "w+b"), True
 
     monkeypatch.setattr(atomic, "_open", open_full)
     with pytest.raises(WriteError, match="No space left"), atomic_write(tmp_path / "file") as file:

@@ -296,7 +296,7 @@ def test_eight_processes_at_once(tmp_path, limit):
 
 
 def test_killed_at_random_moments(tmp_path, caplog):
-    """Every entry that is there is whole, and nothing else is."""
+    """Every entry that is there is whole; a killed process leaves one temporary file at most."""
     rng = random.Random(11)
     folder = tmp_path / "cache"
     for seed in range(10):
@@ -310,7 +310,8 @@ def test_killed_at_random_moments(tmp_path, caplog):
     assert kept and all(cache.get(key(name)) == content(name) for name in kept)
     assert not caplog.records
     entries = {key(name) + cache_module.SUFFIX for name in kept}
-    assert set(os.listdir(folder)) - entries == set() or not hasattr(os, "O_TMPFILE")
+    others = set(os.listdir(folder)) - entries
+    assert len(others) <= 10 and all(name.endswith(".tmp") for name in others)
 
 
 def test_key_is_frozen():

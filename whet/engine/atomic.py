@@ -79,18 +79,28 @@ def _finish(file: BinaryIO, path: str, temporary: str, is_named: bool, sync: boo
     file.flush()
     if sync:
         os.fsync(file.fileno())
-    if not is_named:
-        # A folder's descriptor, though the path is absolute, makes Python follow the link in /proc.
-        folder = os.open(os.path.dirname(path), os.O_RDONLY)
+    if is_named:
+        if os.name == "nt":
+            file.close()  # Windows renames no open file
+        os.replace(temporary, path)
+    else:
         try:
-            os.link(f"/proc/self/fd/{file.fileno()}", temporary, src_dir_fd=folder)
-        finally:
-            os.close(folder)
-    if os.name == "nt":
-        file.close()  # Windows renames no open file
-    os.replace(temporary, path)
+            _link(file, path)
+        except FileExistsError:
+            _link(file, temporary)  # only a rename replaces what is there
+            os.replace(temporary, path)
     if sync and os.name == "posix":
         _sync_folder(os.path.dirname(path))
+
+
+def _link(file: BinaryIO, path: str) -> None:
+    """Names a file that has no name."""
+    # A folder's descriptor, though both paths are absolute, makes Python follow the link in /proc.
+    folder = os.open(os.path.dirname(path), os.O_RDONLY)
+    try:
+        os.link(f"/proc/self/fd/{file.fileno()}", path, src_dir_fd=folder)
+    finally:
+        os.close(folder)
 
 
 def _sync_folder(folder: str) -> None:
