@@ -54,13 +54,19 @@ class Symbol(Atom):
 class Call(Atom):
     """`function` of expressions: "//", "%", "min" or "max"."""
 
-    __slots__ = ("args", "function")
+    __slots__ = ("_text", "args", "function")
 
     def __init__(self, function: str, args: tuple[Size, ...]) -> None:
         super().__init__((function, args))
         self.function, self.args = function, args
+        self._text = ""
 
     def __str__(self) -> str:
+        # Kept, because terms are sorted by it: without that, sums of nested expressions cost most.
+        self._text = self._text or self._print()
+        return self._text
+
+    def _print(self) -> str:
         if self.function in ("min", "max"):
             return f"{self.function}({', '.join(map(str, self.args))})"
         return f"({_wrap(self.args[0])}{self.function}{_wrap(self.args[1])})"
