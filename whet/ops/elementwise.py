@@ -157,7 +157,7 @@ def rounded_once(compute: Callable[..., Value], *values: Value | None) -> Value:
     return Cast(dtype)(compute(*(v and Cast("float32")(v) for v in values)))
 
 
-def widened(lower: Lower) -> Lower:
+def rounds_once(lower: Lower) -> Lower:
     """Decorates a `lower` that computes `rounded_once`."""
 
     @functools.wraps(lower)
@@ -450,7 +450,7 @@ class Sigmoid(FloatUnary):
     def reference(self, x: Array) -> Array:
         return (1 / (1 + np.exp(-x.astype(np.float64)))).astype(x.dtype)
 
-    @widened
+    @rounds_once
     def lower(self, x: Value) -> Value:
         return 1 / (1 + Exp()(Neg()(x)))
 
@@ -465,7 +465,7 @@ class Silu(FloatUnary):
         wide = x.astype(np.float64)
         return (wide / (1 + np.exp(-self.alpha * wide))).astype(x.dtype)
 
-    @widened
+    @rounds_once
     def lower(self, x: Value) -> Value:
         scaled = x if self.alpha == 1.0 else x * self.alpha
         return x / (1 + Exp()(Neg()(scaled)))
@@ -485,7 +485,7 @@ class Gelu(FloatUnary):
             gate = _erf(wide * 0.7071067811865476)
         return (0.5 * wide * (1 + gate)).astype(x.dtype)
 
-    @widened
+    @rounds_once
     def lower(self, x: Value) -> Value:
         if self.approximate:
             return x * 0.5 * (1 + Tanh()(x * 0.7978845608028654 * (1 + x * x * 0.044715)))

@@ -91,7 +91,7 @@ class Broadcast(Op):
         return TensorType(x.dtype, self.shape)
 
     def reference(self, x: Array) -> Array:
-        return np.broadcast_to(x, self.shape)
+        return np.broadcast_to(x, tuple(map(int, self.shape)))
 
 
 @operator
@@ -125,7 +125,7 @@ class Slice(Op):
     def reference(self, x: Array) -> Array:
         for axis, (start, size, step) in enumerate(zip(self.starts, self.sizes, self.steps)):
             if (start, size, step) != (0, x.shape[axis], 1):
-                x = np.take(x, np.arange(size) * step + start, axis)
+                x = np.take(x, np.arange(int(size)) * step + int(start), axis)
         return x
 
 
@@ -137,7 +137,7 @@ def _is_empty(size: Size) -> bool:
 class Pad(Op):
     """`before` and `after` more elements on each axis.
 
-    Modes: "constant" (the fill value, an input), "reflect" (the border not repeated), "edge", "wrap".
+    Modes: "constant" (an input gives it), "reflect" (the border not repeated), "edge", "wrap".
     """
 
     before: tuple[Size, ...]
@@ -160,11 +160,11 @@ class Pad(Op):
             return out
         for axis, (b, a) in enumerate(zip(self.before, self.after)):
             if b or a:
-                x = np.take(
-                    x,
-                    padded_index(np.arange(-b, x.shape[axis] + a), x.shape[axis], self.mode),
-                    axis,
-                )
+                size = x.shape[axis]
+                if size == 0:
+                    raise ShapeError(f"an axis of no elements cannot be padded by {self.mode!r}")
+                places = np.arange(-int(b), size + int(a))
+                x = np.take(x, padded_index(places, size, self.mode), axis)
         return x
 
 
@@ -261,9 +261,10 @@ def slice_axis(x: Value, axis: int, start: Size, size: Size, step: int = 1) -> V
     axis = normalize_axis(axis, x.rank)
     if (start, size, step) == (0, x.shape[axis], 1):
         return x
-    starts, sizes, steps = [0] * x.rank, list(x.shape), [1] * x.rank
-    starts[axis], sizes[axis], steps[axis] = start, size, step  # type: ignore[call-overload]
-    return Slice(tuple(starts), tuple(sizes), tuple(steps))(x)
+    starts = tuple(start if i == axis else 0 for i in range(x.rank))
+    sizes = tuple(size if i == axis else s for i, s in enumerate(x.shape))
+    steps = tuple(step if i == axis else 1 for i in range(x.rank))
+    return Slice(starts, sizes, steps)(x)
 
 
 def reshape(x: Value, *shape: Size) -> Value:

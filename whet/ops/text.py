@@ -40,7 +40,7 @@ class StringConcat(Op):
 
 @operator
 class StringNormalizer(Op):
-    """The strings that are no stop words, `size` of them, in upper or lower case ("UPPER", "LOWER").
+    """The strings that are no stop words, `size` of them, changed to "UPPER" or "LOWER" case.
 
     Where none is left, one empty string.
     """
@@ -67,9 +67,9 @@ class StringNormalizer(Op):
 
 @operator
 class StringSplit(Op):
-    """Each string's parts along a new last axis of `size`, filled up with "", and the number of them.
+    """Each string's parts along a new last axis of `size`, filled up with "", and how many.
 
-    Without a delimiter the parts are what whitespace separates. At most `most` splits, from the left.
+    Without a delimiter, whitespace separates the parts. At most `most` splits, from the left.
     """
 
     size: Size

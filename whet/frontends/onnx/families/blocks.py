@@ -58,7 +58,7 @@ class Tiling:
         return floor_divide(room, self.stride) + 1
 
     def covering(self, axis: int, rank: int) -> tuple[Value, Value]:
-        """The block of which a tap (axis rank + `axis`) lies on a pixel (`axis`), and if one does."""
+        """The block whose tap (axis rank + `axis`) lies on a pixel (`axis`), and if there is one."""
         offset = positions(self.size, 2 * rank, axis) + self.before
         offset = offset - positions(self.kernel, 2 * rank, rank + axis) * self.dilation
         index = ew.Div()(offset, self.stride)
@@ -95,7 +95,7 @@ def Col2Im(
 
 
 def _column(tilings: list[Tiling]) -> tuple[Value, Value]:
-    """For [pixel..., tap...]: which element of a channel's columns lies there, and whether one does."""
+    """For [pixel..., tap...]: which element of a channel's columns lies there, and if one does."""
     rank = len(tilings)
     tap, block, inside = constant(0, "int64"), constant(0, "int64"), constant(True)
     for axis, tiling in enumerate(tilings):

@@ -78,7 +78,7 @@ def Squeeze_13(x: Value, axes: Value | None = None, *, node: Reading) -> Value:
 
 def known_axes(node: Reading, axes: Value) -> tuple[int, ...]:
     """The axes that a tensor lists."""
-    return tuple(int(axis) for axis in node.sizes(axes, "the list of axes"))  # type: ignore[arg-type]
+    return tuple(int(axis) for axis in node.sizes(axes, "the list of axes"))
 
 
 def _axes_of_one(x: Value) -> tuple[int, ...]:

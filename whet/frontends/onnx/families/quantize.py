@@ -26,11 +26,10 @@ def QuantizeLinear(
     saturate: int = 1,
 ) -> Value:
     to = element_type(output_dtype or None, "uint8" if zero is None else zero.dtype)
-    scale, zero = (stretched(p, x, axis, block_size) for p in (scale, zero))
-    assert scale is not None
     divisor = ew.Cast(element_type(precision or None, scale.dtype))(scale)
+    parameters = (p and stretched(p, x, axis, block_size) for p in (divisor, zero))
     keeps_range = bool(saturate) or not to.startswith("float8")
-    return Quantize(to, keeps_range)(x, divisor, zero)
+    return Quantize(to, keeps_range)(x, *parameters)
 
 
 @onnx_op
@@ -44,14 +43,13 @@ def DequantizeLinear(
     output_dtype: int = 0,
 ) -> Value:
     to = element_type(output_dtype or None, scale.dtype)
-    return Dequantize(to)(
-        q, stretched(scale, q, axis, block_size), stretched(zero, q, axis, block_size)
-    )
+    parameters = (p and stretched(p, q, axis, block_size) for p in (scale, zero))
+    return Dequantize(to)(q, *parameters)
 
 
-def stretched(parameter: Value | None, x: Value, axis: int, block: int) -> Value | None:
+def stretched(parameter: Value, x: Value, axis: int, block: int) -> Value:
     """A scale or zero point that broadcasts against x: one, one per index of `axis`, or blocks."""
-    if parameter is None or parameter.rank == 0:
+    if parameter.rank == 0:
         return parameter
     if parameter.shape == (1,):
         return mv.reshape(parameter)
