@@ -30,8 +30,8 @@ from whet.ops.movement import Concat, Gather, Pad, broadcast_to, reshape, slice_
 from whet.ops.reduce import Softmax, narrowed, widened
 
 if TYPE_CHECKING:
-    from whet.frontends.onnx.importer import Reading
     from whet.frontends.onnx.model import Body
+    from whet.frontends.onnx.reading import Reading
 
 
 MOST_UNROLLED = 4  # steps of linear attention; decoding has one
@@ -157,10 +157,10 @@ def FlexAttention(
         return op(q, k, v)
     wide = "float64" if softmax_precision == 11 else widened(q).dtype
     scores = Cast(wide)(op.scores(q, k)) if wide != widened(q).dtype else op.scores(q, k)
-    scores = scores if score_mod is None else node.body(score_mod, [scores])[0]
+    scores = scores if score_mod is None else node.inline(score_mod, [scores])[0]
     probabilities = Softmax(3)(scores)
     if prob_mod is not None:
-        probabilities = node.body(prob_mod, [probabilities])[0]
+        probabilities = node.inline(prob_mod, [probabilities])[0]
     return narrowed(weigh(probabilities, v), v)
 
 

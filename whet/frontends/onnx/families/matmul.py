@@ -51,10 +51,10 @@ def scaled(x: Value, factor: float) -> Value:
 def MatMulInteger(
     a: Value, b: Value, a_zero_point: Value | None = None, b_zero_point: Value | None = None
 ) -> Value:
-    return matmul(_rows_shifted(a, a_zero_point), shifted(b, b_zero_point))
+    return matmul(rows_shifted(a, a_zero_point), shifted(b, b_zero_point))
 
 
-def _rows_shifted(a: Value, zero_point: Value | None) -> Value:
+def rows_shifted(a: Value, zero_point: Value | None) -> Value:
     """a[..., M, K] less one zero point, or one for each row."""
     if zero_point is not None and zero_point.rank == 1 and zero_point.shape != (1,):
         return shifted(a, zero_point, axis=max(a.rank - 2, 0))
@@ -72,7 +72,7 @@ def QLinearMatMul(
     y_scale: Value,
     y_zero_point: Value,
 ) -> Value:
-    total = matmul(_rows_shifted(a, a_zero_point), shifted(b, b_zero_point))
+    total = matmul(rows_shifted(a, a_zero_point), shifted(b, b_zero_point))
     factor = _row_scale(a_scale, a.rank) * along(b_scale, b.rank, None) / y_scale
     return requantize(total, factor, y_zero_point)
 

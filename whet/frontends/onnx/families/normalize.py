@@ -17,7 +17,7 @@ from whet.ops.reduce import LayerNorm, Reduce, RMSNorm, narrowed, reduce_mean, w
 from whet.ops.window import Pool
 
 if TYPE_CHECKING:
-    from whet.frontends.onnx.importer import Reading
+    from whet.frontends.onnx.reading import Reading
 
 
 def per_channel(parameter: Value, rank: int) -> Value:

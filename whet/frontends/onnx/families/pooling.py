@@ -28,7 +28,7 @@ from whet.ops.reduce import Reduce, narrowed, reduce_mean, widened
 from whet.ops.window import ArgPool, Pool
 
 if TYPE_CHECKING:
-    from whet.frontends.onnx.importer import Reading
+    from whet.frontends.onnx.reading import Reading
 
 Ints = Sequence[int]
 

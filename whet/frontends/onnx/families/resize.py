@@ -26,7 +26,7 @@ from whet.ops.resize import (
 )
 
 if TYPE_CHECKING:
-    from whet.frontends.onnx.importer import Reading
+    from whet.frontends.onnx.reading import Reading
 
 
 @dataclass(frozen=True)
