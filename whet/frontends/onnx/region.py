@@ -47,6 +47,19 @@ class Region:
         """The graph for the captured values: arrays, lists of them, or None for an absent optional."""
         return self.stages.get(captured, weights).graph
 
+    def to_plain(self) -> dict[str, Any]:
+        """JSON-able data; the tensors' bytes are not in it, `tensors` lists what must be kept beside it."""
+        from whet.frontends.onnx.plain import region_to_plain
+
+        return region_to_plain(self)
+
+    @staticmethod
+    def from_plain(plain: Any, weights: Weights) -> Region:
+        """The region of to_plain, its tensors read from `weights`; raises InvalidEngine for other data."""
+        from whet.frontends.onnx.plain import region_from_plain
+
+        return region_from_plain(plain, weights)
+
     @property
     def tensors(self) -> dict[str, Tensor]:
         """Every stored tensor that the nodes may read, by its name among the weights."""
