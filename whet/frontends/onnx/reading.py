@@ -14,9 +14,13 @@ from whet.frontends.onnx.registry import INTERNAL, NeedsValue, Refused
 from whet.ir.graph import Graph, Value
 from whet.ir.sizes import Expr, Size
 from whet.ir.types import Type
+from whet.ops.movement import reshape, slice_axis
+from whet.ops.select import Extent
 
 if TYPE_CHECKING:
     from whet.frontends.onnx.importer import Importer, Inner, Scope
+
+MOST_AXES = 16  # of a tensor whose sizes are data
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,24 @@ class Reading:
     def sizes(self, value: Value, what: str) -> tuple[Size, ...]:
         """The elements of an integer tensor of sizes; raises NeedsValue where only a run can tell them."""
         return tuple(self.contents(value, what).ravel().tolist())
+
+    def counts(self, value: Value, what: str) -> tuple[Size, ...]:
+        """As sizes(), but numbers that only a run can tell get names: for sizes that cannot be negative."""
+        known = self.known(value)
+        if known is not None:
+            return tuple(known.ravel().tolist())
+        length = value.shape[0] if value.rank == 1 else 1
+        if not isinstance(length, int) or value.rank > 1 or length > MOST_AXES:
+            raise NeedsValue(value, what)
+        return tuple(self._extent(value, i, length, what) for i in range(length))
+
+    def _extent(self, value: Value, i: int, length: int, what: str) -> Expr:
+        size = self.fresh_size(f"{what}.{i}" if length > 1 else what)
+        self.importer.remember(
+            Extent(size)(reshape(value if length == 1 else slice_axis(value, 0, i, 1))),
+            self.scope.prefix + self.node.label,
+        )
+        return size
 
     def number(self, value: Value, what: str) -> Any:
         """The one element of a tensor, as sizes() gives them."""
