@@ -347,7 +347,7 @@ def index_of(data: bytes) -> dict:
         (["contents"], None, "must be a list"),
         (["weights", 0, 0], 5, "name must be text"),
         (["weights", 0, 0], "w1 κ", "stands twice"),
-        (["weights", 0, 1], "string", "no dtype"),
+        (["weights", 0, 1], "float33", "no dtype"),
         (["weights", 0, 2], [2**60], "a size"),
         (["weights", 4, 2], [2**47, 2**47], "needs .* bytes and has"),
         (["weights", 4, 2], [-1], "a size"),

@@ -3,45 +3,39 @@
 from __future__ import annotations
 
 import gc
-import math
-import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
-from whet.engine.elements import byte_count, unpack
-from whet.engine.plain import (
-    LARGEST,
-    Plain,
-    a_list,
-    a_number,
-    a_text,
-    an_index,
-    entries,
-    need,
-    record,
-    short,
-)
-from whet.engine.schema import Schema, operators, schema_of
+from whet.engine.attributes import AttributeReader, check_type
+from whet.engine.plain import Plain, a_list, a_text, an_index, entries, need, record, short
+from whet.engine.schema import Schema
 from whet.engine.size_table import SizeReader
 from whet.errors import Error, InvalidEngine
-from whet.ir.graph import Graph, Guard, Input, Op, Parameter, Token, Value, infer, make
-from whet.ir.sizes import Expr, Size
-from whet.ir.types import NUMPY_DTYPES, OptionalType, SequenceType, TensorType, Type, UnrankedType
+from whet.ir.graph import Graph, Guard, Input, Late, Op, Parameter, Value, infer, make
+from whet.ir.sizes import Size
+from whet.ir.types import TensorType
 from whet.ops.elementwise import collect_guards
 
-MOST_AXES = 64  # NumPy's own limit
-MOST_ELEMENTS = 2**58  # of a tensor whose sizes are known: its bytes still count in 64 bits
+Arrays = Callable[[str], np.ndarray]
 
 
-def decode(plain: Plain, constants: memoryview | bytes = b"") -> Graph:
-    """The graph that `encode` wrote; raises InvalidEngine for what it would not have written."""
+def _no_weights(name: str) -> np.ndarray:
+    raise InvalidEngine(f"there is no weight {name!r}")
+
+
+def decode(
+    plain: Plain, constants: memoryview | bytes = b"", weights: Arrays = _no_weights
+) -> Graph:
+    """The graph that `encode` wrote; raises InvalidEngine for what it would not have written.
+
+    A late region's tensors are read from `weights`.
+    """
     try:
         with _no_collection():
-            return _Decoder(plain, constants).run()
+            return _GraphReader(plain, constants, weights).run()
     except RecursionError:
         raise InvalidEngine("the graph is nested too deep") from None
 
@@ -58,18 +52,17 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-class _Decoder:
+class _GraphReader:
     """The tables of one engine, as far as they are read."""
 
-    def __init__(self, plain: Plain, constants: memoryview | bytes) -> None:
+    def __init__(self, plain: Plain, constants: memoryview | bytes, weights: Arrays) -> None:
         self.size_table, self.class_table, self.graph_table = (
             a_list(part, "a table") for part in record(plain, "sizes", "operators", "graphs")
         )
-        self.constants = np.frombuffer(constants, np.uint8)
+        self.constants = constants
+        self.weights = weights
         self.sizes = SizeReader()
-        self.classes: list[tuple[Schema, list[str]]] = []
         self.graphs: list[Graph] = []
-        self.tokens: dict[int, Token] = {}
         self.guarded: set[tuple[Size, Size, bool]] = set()
 
     def run(self) -> Graph:
@@ -77,7 +70,7 @@ class _Decoder:
         for index, entry in enumerate(self.size_table):
             with _locate(f"size {index}"):
                 self.sizes.add(a_list(entry, "a size"))
-        self.classes = [self.operator(a_list(c, "an operator")) for c in self.class_table]
+        self.attributes = AttributeReader(self.class_table, self.sizes, self.constants, self.graphs)
         for entry in self.graph_table:
             given = entry.get("guards") if type(entry) is dict else []
             guards = self.guards(a_list(given, "guards"))
@@ -88,138 +81,13 @@ class _Decoder:
                 self.graphs.append(self.graph(entry, Input if outermost else Parameter))
         return self.graphs[-1]
 
-    # Operators
-
-    def operator(self, entry: list[Any]) -> tuple[Schema, list[str]]:
-        """One class and the names of the attributes that the file gives."""
-        name, *fields = [a_text(e, "a name") for e in entry] or [""]
-        if name not in operators():
-            raise InvalidEngine(f"this version of whet has no operator called {short(name)}")
-        schema = schema_of(operators()[name])  # type: ignore[arg-type]  # a class hashes too
-        unknown = [f for f in fields if f not in schema.fields]
-        need(not unknown, f"{name} has no attribute {', '.join(unknown)} in this version of whet")
-        missing = sorted(schema.required - set(fields))
-        need(not missing, f"{name} needs the attribute {', '.join(missing)}")
-        need(len(set(fields)) == len(fields), f"{name} has an attribute twice")
-        return schema, fields
-
-    def op(self, entry: list[Any]) -> tuple[Op, Schema]:
-        kind = an_index(entry[0] if entry else None, len(self.classes), "the operator class")
-        schema, fields = self.classes[kind]
-        need(
-            len(entry) == len(fields) + 1, f"an attribute of {schema.operator.__name__} is missing"
-        )
-        return self.build(schema, dict(zip(fields, entry[1:]))), schema
-
-    def build(self, schema: Schema, given: Mapping[str, Plain]) -> Op:
-        """The operator with these attributes, each of the type that its field is annotated with."""
-        attributes = {}
-        for field, plain in given.items():
-            value = self.attribute(plain)
-            if not schema.fields[field](value):
-                what = f"{schema.operator.__name__}.{field}"
-                raise InvalidEngine(f"{what} cannot be {short(value)}")
-            attributes[field] = value
-        return schema.operator(**attributes)
-
-    def attribute(self, plain: Plain) -> Any:
-        kind = type(plain)
-        if kind is int:
-            return a_number(plain, -LARGEST, LARGEST, "an attribute")
-        if kind is str or kind is bool or plain is None:
-            return plain
-        if kind is list:
-            return tuple([self.attribute(p) for p in plain])
-        tag = next(iter(plain)) if kind is dict and len(plain) == 1 else ""
-        read = _TAGS.get(tag)
-        if read is None:
-            raise InvalidEngine(f"{short(plain)} is no attribute")
-        return read(self, plain[tag])
-
-    def a_size(self, content: Plain) -> Size:
-        return self.sizes.entry(content)
-
-    def a_float(self, content: Plain) -> float:
-        data = _from_hex(content)
-        need(len(data) == 8, "a float has 8 bytes")
-        return float(struct.unpack("<d", data)[0])
-
-    def a_token(self, content: Plain) -> Token:
-        return self.tokens.setdefault(a_number(content, 0, LARGEST, "a token"), Token())
-
-    def a_graph(self, content: Plain) -> Graph:
-        return self.graphs[an_index(content, len(self.graphs), "the graph")]
-
-    def an_operator(self, content: Plain) -> Op:
-        name, given = entries(content, 2, "an operator")
-        need(type(given) is dict, "an operator's attributes must be named")
-        schema, _ = self.operator([name, *given])
-        return self.build(schema, given)
-
-    # Types
-
-    def a_tensor(self, content: Plain) -> TensorType:
-        dtype, shape = entries(content, 2, "a tensor's type")
-        kind = TensorType(
-            _dtype(dtype), tuple([self.sizes.size(s) for s in a_list(shape, "a shape")])
-        )
-        check_type(kind)
-        return kind
-
-    def a_type(self, plain: Plain) -> Type:
-        kind = self.attribute(plain)
-        if not isinstance(kind, TensorType | UnrankedType | SequenceType | OptionalType):
-            raise InvalidEngine(f"{short(plain)} is no type")
-        return kind
-
-    def a_sequence(self, content: Plain) -> SequenceType:
-        return SequenceType(self.a_type(content))
-
-    def an_optional(self, content: Plain) -> OptionalType:
-        return OptionalType(self.a_type(content))
-
-    # Arrays
-
-    def an_array(self, content: Plain) -> np.ndarray:
-        dtype, sizes, elements = entries(content, 3, "an array")
-        shape = tuple([a_number(s, 0, MOST_ELEMENTS, "a size") for s in a_list(sizes, "a shape")])
-        check_type(TensorType(_dtype(dtype), shape))
-        if dtype == "string":
-            return self.strings(shape, a_list(elements, "strings"))
-        return unpack(self.stored(elements, byte_count(dtype, shape)), dtype, shape)
-
-    def stored(self, elements: Plain, count: int) -> np.ndarray:
-        """The bytes of an array: written out, or an offset in the constants."""
-        if type(elements) is str:
-            data = np.frombuffer(_from_hex(elements), np.uint8)
-        else:
-            start = a_number(elements, 0, self.constants.size, "an offset in the constants")
-            data = self.constants[start : start + count]
-        need(data.size == count, f"an array of {count} bytes has {data.size}")
-        return data
-
-    def strings(self, shape: tuple[int, ...], elements: list[Plain]) -> np.ndarray:
-        need(len(elements) == math.prod(shape), "a string array lacks elements")
-        array = np.empty(len(elements), object)
-        for index, plain in enumerate(elements):
-            array[index] = self.attribute(plain)
-            if not isinstance(array[index], str | bytes | int | Expr):
-                raise InvalidEngine(f"{short(plain)} is no string")
-        array = array.reshape(shape)
-        array.setflags(write=False)
-        return array
-
-    # Graphs
-
     def graph(self, plain: Plain, leaf: type[Op]) -> Graph:
         """One graph; its inputs are all the Values of class `leaf` in it."""
-        ops, nodes, inputs, outputs, names, guards, origins = record(
-            plain, "ops", "nodes", "inputs", "outputs", "names", "guards", "origins"
-        )
+        ops, nodes, inputs, outputs, names, guards, origins, definers, late = record(plain, *_GRAPH)
         made = []
         for index, entry in enumerate(a_list(ops, "operators")):
             with _locate(f"operator {index}"):
-                made.append(self.op(a_list(entry, "an operator")))
+                made.append(self.attributes.op(a_list(entry, "an operator")))
         values = self.values(a_list(nodes, "nodes"), made)
         came_from = self.origins(values, a_list(origins, "origins"))
         graph = Graph(
@@ -228,7 +96,10 @@ class _Decoder:
             tuple([a_text(n, "an output's name") for n in a_list(names, "output names")]),
             (*self.guards(a_list(guards, "guards")), *self.missing_guards(values, came_from)),
             came_from,
+            self.definers(values, a_list(definers, "definers")),
+            None if late is None else self.late(late),
         )
+        _check_order(graph, values)
         _check_ends(graph, values, leaf)
         return graph
 
@@ -249,6 +120,8 @@ class _Decoder:
         if not self.sizes.table:
             return
         for value in values:
+            if not _may_need_guards(value):
+                continue
             needed: list[Guard] = []
             with collect_guards(needed):
                 infer(value.op, value.inputs)
@@ -281,20 +154,28 @@ class _Decoder:
             result.update(dict.fromkeys(self.pick(values, places, "values"), key))
         return result
 
+    def definers(self, values: list[Value], plain: list[Plain]) -> dict[str, Value]:
+        result: dict[str, Value] = {}
+        for entry in plain:
+            name, place = entries(entry, 2, "a definer")
+            need(a_text(name, "a size's name") not in result, f"two definers of {short(name)}")
+            (result[name],) = self.pick(values, [place], "values")
+        return result
 
-_TAGS: dict[str, Callable[[_Decoder, Plain], Any]] = {
-    "a": _Decoder.an_array,
-    "b": lambda decoder, content: _from_hex(content),
-    "f": _Decoder.a_float,
-    "g": _Decoder.a_graph,
-    "k": _Decoder.a_token,
-    "o": _Decoder.an_optional,
-    "op": _Decoder.an_operator,
-    "q": _Decoder.a_sequence,
-    "s": _Decoder.a_size,
-    "t": _Decoder.a_tensor,
-    "u": lambda decoder, content: UnrankedType(_dtype(content)),
-}
+    def late(self, plain: Plain) -> Late:
+        """The region that waits for a run's values; there are only ones of ONNX models yet."""
+        from whet.frontends.onnx.region import Region
+
+        (region,) = record(plain, "onnx")
+        try:
+            return Region.from_plain(region, self.weights)
+        except InvalidEngine:
+            raise
+        except Exception as error:
+            raise InvalidEngine(f"the late region: {_reason(error)}") from None
+
+
+_GRAPH = ("ops", "nodes", "inputs", "outputs", "names", "guards", "origins", "definers", "late")
 
 
 def _node(entry: Plain, values: list[Value], ops: list[tuple[Op, Schema]]) -> tuple[Value, ...]:
@@ -312,18 +193,22 @@ def _node(entry: Plain, values: list[Value], ops: list[tuple[Op, Schema]]) -> tu
     return results
 
 
-def check_type(kind: Type) -> None:
-    """Raises InvalidEngine for too many axes, a negative size, or too many elements to count."""
-    if not isinstance(kind, TensorType):
+def _may_need_guards(value: Value) -> bool:
+    """Whether sizes that only a run tells are involved; asked for speed."""
+    kinds = [i.type for i in value.inputs if i is not None]
+    return bool(value.op.symbols) or any(
+        isinstance(k, TensorType) and not k.is_static for k in kinds
+    )
+
+
+def _check_order(graph: Graph, values: Sequence[Value]) -> None:
+    """What defines a size comes before what uses it, or a run would wait for itself."""
+    if not graph.definers:
         return
-    count = 1
-    for size in kind.shape:
-        if type(size) is int:
-            if size < 0:
-                raise InvalidEngine(f"no tensor can be {kind}")
-            count *= size or 1
-    if count > MOST_ELEMENTS or len(kind.shape) > MOST_AXES:
-        raise InvalidEngine(f"no tensor can be {kind}")
+    place = {value: i for i, value in reversed(list(enumerate(values)))}
+    for value in values:
+        if any(place[before] > place[value] for before in graph.needs(value)):
+            raise InvalidEngine(f"{value.op} uses a size that is defined after it")
 
 
 def _check_ends(graph: Graph, values: Sequence[Value], leaf: type[Op]) -> None:
@@ -334,20 +219,13 @@ def _check_ends(graph: Graph, values: Sequence[Value], leaf: type[Op]) -> None:
     need(leaves == set(graph.inputs), "a value that neither is an input nor comes from one")
     names = [v.op.name for v in graph.inputs if isinstance(v.op, Input)]
     need(len(set(names)) == len(names), "two inputs of one name")
-    need(len(graph.output_names) in (0, len(graph.outputs)), "an output without a name")
-
-
-def _dtype(plain: Plain) -> str:
-    if type(plain) is not str or plain not in NUMPY_DTYPES:
-        raise InvalidEngine(f"there is no dtype {short(plain)}")
-    return plain
-
-
-def _from_hex(content: Plain) -> bytes:
-    try:
-        return bytes.fromhex(a_text(content, "bytes"))
-    except ValueError:
-        raise InvalidEngine(f"{short(content)} is not hexadecimal") from None
+    unnamed = len(graph.outputs) - len(graph.output_names)
+    if leaf is Parameter:
+        need(not graph.late, "an inner graph with a late region")
+        need(unnamed in (0, len(graph.outputs)), "an output without a name")
+    else:
+        captured = graph.late.captured if graph.late else ()
+        need(unnamed == len(captured), "an output without a name")
 
 
 def _reason(error: Exception) -> str:

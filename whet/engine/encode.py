@@ -4,7 +4,8 @@
      "operators": [["Reshape", "shape"], …],            a class and its attributes' names
      "graphs": [{"ops": [[0, [{"s": 2}, 64]], …],       inner graphs first, the outermost last
                  "nodes": [[0, 5], [1, 6, null], …],    an op and the Values that it reads
-                 "inputs": …, "outputs": …, "names": …, "guards": …, "origins": …}, …]}
+                 "inputs": …, "outputs": …, "names": …, "guards": …, "origins": …, "definers": …,
+                 "late": …}, …]}
 
 A Value is the number it gets by counting the nodes' results. A list is a tuple, and what JSON has
 no exact form for stands in an object of one entry: {"s": a size}, {"f": the bits of a float},
@@ -65,7 +66,8 @@ class _Encoder:
         ops: dict[Op, int] = {}
         rows: list[Plain] = []
         nodes: list[Plain] = []
-        for value in topological((*graph.inputs, *graph.outputs)):
+        ends = (*graph.inputs, *graph.outputs)
+        for value in topological(ends, needs=graph.needs if graph.definers else None):
             if value in number:
                 continue
             reads = [None if i is None else number[i] for i in value.inputs]
@@ -88,6 +90,8 @@ class _Encoder:
                 "names": list(graph.output_names),
                 "guards": guards,
                 "origins": _origins(graph, number),
+                "definers": [[n, number[v]] for n, v in graph.definers.items() if v in number],
+                "late": _late(graph.late),
             }
         )
         return self._graph_index.setdefault(id(graph), len(self.graphs) - 1)
@@ -119,7 +123,7 @@ class _Encoder:
             case TensorType():
                 return {"t": [x.dtype, self.plain(x.shape)]}
             case UnrankedType():
-                return {"u": x.dtype}
+                return {"u": [x.dtype, x.none]}
             case SequenceType():
                 return {"q": self.plain(x.element)}
             case OptionalType():
@@ -167,3 +171,8 @@ def _origins(graph: Graph, number: dict[Value, int]) -> Plain:
         if names:
             grouped.setdefault(names, []).append(place)
     return [[list(names), places] for names, places in grouped.items()]
+
+
+def _late(late: Any) -> Plain:
+    """A late region is what its frontend makes of it."""
+    return None if late is None else {"onnx": late.to_plain()}

@@ -13,7 +13,6 @@ used; kernels, which are machine code, are handed out only to who says `allow_co
 from __future__ import annotations
 
 import io
-import json
 import mmap
 import os
 import stat
@@ -39,10 +38,20 @@ from whet.engine.header import (
     architecture_bits,
     read_header,
 )
-from whet.engine.plain import Plain, a_list, a_number, a_text, entries, need
+from whet.engine.plain import (
+    Plain,
+    a_list,
+    a_number,
+    a_text,
+    entries,
+    from_json,
+    need,
+    to_json,
+)
 from whet.engine.weights import ALIGNMENT, StoredWeights, WeightStore, write_weights
 from whet.errors import InvalidEngine
 from whet.ir.graph import Graph, Weight
+from whet.ir.types import TensorType
 
 _SECTION = struct.Struct("<8sQQII")
 _MOST_SECTIONS = 64
@@ -96,7 +105,14 @@ def weight_names(graph: Graph) -> list[str]:
             names[value.op.name] = None
         for inner in value.op.graphs:
             names.update(dict.fromkeys(weight_names(inner)))
+    names.update(dict.fromkeys(sorted(late_tensors(graph))))
     return list(names)
+
+
+def late_tensors(graph: Graph) -> dict[str, TensorType]:
+    """The weights that a graph's late region reads, with their types."""
+    late: Any = graph.late
+    return {} if late is None else {name: tensor.type for name, tensor in late.tensors.items()}
 
 
 class _Writer:
@@ -135,19 +151,6 @@ class _Writer:
         self.file.seek(0)
         self.file.write(header.pack() + table)
         self.file.seek(0, 2)
-
-
-def to_json(plain: Plain) -> bytes:
-    """Compact and always the same; text is ASCII."""
-    return json.dumps(plain, separators=(",", ":"), sort_keys=True, allow_nan=False).encode()
-
-
-def from_json(data: bytes, what: str) -> Plain:
-    """The plain data of a section; raises InvalidEngine where it is none."""
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError, MemoryError) as error:
-        raise InvalidEngine(f"{what} is not readable: {error}") from None
 
 
 def _pack_kernels(kernels: Mapping[str, bytes]) -> bytes:
@@ -221,7 +224,8 @@ class EngineFile:
     def graph(self) -> Graph:
         """The graph; every operator is checked and every type inferred anew."""
         with self._naming():
-            graph = decode(self._plain("graph"), self._section("consts").data)
+            constants = self._section("consts").data
+            graph = decode(self._plain("graph"), constants, self.weights.array)
             self._check_weights(graph)
             return graph
 
@@ -296,14 +300,16 @@ class EngineFile:
 
     def _check_weights(self, graph: Graph) -> None:
         """What the graph says of a weight must be what is stored."""
+        wanted = late_tensors(graph)
         for value in graph.values:
             if isinstance(value.op, Weight):
-                stored = self.weights.types.get(value.op.name)
-                name = value.op.name
-                need(stored is not None, f"its graph reads a weight {name!r} that it does not have")
-                need(stored == value.op.type, f"the weight {name!r} is {stored}, not {value.type}")
+                wanted[value.op.name] = value.op.type
             for inner in value.op.graphs:
                 self._check_weights(inner)
+        for name, kind in wanted.items():
+            stored = self.weights.types.get(name)
+            need(stored is not None, f"its graph reads a weight {name!r} that it does not have")
+            need(stored == kind, f"the weight {name!r} is {stored}, not {kind}")
 
 
 def engine_bytes(graph: Graph, weights: WeightStore, **options: Any) -> bytes:

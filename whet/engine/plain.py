@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from whet.errors import InvalidEngine
@@ -59,3 +60,16 @@ def a_number(plain: Plain, low: int, high: int, what: str) -> int:
 def short(plain: Plain) -> str:
     text = repr(plain)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def to_json(plain: Plain) -> bytes:
+    """Compact and always the same; text is ASCII."""
+    return json.dumps(plain, separators=(",", ":"), sort_keys=True, allow_nan=False).encode()
+
+
+def from_json(data: bytes, what: str) -> Plain:
+    """The plain data of a section; raises InvalidEngine where it is none."""
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise InvalidEngine(f"{what} is not readable: {error}") from None

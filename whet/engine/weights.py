@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import mmap
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +15,7 @@ import numpy as np
 
 from whet.engine.checksum import checksum
 from whet.engine.elements import byte_count, pack, unpack
-from whet.engine.plain import Plain, a_list, a_number, a_text, entries, need, record
+from whet.engine.plain import Plain, a_list, a_number, a_text, entries, from_json, need, record
 from whet.errors import Error, InvalidEngine
 from whet.ir.types import NUMPY_DTYPES, TensorType
 
@@ -97,7 +99,7 @@ class StoredWeights:
                 self._check(content, number, name)
             self._checked.add(place)
         data = self._data[content.start : content.start + content.count]
-        return unpack(data, kind.dtype, kind.shape)  # type: ignore[arg-type]
+        return _loaded(data, kind.dtype, kind.shape)  # type: ignore[arg-type]
 
     def release(self, name: str) -> None:
         _, place = self._where[name]
@@ -144,7 +146,7 @@ def write_weights(
         kind = store.types[name]
         place = None
         if name not in without:
-            data = pack(_exactly(store.array(name), kind, name), kind.dtype)
+            data = _stored(_exactly(store.array(name), kind, name), kind.dtype)
             key = data.size, _checksums(data)
             place = known.get(key)
             if place is None or not _is_there(file, base + contents[place].start, data):
@@ -157,6 +159,26 @@ def write_weights(
         "contents": [[c.start, c.count, list(c.checksums)] for c in contents],
         "weights": rows,
     }
+
+
+def _stored(array: np.ndarray, dtype: str) -> np.ndarray:
+    """The bytes of an array; strings are a list in JSON."""
+    if dtype != "string":
+        return pack(array, dtype)
+    texts = [x if isinstance(x, str) else str(x) for x in array.reshape(-1).tolist()]
+    return np.frombuffer(json.dumps(texts, separators=(",", ":")).encode(), np.uint8)
+
+
+def _loaded(data: np.ndarray, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+    if dtype != "string":
+        return unpack(data, dtype, shape)
+    texts = from_json(data.tobytes(), "a weight of strings")
+    if type(texts) is not list or not all(type(x) is str for x in texts):
+        raise InvalidEngine("a weight of strings holds something else")
+    need(len(texts) == math.prod(shape), f"{len(texts)} strings are not {list(shape)}")
+    array = np.array(texts, object).reshape(shape)
+    array.setflags(write=False)
+    return array
 
 
 def _exactly(array: np.ndarray, kind: TensorType, name: str) -> np.ndarray:
@@ -219,13 +241,14 @@ def _read_row(entry: Plain, contents: list[Content]) -> tuple[str, TensorType, i
     name, dtype, sizes, place = entries(entry, 4, "a weight")
     a_text(name, "a weight's name")
     need(
-        type(dtype) is str and dtype in NUMPY_DTYPES and dtype != "string",
+        type(dtype) is str and dtype in NUMPY_DTYPES,
         f"the weight {name!r} has no dtype",
     )
     shape = tuple(a_number(s, 0, LARGEST_AXIS, "a size") for s in a_list(sizes, "a shape"))
     need(len(shape) <= 64, f"the weight {name!r} has {len(shape)} axes")
     if place is not None:
         a_number(place, 0, len(contents) - 1, "the place of a weight's bytes")
-        held, wanted = contents[place].count, byte_count(dtype, shape)
+        held = contents[place].count
+        wanted = held if dtype == "string" else byte_count(dtype, shape)
         need(held == wanted, f"the weight {name!r} needs {wanted} bytes and has {held}")
     return name, TensorType(dtype, shape), place
