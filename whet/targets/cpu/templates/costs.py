@@ -1,23 +1,159 @@
-"""Which schedules are likely to be fast."""
+"""Which schedules are likely to be fast: cycles counted from registers, loads and cache lines.
+
+The constants were fitted to kernels on one AVX-512 processor; only their ratios matter, since the
+guess ranks schedules, and measuring has the last word.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from whet.targets.cpu.architecture import Architecture
+from whet.targets.cpu.templates import lanewise
+from whet.targets.cpu.templates.dense import Panels, tile_spans
 from whet.targets.cpu.templates.schedule import Schedule
 from whet.targets.cpu.templates.specification import Convolution
+from whet.targets.cpu.templates.tiling import Grid
+
+L1, L1_WAYS, L2 = 32 << 10, 12, 1 << 20
+LATENCY = 4
+"""Cycles until a sum can be used again; two products start in each cycle."""
+LINE_FROM_L2 = 3.0
+"""Cycles lost for each line of x that is not in the first-level cache."""
+WEIGHT_FROM_L2 = 1 / 128
+"""Cycles lost for each byte of weight that streams from the second-level cache."""
+WEIGHT_FROM_L3 = 1 / 11
+"""The same for bytes beyond that, for one core; AHEAD of it is hidden by prefetching."""
+AHEAD = 0.7
+X_FROM_L3 = 1 / 24
+SHARED_LINES = 1 / 12
+"""Cycles lost for each byte of y when neighbouring lines are written by different cores."""
+TILE = 40.0
+"""Cycles to call a tile, and STORE for each of its vectors."""
+STORE = 1.5
 
 
 def candidates(c: Convolution, architecture: Architecture, threads: int) -> list[Schedule]:
     """Schedules worth measuring, the best guess first."""
-    outputs, vectors = (14, 2) if c.taps > 1 else (6, 4)
-    if architecture.vector_registers < 32:
-        outputs, vectors = (6, 2)
-    pixels = c.batch * math.prod(c.outputs)
-    if pixels == 1:
-        outputs, vectors = 1, 8
-    teams = 1 if pixels * 4 * c.channels > c.weight_bytes else 0
+    if lanewise.fits(c, architecture):
+        return _lanewise_candidates(c, architecture, threads)
+    costs: dict[Schedule, float] = {}
+    for outputs, vectors in register_tiles(c, architecture):
+        for schedule in _walks(c, outputs, vectors, threads):
+            costs.setdefault(schedule, DenseCost(c, schedule, architecture, threads).cycles)
+    ranked = sorted(costs, key=lambda schedule: costs[schedule])
+    return [s for s in ranked if costs[s] <= 1.3 * costs[ranked[0]]][:6]
+
+
+def register_tiles(c: Convolution, architecture: Architecture) -> Iterator[tuple[int, int]]:
+    """(outputs, vectors) whose sums, weights and one element of x fit into the registers."""
+    spare = 2 if architecture.vector_registers > 16 else 1
+    spare += 0 if architecture.fma else 1
+    registers = architecture.vector_registers - spare
+    needed = -(-c.group_filters // (architecture.vector_bytes // 4))
+    most_outputs = c.batch * math.prod(c.outputs)
+    for vectors in (1, 2, 3, 4, 6, 8):
+        outputs = (registers - vectors) // vectors
+        if vectors <= max(1, needed) and outputs >= 1 and (vectors <= 4 or most_outputs <= 4):
+            yield min(outputs, 28), vectors
+
+
+def _walks(c: Convolution, outputs: int, vectors: int, threads: int) -> Iterator[Schedule]:
+    """The ways to walk the output with one register tile."""
     unroll = 2 if c.taps > 1 else 4
-    ahead = c.weight_bytes >= 1 << 20 and not teams
-    return [Schedule(outputs, vectors, unroll, teams, ahead=ahead)]
+    yield Schedule(outputs, vectors, unroll=unroll, teams=1)
+    if c.filters * 4 > vectors * 64 and (threads > 1 or c.weight_bytes > L2 // 4):
+        yield Schedule(outputs, vectors, unroll=unroll, teams=0)
+        if c.weight_bytes > L2 // 4:
+            yield Schedule(outputs, vectors, unroll=unroll, teams=0, ahead=True)
+
+
+@dataclass
+class DenseCost:
+    """An estimate for the dense template."""
+
+    c: Convolution
+    schedule: Schedule
+    architecture: Architecture
+    threads: int
+
+    @property
+    def cycles(self) -> float:
+        """Cycles of the thread with the most work."""
+        c, s = self.c.in_three_dimensions(), self.schedule
+        lanes = self.architecture.vector_bytes // 4
+        panels = Panels.balanced(c.groups, c.group_filters, lanes, s.vectors)
+        grid = Grid(c.batch, tile_spans(c, s.outputs))
+        tiles, columns = self._shares(grid.tiles, panels.count)
+        full = self._tile_cycles(grid, panels.vectors, panels)
+        last = self._tile_cycles(grid, -(-panels.last // lanes), panels)
+        rest = 1 / panels.per_group
+        per_panel = full * (1 - rest) + last * rest
+        x_bytes = 4 * c.batch * math.prod(c.size) * c.channels * tiles / grid.tiles
+        traffic = self._weight_cycles(grid.tiles, columns / panels.count)
+        y_bytes = 4 * c.batch * math.prod(c.outputs) * c.filters / self.threads
+        if s.teams != 1 and x_bytes + y_bytes > L2:
+            traffic += SHARED_LINES * y_bytes
+        if x_bytes > L2:
+            traffic += X_FROM_L3 * x_bytes * columns / max(1, c.groups)
+        return columns * tiles * per_panel + traffic
+
+    def _shares(self, tiles: int, panels: int) -> tuple[int, int]:
+        """Tiles and panels of the busiest thread."""
+        teams = self.schedule.teams or self.threads
+        teams = min(max(teams, -(-self.threads // tiles)), self.threads, panels)
+        members = max(1, self.threads // teams)
+        return -(-tiles // members), -(-panels // teams)
+
+    def _tile_cycles(self, grid: Grid, vectors: int, panels: Panels) -> float:
+        """Cycles of an average tile of one panel."""
+        total = 0.0
+        for row in grid.axes[1]:
+            for column in grid.axes[2]:
+                outputs = row.size * column.size
+                step = self._step_cycles(outputs, vectors, panels)
+                store = TILE + STORE * outputs * vectors
+                total += row.count * column.count * (self.c.depth * step + store)
+        return total * sum(span.count for span in grid.axes[0]) * grid.batch / grid.tiles
+
+    def _step_cycles(self, outputs: int, vectors: int, panels: Panels) -> float:
+        """Cycles for one step of the sum in a tile."""
+        products = outputs * vectors * (0.5 if self.architecture.fma else 1.0)
+        loads = (outputs + vectors) / 2
+        cycles = max(products, loads, LATENCY)
+        size = vectors * self.architecture.vector_bytes
+        if self.c.depth * size > L1 // 2:
+            cycles += size * WEIGHT_FROM_L2
+        reuse = 1.0 if self.c.taps == 1 else 0.4
+        cycles += LINE_FROM_L2 * outputs * reuse * 4 / 64
+        return cycles * (1.3 if self._conflicts(outputs) > L1_WAYS - 2 else 1.0)
+
+    def _conflicts(self, outputs: int) -> int:
+        """How many elements of x that a step reads lie in one set of the first-level cache."""
+        distance = 4 * self.c.x_strides[-2] * self.c.steps[-1] % 4096
+        return outputs if distance < 64 else -(-outputs * min(distance, 4096 - distance) // 4096)
+
+    def _weight_cycles(self, tiles: int, share: float) -> float:
+        """Cycles to wait for weights that no cache holds yet."""
+        hidden = AHEAD if self.schedule.ahead and tiles >= 3 else 0.0
+        return self.c.weight_bytes * share * WEIGHT_FROM_L3 * (1 - hidden)
+
+
+def _lanewise_candidates(
+    c: Convolution, architecture: Architecture, threads: int
+) -> list[Schedule]:
+    """A width that the registers hold, and a height that keeps x in the caches."""
+    row, width = c.in_three_dimensions().outputs[1:]
+    taps = min(c.kernel[-1], lanewise.MOST_COLUMNS)
+    most = max(1, min(14, architecture.vector_registers - taps - 2))
+    outputs = -(-width // -(-width // most))
+    fits_l2 = 4 * math.prod(c.size) * c.channels <= threads * L2
+    found = []
+    for most_rows in (7, 14, 4, 1) if fits_l2 else (1, 4):
+        parts = -(-row // most_rows)
+        tiles = c.batch * parts * -(-width // outputs)
+        teams = 0 if tiles < 2 * threads and tiles % threads else 1
+        found.append(Schedule(outputs, rows=-(-row // parts), teams=teams))
+    return list(dict.fromkeys(found))
