@@ -7,12 +7,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from benchmarks import machine, networks, speed, trials
 from benchmarks.inputs import SIZES
 from benchmarks.processes import checkout
 
+AnyRow = TypeVar("AnyRow", speed.Row, trials.Comparison)
 BUSY = 0.05
 """Above this share of the machine's time, used by others, figures are not to be trusted."""
 
@@ -78,16 +79,21 @@ def measurements(
     """The rows asked for, each printed when it is there."""
     sizes = {**SIZES, **{k: int(v) for k, _, v in pairs(args.sizes)}}
     plan = speed.Plan(args.threads, args.rounds, args.seconds, sizes)
+    roof = max(machine.peak_gflops(args.threads) for _ in range(10))
     with ExitStack() as stack:
         base = stack.enter_context(checkout(args.base)) if args.base else None
         for path in paths:
-            row = (
-                trials.measure(args.kind, path, plan)
-                if args.kind
-                else speed.measure(path, args.runners.split(","), plan, base)
-            )
-            print(*row.report(), sep="\n", flush=True)
-            yield row
+            if args.kind:
+                yield shown(trials.measure(args.kind, path, plan))
+                continue
+            row = speed.measure(path, args.runners.split(","), plan, base, roof)
+            roof = row.roof
+            yield shown(row)
+
+
+def shown(row: AnyRow) -> AnyRow:
+    print(*row.report(), sep="\n", flush=True)
+    return row
 
 
 def print_table(rows: list[speed.Row | trials.Comparison]) -> None:

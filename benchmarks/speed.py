@@ -24,7 +24,10 @@ ERROR_LIMIT = 2.0
 """A row counts only if the error is at most this many times ONNX Runtime's."""
 
 SLOW_PHASE = 0.85
-"""A round is dropped when the machine's peak falls below this part of the best round's."""
+"""A round is dropped when the machine's peak falls below this part of the best seen so far."""
+
+FEWEST_ROUNDS = 3
+"""With fewer rounds at full speed, the figures of a row are not to be trusted."""
 
 MOST_ROUNDS = 3
 """How many times the rounds asked for are run at the most to make up for the dropped ones."""
@@ -55,12 +58,20 @@ class Row:
     errors: dict[str, float] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     peaks: list[float] = field(default_factory=list)
+    roof: float = 0.0
 
     @property
     def kept(self) -> list[int]:
-        """The rounds in which the machine ran at its full speed."""
-        best = max(self.peaks, default=0)
-        return [i for i, peak in enumerate(self.peaks) if peak >= SLOW_PHASE * best]
+        """The rounds in which the machine ran at full speed; the fastest few if there are none."""
+        full = [i for i, peak in enumerate(self.peaks) if peak >= SLOW_PHASE * self.roof]
+        fastest = sorted(range(len(self.peaks)), key=lambda i: -self.peaks[i])
+        return full if self.sure else sorted(fastest[:FEWEST_ROUNDS])
+
+    @property
+    def sure(self) -> bool:
+        """Whether enough rounds ran at full speed for the figures to be trusted."""
+        full = sum(peak >= SLOW_PHASE * self.roof for peak in self.peaks)
+        return full >= min(FEWEST_ROUNDS, len(self.peaks))
 
     def times(self, runner: str) -> list[float]:
         return [self.rounds[runner][i] for i in self.kept]
@@ -75,6 +86,7 @@ class Row:
         if "whet" in self.rounds and peer:
             ratio = f"{statistics.median(self.ratios('whet', peer)):.3f}"
         verdict = "void" if "whet" in self.rounds and self.void("whet") else ""
+        verdict = verdict if self.sure else f"{verdict} unsure".strip()
         return f"| {self.network} | {' | '.join(cells)} | {ratio} | {verdict} |"
 
     def best_peer(self, runner: str) -> str | None:
@@ -94,8 +106,9 @@ class Row:
     def report(self) -> Iterator[str]:
         """The row as text: by runner median, spread, error, and ratio to the better peer."""
         dropped, peaks = len(self.peaks) - len(self.kept), self.peaks or [0.0]
-        roof = f"peak {min(peaks):.0f}-{max(peaks):.0f} GFLOP/s"
-        yield f"{self.network}: {len(self.kept)} rounds, {dropped} slow ones dropped, {roof}"
+        roof = f"peak {min(peaks):.0f}-{max(peaks):.0f} of {self.roof:.0f} GFLOP/s"
+        doubt = "" if self.sure else "  UNSURE: the machine was slow or busy throughout"
+        yield f"{self.network}: {len(self.kept)} rounds, {dropped} dropped, {roof}{doubt}"
         for name in self.rounds:
             time = spread(self.times(name), 1e3, "8.3f")
             verdict = "  VOID: error above twice ONNX Runtime's" if self.void(name) else ""
@@ -124,16 +137,21 @@ class Row:
         return {**asdict(self), "kept": self.kept, "runners": runners}
 
 
-def measure(path: Path, runners: list[str], plan: Plan, base: Path | None = None) -> Row:
-    """Time the runners on one network; a runner that fails is named with its reason."""
-    row = Row(path.stem)
+def measure(
+    path: Path, runners: list[str], plan: Plan, base: Path | None = None, roof: float = 0.0
+) -> Row:
+    """Time the runners on one network; a runner that fails is named with its reason.
+
+    `roof` is the best peak of the machine seen so far, in GFLOP/s; the row holds the new one.
+    """
+    row = Row(path.stem, roof=roof)
     inputs = read_inputs(path, plan.sizes)
     with processes(path, runners, plan, row, base) as running:
         check_errors(path, inputs, running, row)
         row.rounds = {name: [] for name in running}
         for turn in range(MOST_ROUNDS * plan.rounds):
             time_round(turn, inputs, plan, running, row)
-            if len(row.kept) >= plan.rounds:
+            if row.sure and len(row.kept) >= plan.rounds:
                 break
     return row
 
@@ -184,4 +202,5 @@ def time_round(
         taken = running[name].ask("block", inputs, plan.seconds)
         row.rounds[name].append(statistics.median(taken))
     peaks.append(peak_gflops(plan.threads))
+    row.roof = max(row.roof, *peaks)
     row.peaks.append(min(peaks))

@@ -65,9 +65,13 @@ def test_a_row_far_from_float64_is_void():
 
 
 def test_slow_rounds_are_dropped_in_pairs():
-    row = Row("x", rounds={"whet": [1.0, 9.0, 2.0], "onnxruntime": [2.0, 1.0, 2.0]})
-    row.peaks = [450.0, 300.0, 440.0]
-    assert row.ratios("whet", "onnxruntime") == [0.5, 1.0]
+    row = Row("x")
+    row.peaks, row.roof = [450.0, 300.0, 440.0], 460.0
+    assert not row.sure
+
+    row.peaks.append(450.0)
+    row.rounds = {"whet": [1.0, 9.0, 2.0, 3.0], "onnxruntime": [2.0, 1.0, 2.0, 2.0]}
+    assert row.sure and row.ratios("whet", "onnxruntime") == [0.5, 1.0, 1.5]
 
 
 def table_lookup(path):
