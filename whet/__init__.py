@@ -1,5 +1,34 @@
 """whet makes a trained network run as fast as the machine it lands on allows."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from whet.errors import Error
 
-__all__ = ["Error"]
+if TYPE_CHECKING:
+    from whet.runtime.cache import Cache
+    from whet.runtime.engine import Engine, build, load, session
+    from whet.runtime.profile import Profile
+    from whet.runtime.session import Session
+
+__all__ = ["Cache", "Engine", "Error", "Profile", "Session", "build", "load", "session"]
+
+_PLACES = {
+    "Cache": "cache",
+    "Engine": "engine",
+    "Profile": "profile",
+    "Session": "session",
+    "build": "engine",
+    "load": "engine",
+    "session": "engine",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded when first asked for, so that `import whet` costs next to nothing.
+    if name not in _PLACES:
+        raise AttributeError(f"module 'whet' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"whet.runtime.{_PLACES[name]}"), name)

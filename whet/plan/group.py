@@ -21,7 +21,19 @@ from whet.plan.target import Capabilities
 
 MOVEMENT = (movement.Reshape, movement.Transpose, movement.Broadcast, movement.Slice)
 ELEMENTWISE = (ew.Elementwise, ew.Pow, ew.Where, ew.Cast)
-CHEAP = (ew.Add, ew.Sub, ew.Mul, ew.Max, ew.Min, ew.Neg, ew.Abs, ew.Cast, ew.Where, ew.Less, ew.Equal)
+CHEAP = (
+    ew.Add,
+    ew.Sub,
+    ew.Mul,
+    ew.Max,
+    ew.Min,
+    ew.Neg,
+    ew.Abs,
+    ew.Cast,
+    ew.Where,
+    ew.Less,
+    ew.Equal,
+)
 MOST_MEMBERS = 100  # operators in one group; beyond, code grows without gain
 
 
@@ -79,7 +91,9 @@ class Grouping:
             if not is_leaf(value) and first not in done:
                 done.add(first)
                 self.place(first)
-        self.groups = [self.owner[v] for v in graph.values if v in self.owner and self.owner[v].root is v]
+        self.groups = [
+            self.owner[v] for v in graph.values if v in self.owner and self.owner[v].root is v
+        ]
 
     def place(self, value: Value) -> None:
         """Finds the group of one operator, whose readers all have theirs."""
@@ -161,7 +175,10 @@ class Grouping:
         if isinstance(reader.op, ELEMENTWISE):
             same = value.shape == reader.shape
             return Traits(
-                t.identity and same, t.pure and same, t.aligned and value.rank == reader.rank, t.turns
+                t.identity and same,
+                t.pure and same,
+                t.aligned and value.rank == reader.rank,
+                t.turns,
             )
         if isinstance(reader.op, Reduce):
             return Traits(False, False, t.aligned, 1)
@@ -229,7 +246,9 @@ class Grouping:
         """Whether a kernel of the group computes value itself rather than loads it."""
         if value in self.transparent:
             return True
-        return self.owner.get(value) is group and (value is group.root or value not in self.required)
+        return self.owner.get(value) is group and (
+            value is group.root or value not in self.required
+        )
 
 
 def is_leaf(value: Value) -> bool:

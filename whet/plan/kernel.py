@@ -47,7 +47,9 @@ class Expression:
     @cached_property
     def symbols(self) -> frozenset[str]:
         """The loop indices and sizes that the element depends on."""
-        return self._own_symbols().union(*(c.symbols for c in self.children)) - self._bound_symbols()
+        return (
+            self._own_symbols().union(*(c.symbols for c in self.children)) - self._bound_symbols()
+        )
 
     def _own_symbols(self) -> frozenset[str]:
         return frozenset()
@@ -147,7 +149,9 @@ class Apply(Expression):
         return f"{name}({', '.join(map(str, self.args))})"
 
 
-Range = tuple[Size, Size]  # an index and the size it must lie below; negative indices lie outside too
+Range = tuple[
+    Size, Size
+]  # an index and the size it must lie below; negative indices lie outside too
 
 
 @_node
@@ -265,7 +269,9 @@ class Nest:
     sequential: bool = False
 
     def __str__(self) -> str:
-        head = f"for {', '.join(map(str, self.axes)) or '()'}" + (" in order" if self.sequential else "")
+        head = f"for {', '.join(map(str, self.axes)) or '()'}" + (
+            " in order" if self.sequential else ""
+        )
         return head + ":\n" + "\n".join(f"  {s}" for s in self.stores)
 
 
@@ -285,7 +291,9 @@ class Loops:
         return "loops"
 
     def __str__(self) -> str:
-        return f"loops({', '.join(self.buffers)}; {self.outputs} written)\n" + "\n".join(map(str, self.nests))
+        return f"loops({', '.join(self.buffers)}; {self.outputs} written)\n" + "\n".join(
+            map(str, self.nests)
+        )
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ def simplify(nest: Nest) -> Nest:
             break
         nest = split
     nest = _map_sizes(nest, nest.axes, lambda size: size)  # joins the loops of reductions
-    return _merge(nest)
+    return merge(nest)
 
 
 def sizes_of(nest: Nest) -> Iterator[Size]:
@@ -103,7 +103,11 @@ def merge_reduction(reduction: Reduction) -> Reduction:
         merged = Axis(outer.name, outer.size * inner.size)
         body = rewrite_sizes(body, _joining(outer, inner, merged))
         axes = (*axes[:place], merged, *axes[place + 2 :])
-    return reduction if axes is reduction.axes else Reduction(reduction.kind, axes, body, reduction.dtype)
+    return (
+        reduction
+        if axes is reduction.axes
+        else Reduction(reduction.kind, axes, body, reduction.dtype)
+    )
 
 
 def _split_one(nest: Nest) -> Nest | None:
@@ -117,7 +121,9 @@ def _split_one(nest: Nest) -> Nest | None:
         outer, inner = Axis(f"{axis.name}a", axis.size // factor), Axis(f"{axis.name}b", factor)
         by = loop_index(outer.name, outer.size) * factor + loop_index(inner.name, inner.size)
         axes = (*nest.axes[:place], outer, inner, *nest.axes[place + 1 :])
-        return _map_sizes(nest, axes, lambda size, name=axis.name, by=by: substitute(size, {name: by}))  # type: ignore[misc]
+        return _map_sizes(
+            nest, axes, lambda size, name=axis.name, by=by: substitute(size, {name: by})
+        )  # type: ignore[misc]
     return None
 
 
@@ -149,10 +155,10 @@ def _calls(size: Size) -> Iterator[Call]:
                     yield from _calls(arg)
 
 
-def _merge(nest: Nest) -> Nest:
-    """Neighbouring loops as one where every index map steps evenly from one to the next."""
+def merge(nest: Nest, kept: int = 0) -> Nest:
+    """Neighbouring loops as one where every index map steps evenly; the `kept` innermost stay as they are."""
     place = 0
-    while place + 1 < len(nest.axes):
+    while place + 1 < len(nest.axes) - kept:
         outer, inner = nest.axes[place], nest.axes[place + 1]
         if nest.sequential or not _steps_evenly(sizes_of(nest), outer, inner):
             place += 1
@@ -166,7 +172,8 @@ def _merge(nest: Nest) -> Nest:
 
 def _map_sizes(nest: Nest, axes: tuple[Axis, ...], change: Callable[[Size], Size]) -> Nest:
     stores = tuple(
-        replace(s, offset=change(s.offset), value=rewrite_sizes(s.value, change)) for s in nest.stores
+        replace(s, offset=change(s.offset), value=rewrite_sizes(s.value, change))
+        for s in nest.stores
     )
     return replace(nest, axes=axes, stores=stores)
 

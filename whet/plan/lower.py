@@ -9,7 +9,17 @@ from typing import Any
 import numpy as np
 
 from whet.ir.graph import Constant, Op, Value
-from whet.ir.sizes import Expr, Size, floor_divide, is_less, minimum, modulo, product, substitute, symbol
+from whet.ir.sizes import (
+    Expr,
+    Size,
+    floor_divide,
+    is_less,
+    minimum,
+    modulo,
+    product,
+    substitute,
+    symbol,
+)
 from whet.ir.types import NUMPY_DTYPES, TensorType
 from whet.ops import contract, elementwise, movement, reduce, window
 from whet.ops.reduce import identity
@@ -56,9 +66,14 @@ class Lowering:
             return literal
         if not self.inside(value):
             return self.load(value, index)
-        if isinstance(value.op, elementwise.Elementwise | elementwise.Pow | elementwise.Where | elementwise.Cast):
+        if isinstance(
+            value.op,
+            elementwise.Elementwise | elementwise.Pow | elementwise.Where | elementwise.Cast,
+        ):
             args = tuple(
-                self.pull(i, broadcast_index(i.shape, value.shape, index)) for i in value.inputs if i is not None
+                self.pull(i, broadcast_index(i.shape, value.shape, index))
+                for i in value.inputs
+                if i is not None
             )
             return Apply(value.op, args, value.dtype)
         return RULES[type(value.op)](self, value, index)
@@ -86,7 +101,9 @@ def literal_of(value: Value) -> Literal | None:
     data = value.op.data
     if data.size > 1 and not (data == data.flat[0]).all():
         return None
-    return Literal(data.flat[0].item() if data.dtype.kind in "biuf" else float(data.flat[0]), value.dtype)
+    return Literal(
+        data.flat[0].item() if data.dtype.kind in "biuf" else float(data.flat[0]), value.dtype
+    )
 
 
 def flatten(index: Indices, shape: Indices) -> Size:
@@ -110,7 +127,9 @@ def unflatten(offset: Size, shape: Indices) -> Indices:
 def broadcast_index(shape: Indices, wide: Indices, index: Indices) -> Indices:
     """Where an element of the broadcast shape lies in a tensor that is stretched to it."""
     skipped = len(wide) - len(shape)
-    return tuple(_stretched(size, w, i) for size, w, i in zip(shape, wide[skipped:], index[skipped:]))
+    return tuple(
+        _stretched(size, w, i) for size, w, i in zip(shape, wide[skipped:], index[skipped:])
+    )
 
 
 def _stretched(size: Size, wide: Size, i: Size) -> Size:
@@ -176,7 +195,8 @@ def _slice(lowering: Lowering, value: Value, index: Indices) -> Expression:
     op = value.op
     assert isinstance(op, movement.Slice) and value.inputs[0] is not None
     return lowering.pull(
-        value.inputs[0], tuple(start + i * step for start, i, step in zip(op.starts, index, op.steps))
+        value.inputs[0],
+        tuple(start + i * step for start, i, step in zip(op.starts, index, op.steps)),
     )
 
 
@@ -261,7 +281,9 @@ def _sizes(lowering: Lowering, value: Value, index: Indices) -> Expression:
     result: Expression = Index(sizes[-1])
     for place in range(len(sizes) - 2, -1, -1):
         ranges = within([(index[0], place + 1)])
-        result = Select(ranges, Index(sizes[place]), result, "int64") if ranges else Index(sizes[place])
+        result = (
+            Select(ranges, Index(sizes[place]), result, "int64") if ranges else Index(sizes[place])
+        )
     return result
 
 
@@ -354,9 +376,7 @@ def _zero(dtype: str) -> int | float:
 
 def _times(a: Expression, b: Expression, dtype: str) -> Expression:
     """a*b in the dtype of the sum that it goes into."""
-    a, b = (
-        e if e.dtype == dtype else Apply(elementwise.Cast(dtype), (e,), dtype) for e in (a, b)
-    )
+    a, b = (e if e.dtype == dtype else Apply(elementwise.Cast(dtype), (e,), dtype) for e in (a, b))
     return Apply(elementwise.Mul(), (a, b), dtype)
 
 

@@ -28,7 +28,9 @@ def assign(lifetimes: Sequence[Lifetime]) -> tuple[dict[Hashable, int], int]:
     for life in sorted(lifetimes, key=lambda x: (-x.size, x.first)):
         size = max(-(-life.size // ALIGNMENT) * ALIGNMENT, ALIGNMENT)
         busy = sorted(
-            (start, end) for start, end, other in placed if other.first <= life.last and life.first <= other.last
+            (start, end)
+            for start, end, other in placed
+            if other.first <= life.last and life.first <= other.last
         )
         offsets[life.key] = start = _smallest_gap(busy, size)
         placed.append((start, start + size, life))

@@ -97,7 +97,9 @@ def _members(grouping: Grouping, group: Group) -> list[Value]:
     stack = [group.root]
     while stack:
         value = stack.pop()
-        if value in seen or not (value is group.root or value is group.anchor or grouping.is_inside(group, value)):
+        if value in seen or not (
+            value is group.root or value is group.anchor or grouping.is_inside(group, value)
+        ):
             continue
         seen.add(value)
         found.append(value)
@@ -141,7 +143,9 @@ def _concat_nests(lowering: Lowering, root: Value) -> list[Nest]:
         assert part is not None
         axes, index = _axes(part)
         at = (*index[:axis], index[axis] + start, *index[axis + 1 :])
-        nests.append(Nest(axes, (Store(OUTPUT, flatten(at, root.shape), lowering.pull(part, index)),)))
+        nests.append(
+            Nest(axes, (Store(OUTPUT, flatten(at, root.shape), lowering.pull(part, index)),))
+        )
         start = start + part.shape[axis]
     return nests
 

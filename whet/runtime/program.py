@@ -12,6 +12,7 @@ import numpy as np
 from whet.ir.evaluate import bind_sizes, check_guards, compute
 from whet.ir.graph import Constant, Graph, Input, Parameter, Value, Weight, make
 from whet.ir.types import TensorType
+from whet.engine.weights import WeightStore
 from whet.plan.plan import Plan, make_plan
 from whet.targets.cpu.device import Device, Executable
 
@@ -21,14 +22,16 @@ Arrays = Sequence[Any]
 class Runner:
     """All that runs on one device from one set of weights; results of weight-only work are kept and shared."""
 
-    def __init__(self, device: Device, weights: Callable[[str], np.ndarray], threads: int) -> None:
+    def __init__(self, device: Device, weights: WeightStore, threads: int) -> None:
         self.device, self.weights, self.threads = device, weights, threads
         self.prepared: dict[Value, Any] = {}
         self.reference_ops: dict[str, None] = {}
         self._stages: dict[tuple[Graph, tuple[tuple[str, int], ...]], Stage] = {}
         self._lock = threading.RLock()
 
-    def execute(self, graph: Graph, arrays: Arrays, out: Mapping[int, np.ndarray] | None = None) -> list[Any]:
+    def execute(
+        self, graph: Graph, arrays: Arrays, out: Mapping[int, np.ndarray] | None = None
+    ) -> list[Any]:
         """The graph's outputs for arrays of any sizes that it accepts; `out` gives arrays for some of them."""
         sizes: dict[str, int] = {}
         for value, array in zip(graph.inputs, arrays, strict=True):
@@ -61,26 +64,52 @@ class Runner:
             rest = tuple(v for v in missing if v not in self.prepared)
             if not rest:
                 return
-            graph = self._legal(Graph((), rest))
-            program = Program(self, graph, prepare=True)
-            self.prepared.update(zip(rest, program.run((), {})))
+            program = Program(self, legal(Graph((), rest), self.device), prepare=True)
+            room = self.device.arrays([v.tensor for v in rest])
+            self.prepared.update(zip(rest, program.run((), dict(enumerate(room)))))
+            for value in program.given:
+                self._let_go(value, keep=missing)
+
+    def _let_go(self, value: Value, keep: Sequence[Value]) -> None:
+        """Forgets a weight as the model has it, once only what was made from it is needed."""
+        if isinstance(value.op, Weight) and value not in keep:
+            self.prepared.pop(value, None)
+            self.weights.release(value.op.name)
 
     def _given(self, value: Value) -> Any:
         op = value.op
-        array = op.data if isinstance(op, Constant) else self.weights(op.name)  # type: ignore[attr-defined]
-        return np.ascontiguousarray(array)
-
-    def _legal(self, graph: Graph) -> Graph:
-        """The graph in the device's own terms."""
-        while True:
-            new = graph.map(self.device.legalize)
-            if new is graph:
-                return graph
-            graph = new
+        array = op.data if isinstance(op, Constant) else self.weights.array(op.name)  # type: ignore[attr-defined]
+        return array if array.ndim == 0 else np.ascontiguousarray(array)
 
     def program(self, graph: Graph) -> Program:
         """A graph whose sizes are all known, compiled."""
-        return Program(self, self._legal(graph))
+        return Program(self, legal(graph, self.device))
+
+
+def legal(graph: Graph, device: Device) -> Graph:
+    """The graph in the device's own terms."""
+    while True:
+        new = graph.map(device.legalize)
+        if new is graph:
+            return graph
+        graph = new
+
+
+def compile_ahead(graph: Graph, device: Device) -> dict[str, bytes]:
+    """The code of all kernels that can be known before a run, by cache key; nothing is run."""
+    ready = _ready(graph)
+    first = replace(
+        graph, outputs=tuple(v for v in graph.values if v in ready and not v.is_static), late=None
+    )
+    kept = first if len(ready) < len(graph.values) else replace(graph, late=None)
+    plan = make_plan(legal(kept, device), device.capabilities)
+    before = legal(Graph((), tuple(v for v in plan.prepared)), device)
+    kernels = [
+        s.kernel
+        for p in (make_plan(before, device.capabilities, prepare=True), plan)
+        for s in p.steps
+    ]
+    return {device.key(k): device.object(k) for k in kernels if k is not None}
 
 
 def is_given(value: Value) -> bool:
@@ -110,12 +139,16 @@ class Program:
         for number, value in enumerate(self.graph.outputs):
             if value in self.made and value not in buffers and isinstance(value.type, TensorType):
                 array = out.get(number)
-                buffers[value] = np.empty(value.shape, value.tensor.numpy) if array is None else array
+                buffers[value] = (
+                    np.empty(value.shape, value.tensor.numpy) if array is None else array
+                )
         values = self.executable.run(given, buffers, self.runner.run_graph)
         results = []
         for number, value in enumerate(self.graph.outputs):
             array = values[value]
-            if isinstance(array, np.ndarray) and (value not in buffers or any(array is r for r in results)):
+            if isinstance(array, np.ndarray) and (
+                value not in buffers or any(array is r for r in results)
+            ):
                 array = array.copy()  # an input, a weight, or an output given twice
             if number in out and array is not out[number]:
                 out[number][...] = array
@@ -141,10 +174,15 @@ class Stage:
         first = replace(graph, outputs=self.carried, output_names=(), late=None)
         self.program = runner.program(first)
         siblings = [s for v in self.frontier for s in v.siblings]
-        inputs = {v: make(Input(f"stage {n}", v.type), ())[0] for n, v in enumerate((*self.carried, *siblings))}
+        inputs = {
+            v: make(Input(f"stage {n}", v.type), ())[0]
+            for n, v in enumerate((*self.carried, *siblings))
+        }
         self.rest = replace(graph.substitute(inputs), inputs=tuple(inputs.values()))
         runner.reference_ops.update(
-            dict.fromkeys(name for v in self.frontier for name in graph.origins.get(v, (str(v.op),)))
+            dict.fromkeys(
+                name for v in self.frontier for name in graph.origins.get(v, (str(v.op),))
+            )
         )
 
     def run(self, arrays: Arrays, out: Mapping[int, np.ndarray]) -> list[Any]:
@@ -158,7 +196,8 @@ class Stage:
     def _compute(self, value: Value, known: Mapping[Value, Any]) -> tuple[Any, ...]:
         self.runner.prepare([i for i in value.inputs if i is not None and i.is_static])
         arrays = [
-            None if i is None else self.runner.prepared[i] if i.is_static else known[i] for i in value.inputs
+            None if i is None else self.runner.prepared[i] if i.is_static else known[i]
+            for i in value.inputs
         ]
         extra = [self.runner.run_graph] if value.op.runs_graphs else []
         return compute(value, [*extra, *arrays], {})
@@ -168,8 +207,12 @@ def _ready(graph: Graph) -> set[Value]:
     """The Values that can be planned: tensors of known sizes, made from such."""
     ready: set[Value] = set()
     for value in graph.values:
-        known = isinstance(value.type, TensorType) and value.type.is_static and not value.op.uses_sizes
-        if known and all(s.type.is_static for s in value.siblings if isinstance(s.type, TensorType)):
+        known = (
+            isinstance(value.type, TensorType) and value.type.is_static and not value.op.uses_sizes
+        )
+        if known and all(
+            s.type.is_static for s in value.siblings if isinstance(s.type, TensorType)
+        ):
             if all(i is None or i in ready for i in value.inputs):
                 ready.add(value)
         elif isinstance(value.op, Input | Parameter):

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from whet.errors import InvalidInput
+from whet.engine.weights import WeightStore
+from whet.errors import InvalidInput, ShapeError
 from whet.ir.graph import Graph, Input
 from whet.ir.types import TensorType, Type, dtype_name
 from whet.passes.pipeline import optimise
+from whet.runtime.profile import Profile
 from whet.runtime.program import Runner
 
 if TYPE_CHECKING:
@@ -20,8 +22,15 @@ if TYPE_CHECKING:
 class Session:
     """Runs an engine. `run` may be called from any number of threads at once."""
 
-    def __init__(self, graph: Graph, weights: Any, device: Device, threads: int) -> None:
-        self.graph = graph
+    def __init__(
+        self,
+        graph: Graph,
+        weights: WeightStore,
+        device: Device,
+        threads: int,
+        profiles: tuple[Profile, ...] = (),
+    ) -> None:
+        self.graph, self.profiles = graph, profiles
         self._runner = Runner(device, weights, threads)
         self.inputs: dict[str, Type] = {v.op.name: v.type for v in graph.inputs}  # type: ignore[attr-defined]
         self._outputs = graph.late.outputs if graph.late is not None else graph.output_names
@@ -33,7 +42,9 @@ class Session:
         """Names of the model's nodes that run their NumPy reference so far."""
         return tuple(self._runner.reference_ops)
 
-    def run(self, inputs: Mapping[str, Any], out: Mapping[str, np.ndarray] | None = None) -> dict[str, Any]:
+    def run(
+        self, inputs: Mapping[str, Any], out: Mapping[str, np.ndarray] | None = None
+    ) -> dict[str, Any]:
         """The model's outputs, by name, for inputs by name.
 
         Inputs are NumPy arrays, or any tensor that speaks DLPack on the CPU, of exactly the model's dtypes.
@@ -41,6 +52,7 @@ class Session:
         Raises InvalidInput for wrong names, dtypes or numbers of axes, ShapeError for sizes that do not fit.
         """
         arrays = self._check(inputs)
+        self._check_profiles(arrays)
         targets = self._check_out(out or {})
         results = self._runner.execute(self.graph, arrays, targets)
         if self.graph.late is not None:
@@ -55,7 +67,7 @@ class Session:
             ready = len(graph.output_names)
             named.update(zip(graph.output_names, results))
             captured = dict(zip(graph.late.captured, results[ready:]))
-            graph = optimise(graph.late.stage(captured, self._runner.weights))
+            graph = optimise(graph.late.stage(captured, self._runner.weights.array))
             results = self._runner.execute(graph, [captured[v.op.name] for v in graph.inputs])  # type: ignore[attr-defined]
         named.update(zip(graph.output_names, results))
         return {name: named[name] for name in self._outputs}
@@ -69,13 +81,27 @@ class Session:
             raise InvalidInput(f"inputs {'; '.join(said)}; the model has {', '.join(self.inputs)}")
         return [_array(name, inputs[name], kind) for name, kind in self.inputs.items()]
 
+    def _check_profiles(self, arrays: list[Any]) -> None:
+        shapes = {name: np.shape(array) for name, array in zip(self.inputs, arrays)}
+        if self.profiles and not any(p.accepts(shapes) for p in self.profiles):
+            given = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+            raise ShapeError(
+                f"the sizes lie in none of the engine's {len(self.profiles)} profiles: {given}"
+            )
+
     def _check_out(self, out: Mapping[str, np.ndarray]) -> dict[int, np.ndarray]:
         numbers = {name: number for number, name in enumerate(self._outputs)}
         for name, array in out.items():
             if name not in numbers:
-                raise InvalidInput(f"there is no output {name!r}; the model has {', '.join(numbers)}")
-            if not (isinstance(array, np.ndarray) and array.flags.c_contiguous and array.flags.writeable):
-                raise InvalidInput(f"the array for output {name!r} must be a writeable, C-contiguous NumPy array")
+                raise InvalidInput(
+                    f"there is no output {name!r}; the model has {', '.join(numbers)}"
+                )
+            if not (
+                isinstance(array, np.ndarray) and array.flags.c_contiguous and array.flags.writeable
+            ):
+                raise InvalidInput(
+                    f"the array for output {name!r} must be a writeable, C-contiguous NumPy array"
+                )
         return {numbers[name]: array for name, array in out.items()}
 
 
@@ -88,10 +114,16 @@ def _array(name: str, x: Any, kind: Type) -> Any:
     array = np.asarray(x, object) if kind.dtype == "string" else np.asarray(x)
     found = dtype_name(array.dtype) if array.dtype != object else "string"
     if found != kind.dtype:
-        raise InvalidInput(f"input {name!r} must be {kind.dtype}, got {found}; convert it with .astype")
+        raise InvalidInput(
+            f"input {name!r} must be {kind.dtype}, got {found}; convert it with .astype"
+        )
     if array.ndim != kind.rank:
-        raise InvalidInput(f"input {name!r} is {kind}, got an array of the shape {list(array.shape)}")
+        raise InvalidInput(
+            f"input {name!r} is {kind}, got an array of the shape {list(array.shape)}"
+        )
     for size, actual in zip(kind.shape, array.shape):
         if isinstance(size, int) and size != actual:
-            raise InvalidInput(f"input {name!r} is {kind}, got an array of the shape {list(array.shape)}")
+            raise InvalidInput(
+                f"input {name!r} is {kind}, got an array of the shape {list(array.shape)}"
+            )
     return np.ascontiguousarray(array) if array.ndim else array

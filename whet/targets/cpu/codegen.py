@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
+import re
+
 from whet.plan.kernel import Kernel, Loops
 from whet.targets.cpu import loops
 from whet.targets.cpu.architecture import Architecture
 from whet.targets.cpu.arithmetic import LIBRARY
-from whet.targets.cpu.llvm import Module
+from whet.targets.cpu.templates import TEMPLATES
 
 VERSION = 1
 """Part of every cache key: raised when the same kernel gives other code."""
 
 ENTRY = "kernel"
 
+Slot = tuple[int, int] | str | None
+"""An argument: (buffer, offset in bytes), "error" for the address of the error word, None for null."""
 
-def to_llvm(kernel: Kernel, architecture: Architecture) -> Module:
-    """A module whose function ENTRY runs the kernel: `void (ptr args, i64 thread, i64 threads)`.
 
-    The arguments are eight bytes each: the error word's address, then the buffers'.
-    """
+def to_llvm(kernel: Kernel, architecture: Architecture) -> str:
+    """A module whose function ENTRY runs the kernel: `void (ptr args, i64 thread, i64 threads)`."""
     if isinstance(kernel, Loops):
-        return loops.generate(kernel, architecture, ENTRY)
-    from whet.targets.cpu.templates import TEMPLATES
+        return loops.generate(kernel, architecture, ENTRY).text()
+    module = TEMPLATES[type(kernel.op)].generate(kernel, architecture, ENTRY)
+    return module if isinstance(module, str) else module.text()
 
-    return TEMPLATES[type(kernel.op)].generate(kernel, architecture, ENTRY)
+
+def slots(kernel: Kernel) -> list[Slot]:
+    """What the eight-byte arguments of a kernel hold."""
+    if not isinstance(kernel, Loops):
+        template = TEMPLATES[type(kernel.op)]
+        if hasattr(template, "slots"):
+            return template.slots(kernel)  # type: ignore[no-any-return]
+    return ["error", *((buffer, 0) for buffer in range(len(kernel.buffers)))]
 
 
-def imports(module: Module) -> list[str]:
+def imports(text: str) -> list[str]:
     """The C library's functions that a module calls."""
-    return sorted(LIBRARY & set(module.declarations))
+    return sorted(LIBRARY & set(re.findall(r"^declare [^@]*@(\w+)\(", text, re.MULTILINE)))

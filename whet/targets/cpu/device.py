@@ -38,9 +38,15 @@ class ObjectCache(Protocol):
 class Device:
     """One CPU at one architecture level; compiled kernels are shared by all its programs."""
 
-    def __init__(self, architecture: Architecture | None = None, cache: ObjectCache | None = None) -> None:
+    def __init__(
+        self,
+        architecture: Architecture | None = None,
+        cache: ObjectCache | None = None,
+        prebuilt: Mapping[str, bytes] | None = None,
+        threads: int = 2,
+    ) -> None:
         self.architecture = architecture or host.architecture()
-        self.cache = cache
+        self.cache, self.prebuilt, self.threads = cache, prebuilt or {}, threads
         self.capabilities = Capabilities("cpu", self.legalize, emits, TEMPLATES)
         self.compiled = 0
         self._code: dict[Kernel, jit.Code] = {}
@@ -48,7 +54,7 @@ class Device:
 
     def legalize(self, value: Value) -> Any:
         """An operator in this CPU's terms."""
-        for template in TEMPLATES.values():
+        for template in dict.fromkeys(TEMPLATES.values()):
             new = template.legalize(value, self.architecture)
             if new is not None:
                 return new
@@ -66,15 +72,29 @@ class Device:
         text = f"cpu {codegen.VERSION} {self.architecture}\n{kernel}"
         return blake2b(text.encode(), digest_size=20).hexdigest()
 
-    def _build(self, kernel: Kernel) -> jit.Code:
+    def arrays(self, kinds: Sequence[TensorType]) -> list[np.ndarray]:
+        """Arrays that lie one after the other in one piece of memory, each at a multiple of 64 bytes."""
+        places = np.cumsum([0, *(-(-nbytes(kind) // 64) * 64 for kind in kinds)])
+        memory = host.aligned_memory(max(int(places[-1]), 64))
+        return [
+            memory[at : at + nbytes(kind)].view(kind.numpy).reshape(kind.shape)  # type: ignore[arg-type]
+            for at, kind in zip(places, kinds)
+        ]
+
+    def object(self, kernel: Kernel) -> bytes:
+        """The kernel's machine code, prebuilt, from the cache, or compiled now."""
         key = self.key(kernel)
-        code = self.cache.get(key) if self.cache is not None else None
+        code = self.prebuilt.get(key) or (self.cache.get(key) if self.cache is not None else None)
         if code is None:
-            module = codegen.to_llvm(kernel, self.architecture)
-            code = jit.to_object(module.text(), self.architecture, codegen.imports(module))
+            text = codegen.to_llvm(kernel, self.architecture)
+            code = jit.to_object(text, self.architecture, codegen.imports(text))
             self.compiled += 1
             if self.cache is not None:
                 self.cache.put(key, code)
+        return code
+
+    def _build(self, kernel: Kernel) -> jit.Code:
+        code = self.object(kernel)
         return jit.load(code, [codegen.ENTRY], _library(frozenset(jit.undefined_symbols(code))))
 
 
@@ -84,8 +104,12 @@ def _library(names: frozenset[str]) -> Mapping[str, int]:
     wanted = sorted(names & LIBRARY)
     if not wanted:
         return {}
-    library = ctypes.CDLL(ctypes.util.find_library("m")) if ctypes.util.find_library("m") else host.libc()
-    return {name: ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0 for name in wanted}
+    library = (
+        ctypes.CDLL(ctypes.util.find_library("m")) if ctypes.util.find_library("m") else host.libc()
+    )
+    return {
+        name: ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0 for name in wanted
+    }
 
 
 class Executable:
@@ -99,7 +123,9 @@ class Executable:
                 device.code(step.kernel)
         self._free: list[_Context] = []
 
-    def run(self, given: Mapping[Value, Any], out: Mapping[Value, Any], run_graph: Callable[..., Any]) -> dict[Value, Any]:
+    def run(
+        self, given: Mapping[Value, Any], out: Mapping[Value, Any], run_graph: Callable[..., Any]
+    ) -> dict[Value, Any]:
         """Computes the plan's outputs into the `out` arrays; `given` are its inputs and what was prepared."""
         context = self._free.pop() if self._free else _Context(self)
         try:
@@ -128,12 +154,14 @@ class _Context:
         plan = executable.plan
         self.arena = host.aligned_memory(max(plan.arena, 64))
         self.values = {
-            value: self.arena[at : at + nbytes(value.tensor)].view(value.tensor.numpy).reshape(value.shape)
+            value: self.arena[at : at + nbytes(value.tensor)]
+            .view(value.tensor.numpy)
+            .reshape(value.shape)
             for value, at in plan.offsets.items()
         }
         self.tables = np.zeros((len(plan.steps), 2), np.int64)
         self.errors = np.zeros(len(plan.steps), np.int64)
-        self.places: dict[Value, list[int]] = {}
+        self.places: dict[Value, list[tuple[int, int]]] = {}
         self.arguments = self._arguments(plan)
         self.addresses: dict[Value, int] = {}
         for value, array in self.values.items():
@@ -141,31 +169,32 @@ class _Context:
 
     def _arguments(self, plan: Plan) -> np.ndarray:
         """The argument blocks, one after the other, with the error words set and the buffers still open."""
-        slots: list[Value | None] = []
-        starts: dict[int, int] = {}
-        for number, step in enumerate(plan.steps):
+        layouts = [[] if s.kernel is None else codegen.slots(s.kernel) for s in plan.steps]
+        arguments = np.zeros(max(sum(map(len, layouts)), 1), np.int64)
+        place = 0
+        for number, (step, slots) in enumerate(zip(plan.steps, layouts)):
             if step.kernel is not None:
-                starts[number] = len(slots)
-                slots += [None, *step.reads, *step.writes]
-        arguments = np.zeros(max(len(slots), 1), np.int64)
-        for place, value in enumerate(slots):
-            if value is not None:
-                self.places.setdefault(value, []).append(place)
-        for number, start in starts.items():
-            kernel = plan.steps[number].kernel
-            assert kernel is not None
-            arguments[start] = self.errors.ctypes.data + 8 * number
-            self.tables[number] = (self.executable.device.code(kernel), arguments.ctypes.data + 8 * start)
+                code = self.executable.device.code(step.kernel)
+                self.tables[number] = (code, arguments.ctypes.data + 8 * place)
+            buffers = (*step.reads, *step.writes)
+            for slot in slots:
+                if slot == "error":
+                    arguments[place] = self.errors.ctypes.data + 8 * number
+                elif isinstance(slot, tuple):
+                    self.places.setdefault(buffers[slot[0]], []).append((place, slot[1]))
+                place += 1
         return arguments
 
     def _set(self, value: Value, array: Any) -> None:
         address = array.ctypes.data
         if self.addresses.get(value) != address:
             self.addresses[value] = address
-            for place in self.places.get(value, ()):
-                self.arguments[place] = address
+            for place, offset in self.places.get(value, ()):
+                self.arguments[place] = address + offset
 
-    def run(self, given: Mapping[Value, Any], out: Mapping[Value, Any], run_graph: Callable[..., Any]) -> dict[Value, Any]:
+    def run(
+        self, given: Mapping[Value, Any], out: Mapping[Value, Any], run_graph: Callable[..., Any]
+    ) -> dict[Value, Any]:
         values = {**self.values, **given, **out}
         for value in (*given, *out):
             if value in self.places:
@@ -180,7 +209,9 @@ class _Context:
                 self._raise()
         return {o: values[o] for o in self.executable.plan.graph.outputs}
 
-    def _run_host(self, step: Step, values: dict[Value, Any], run_graph: Callable[..., Any]) -> None:
+    def _run_host(
+        self, step: Step, values: dict[Value, Any], run_graph: Callable[..., Any]
+    ) -> None:
         arrays = [None if i is None else values[i] for i in step.value.inputs]
         extra = [run_graph] if step.value.op.runs_graphs else []
         results = compute(step.value, [*extra, *arrays], {})
@@ -198,4 +229,6 @@ class _Context:
         self.errors[:] = 0
         step = self.executable.plan.steps[number]
         names = " + ".join(step.nodes) or str(step.value.op)
-        raise IndexOutOfRange(f'at node "{names}": an index lies outside the axis that it chooses from')
+        raise IndexOutOfRange(
+            f'at node "{names}": an index lies outside the axis that it chooses from'
+        )

@@ -52,7 +52,9 @@ class Emitter:
     A value is (register, lanes): one lane where it is the same for all.
     """
 
-    def __init__(self, f: Function, buffers: list[str], lanes: int, error: str | None = None) -> None:
+    def __init__(
+        self, f: Function, buffers: list[str], lanes: int, error: str | None = None
+    ) -> None:
         self.f = f
         self.buffers = buffers
         self.full_lanes = lanes
@@ -60,7 +62,9 @@ class Emitter:
         self.vector: str | None = None
         self.mask: str | None = None
         self.places: dict[str, Place] = {}
-        self.wide: dict[str, str] = {}  # loop indices that differ by lane otherwise than by counting up
+        self.wide: dict[
+            str, str
+        ] = {}  # loop indices that differ by lane otherwise than by counting up
         self.scopes: list[Scope] = [Scope()]
         self.hole: tuple[str, int] | None = None
         self.error = error
@@ -193,7 +197,9 @@ class Emitter:
             term = literal(kind, factor)
             for atom in mono:
                 other = self.lanes_of_atom(atom)
-                term = other if term == literal(kind, 1) else self.f.binary("mul", kind, other, term)
+                term = (
+                    other if term == literal(kind, 1) else self.f.binary("mul", kind, other, term)
+                )
             total = self.f.binary("add", kind, total, term) if total else term
         return total
 
@@ -222,7 +228,11 @@ class Emitter:
         rest = f.binary("srem", kind, a, b)
         negative = f.compare("slt", kind, rest, literal(kind, 0))
         rest = f.select(negative, kind, f.binary("add", kind, rest, b), rest)
-        return rest if atom.function == "%" else f.binary("sdiv", kind, f.binary("sub", kind, a, rest), b)
+        return (
+            rest
+            if atom.function == "%"
+            else f.binary("sdiv", kind, f.binary("sub", kind, a, rest), b)
+        )
 
     def splat(self, element: str, scalar: str) -> str:
         if self.lanes == 1:
@@ -285,7 +295,9 @@ class Emitter:
             fused = self._multiply_add(expression, lanes)
             if fused is not None:
                 return fused, lanes
-        return arithmetic.emit(self.f, expression.op, dtypes, expression.dtype, values, lanes), lanes
+        return arithmetic.emit(
+            self.f, expression.op, dtypes, expression.dtype, values, lanes
+        ), lanes
 
     def _multiply_add(self, expression: Apply, lanes: int) -> str | None:
         """a*b + c with one rounding, where one side is a product of this expression's own."""
@@ -334,7 +346,10 @@ class Emitter:
     def _gather(self, load: Load, base: str, step: int | None) -> str:
         """Elements that do not lie side by side, one by one; lanes that are masked out are not touched."""
         f, kind = self.f, storage_type(load.dtype, self.lanes)
-        element, size = arithmetic.STORAGE[load.dtype], element_bytes(arithmetic.STORAGE[load.dtype])
+        element, size = (
+            arithmetic.STORAGE[load.dtype],
+            element_bytes(arithmetic.STORAGE[load.dtype]),
+        )
         if step is not None and self.mask is None:
             at, delta = self._address(load.dtype, base, load.offset)
             value = "poison"
@@ -376,7 +391,9 @@ class Emitter:
     def _side(self, expression: Expression, lanes: int) -> str:
         with self.scope():
             value, have = self.emit(expression)
-            return value if have == lanes else self.splat(arithmetic.COMPUTE[expression.dtype], value)
+            return (
+                value if have == lanes else self.splat(arithmetic.COMPUTE[expression.dtype], value)
+            )
 
     def _in_range(self, i: Size, n: Size) -> str:
         # One unsigned comparison also refuses negative indices.
@@ -430,7 +447,11 @@ class Emitter:
             wrong = f.binary("xor", vector("i1", lanes), inside, literal(vector("i1", lanes), True))
             if self.mask is not None and lanes > 1:
                 wrong = f.binary("and", vector("i1", lanes), wrong, self.mask)
-            some = wrong if lanes == 1 else f.call("i1", f"llvm.vector.reduce.or.v{lanes}i1", [(f"<{lanes} x i1>", wrong)])
+            some = (
+                wrong
+                if lanes == 1
+                else f.call("i1", f"llvm.vector.reduce.or.v{lanes}i1", [(f"<{lanes} x i1>", wrong)])
+            )
             f.when(some, lambda: f.store("i64", "1", self.error or ""))
         return f.select(inside, kind, i, literal(kind, 0))
 

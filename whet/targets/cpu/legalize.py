@@ -15,7 +15,11 @@ from whet.ops.elementwise import Cast
 
 def emits(value: Value) -> bool:
     """Whether a loop nest can hold the operator, with these dtypes."""
-    if isinstance(value.op, ELEMENTWISE) and type(value.op) not in EMIT and not isinstance(value.op, Cast):
+    if (
+        isinstance(value.op, ELEMENTWISE)
+        and type(value.op) not in EMIT
+        and not isinstance(value.op, Cast)
+    ):
         return False
     if not isinstance(value.op, ELEMENTWISE) and type(value.op) not in RULES:
         return False

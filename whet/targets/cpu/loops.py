@@ -5,7 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from whet.ir.sizes import Size, coefficient
-from whet.plan.kernel import Axis, Expression, Load, Loops, Nest, Reduction, Store, size_symbols, walk
+from whet.plan.kernel import (
+    Axis,
+    Expression,
+    Load,
+    Loops,
+    Nest,
+    Reduction,
+    Store,
+    size_symbols,
+    walk,
+)
 from whet.targets.cpu import arithmetic
 from whet.targets.cpu.architecture import Architecture
 from whet.targets.cpu.expressions import Emitter, Place
@@ -78,7 +88,9 @@ class _NestCode:
         lanes_axis = None if self.nest.sequential else vector_axis(self.nest)
         outer = tuple(a for a in self.nest.axes if a is not lanes_axis)
         if self.nest.sequential:
-            self.f.when(self.f.op("icmp eq i64 %thread, 0"), lambda: self.sequential(self.nest.axes, {}))
+            self.f.when(
+                self.f.op("icmp eq i64 %thread, 0"), lambda: self.sequential(self.nest.axes, {})
+            )
             return
         joined, rest = self.join(outer)
         turns = self.product(joined)
@@ -90,7 +102,10 @@ class _NestCode:
         low, high = self.share(turns)
         if not joined:
             # Nothing to share: one thread does it.
-            self.f.when(self.f.op("icmp eq i64 %thread, 0"), lambda: self.loops(rest, lanes_axis, frozenset(), {}))
+            self.f.when(
+                self.f.op("icmp eq i64 %thread, 0"),
+                lambda: self.loops(rest, lanes_axis, frozenset(), {}),
+            )
             return
 
         def turn(t: str, _: list[str]) -> None:
@@ -162,7 +177,9 @@ class _NestCode:
                     0,
                     self.e.size(axes[0].size),
                     1,
-                    lambda i, _: self.loops(axes[1:], lanes_axis, known | {name}, {name: Place(i)}, shared),
+                    lambda i, _: self.loops(
+                        axes[1:], lanes_axis, known | {name}, {name: Place(i)}, shared
+                    ),
                 )
             elif lanes_axis is not None:
                 self.row(lanes_axis, shared)
@@ -220,7 +237,9 @@ class _NestCode:
         base = e.buffers[store.buffer]
         at, delta = e._address(dtype, base, store.offset)
         if store.combine is not None:
-            before = arithmetic.to_compute(f, f.load(arithmetic.storage_type(dtype, lanes), at, delta), dtype, lanes)
+            before = arithmetic.to_compute(
+                f, f.load(arithmetic.storage_type(dtype, lanes), at, delta), dtype, lanes
+            )
             value = arithmetic.emit(f, store.combine, [dtype, dtype], dtype, [before, value], lanes)
         stored = arithmetic.to_storage(f, value, dtype, lanes)
         kind = arithmetic.storage_type(dtype, lanes)

@@ -57,7 +57,12 @@ def _accumulate(e: Emitter, reduction: Reduction, accumulator: str, body: Expres
     from whet.plan.kernel import Apply
 
     lanes = e.lanes
-    if reduction.kind == "sum" and isinstance(body, Apply) and isinstance(body.op, Mul) and body.dtype in ("float32", "float64"):
+    if (
+        reduction.kind == "sum"
+        and isinstance(body, Apply)
+        and isinstance(body.op, Mul)
+        and body.dtype in ("float32", "float64")
+    ):
         a, b = (e.widened(x) for x in body.args)
         return e.f.fma(compute_type(body.dtype, lanes), a, b, accumulator)
     return combine(e.f, reduction.kind, reduction.dtype, lanes, accumulator, e.widened(body))
@@ -90,7 +95,9 @@ def _vector_axis(reduction: Reduction) -> Axis | None:
     """The loop along which most loads lie side by side."""
     best, most = None, 0
     for axis in reduction.axes:
-        steps = [coefficient(n.offset, axis.name) for n in walk(reduction.body) if isinstance(n, Load)]
+        steps = [
+            coefficient(n.offset, axis.name) for n in walk(reduction.body) if isinstance(n, Load)
+        ]
         if any(s is None for s in steps):
             continue
         score = sum(s == 1 for s in steps)
@@ -141,10 +148,14 @@ def _vector_loop(e: Emitter, reduction: Reduction, inner: Axis, values: list[str
 
     blocks_end = f.mul(f.div(size, wide), wide)
     if blocks_end != 0:
-        values = f.loop(0, blocks_end, wide, lambda i, c: step(i, UNROLL, c), [(kind, v) for v in values])
+        values = f.loop(
+            0, blocks_end, wide, lambda i, c: step(i, UNROLL, c), [(kind, v) for v in values]
+        )
     whole_end = f.mul(f.div(size, lanes), lanes)
     if whole_end != blocks_end or not isinstance(size, int):
-        first = f.loop(blocks_end, whole_end, lanes, lambda i, c: step(i, 1, c), [(kind, values[0])])
+        first = f.loop(
+            blocks_end, whole_end, lanes, lambda i, c: step(i, 1, c), [(kind, values[0])]
+        )
         values = [*first, *values[1:]]
     rest = f.sub(size, whole_end)
     if rest == 0:
@@ -152,7 +163,9 @@ def _vector_loop(e: Emitter, reduction: Reduction, inner: Axis, values: list[str
     values = list(values)
     mask = lane_mask(f, rest, lanes)
     with e.scope(places={**e.places, inner.name: Place(whole_end)}, mask=mask):
-        last = combine(f, reduction.kind, reduction.dtype, lanes, values[0], e.widened(reduction.body))
+        last = combine(
+            f, reduction.kind, reduction.dtype, lanes, values[0], e.widened(reduction.body)
+        )
     values[0] = f.select(mask, kind, last, values[0])
     return values
 
@@ -194,11 +207,18 @@ def _arg_reduction(e: Emitter, reduction: Reduction) -> tuple[str, int]:
     def body(i: str, carried: list[str]) -> list[str]:
         best, where = carried
         value = at(i)
-        better = f.compare(_predicate(dtype, greater, reduction.kind.endswith("_last")), kind, value, best)
-        return [f.select(better, kind, value, best), f.select(better, index, e.splat("i64", i), where)]
+        better = f.compare(
+            _predicate(dtype, greater, reduction.kind.endswith("_last")), kind, value, best
+        )
+        return [
+            f.select(better, kind, value, best),
+            f.select(better, index, e.splat("i64", i), where),
+        ]
 
     first = at(0)
-    result = f.loop(1, e.size(axis.size), 1, body, [(kind, first), (index, literal(index, 0))], guard=True)
+    result = f.loop(
+        1, e.size(axis.size), 1, body, [(kind, first), (index, literal(index, 0))], guard=True
+    )
     return result[1], lanes
 
 

@@ -1,7 +1,15 @@
-"""Hand-scheduled kernels."""
+"""Hand-scheduled kernels, by the operator that each runs."""
+
+from __future__ import annotations
 
 from typing import Any
 
 from whet.ir.graph import Op
+from whet.targets.cpu.templates.contraction import Contraction, PackedConvolution, PackedProduct
 
-TEMPLATES: dict[type[Op], Any] = {}
+_contraction = Contraction()
+
+TEMPLATES: dict[type[Op], Any] = {
+    PackedConvolution: _contraction,
+    PackedProduct: _contraction,
+}

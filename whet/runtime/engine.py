@@ -1,0 +1,198 @@
+"""Engines: built from a model with no device, saved and loaded as one portable file."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from whet.engine.file import EngineFile, write_engine
+from whet.engine.header import REFITTABLE
+from whet.engine.weights import ImportedWeights, WeightStore
+from whet.errors import InvalidSetting
+from whet.ir.graph import Graph
+from whet.ir.types import Type
+from whet.knobs import knobs
+from whet.passes.pipeline import Watch, optimise
+from whet.runtime.cache import Cache
+from whet.runtime.profile import Profile, check_profiles
+from whet.runtime.session import Session
+
+if TYPE_CHECKING:
+    import onnx
+
+logger = logging.getLogger("whet")
+
+SPECIALIZE = ("lazy", "eager", "none")
+
+
+@dataclass(frozen=True, eq=False)
+class Engine:
+    """An optimised model, free of any device. Make one with `whet.build` or `whet.load`."""
+
+    graph: Graph
+    weights: WeightStore
+    profiles: tuple[Profile, ...] = ()
+    refittable: bool = True
+    frozen: frozenset[str] = frozenset()
+    """Weights that were read as shapes: a refit cannot change them."""
+    kernels: Mapping[str, bytes] | None = None
+    """Code built ahead of time, by cache key; only where the caller allowed it."""
+
+    @property
+    def inputs(self) -> dict[str, Type]:
+        """What the model is given: name -> type; a size may be an expression over named sizes."""
+        return {v.op.name: v.type for v in self.graph.inputs}  # type: ignore[attr-defined]
+
+    @property
+    def outputs(self) -> dict[str, Type]:
+        """What the model gives: name -> type. Outputs whose rank depends on data are left out."""
+        return {name: v.type for name, v in zip(self.graph.output_names, self.graph.outputs)}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the engine; the file appears whole or not at all. Raises WriteError."""
+        metadata = {
+            "profiles": [p.to_plain() for p in self.profiles],
+            "frozen": sorted(self.frozen),
+        }
+        write_engine(
+            path,
+            self.graph,
+            self.weights,
+            metadata=metadata,
+            kernels=self.kernels,
+            refittable=self.refittable,
+        )
+
+    def session(
+        self,
+        device: str = "auto",
+        threads: int | None = None,
+        cache: str | os.PathLike[str] | Cache | bool = "default",
+        specialize: str = "lazy",
+        deterministic: bool = False,
+    ) -> Session:
+        """The engine ready to run on a device, its kernels compiled or taken from the cache.
+
+        `device`: "auto" or "cpu", or "cpu:avx2" for a lower level of it. `threads`: how many take part
+        in a run (by default one for each physical core). `cache`: "default", a folder, a Cache, or
+        False. Raises DeviceError where there is no such device.
+        """
+        from whet.targets.cpu import host
+        from whet.targets.cpu.device import Device
+
+        if specialize not in SPECIALIZE:
+            raise InvalidSetting(
+                f"specialize={specialize!r}; one of {', '.join(SPECIALIZE)} is needed"
+            )
+        level = _cpu_level(device)
+        count = threads or knobs.threads or host.default_threads()
+        if count < 1:
+            raise InvalidSetting(f"threads={threads}; a number from 1 on is needed")
+        start = time.perf_counter()
+        opened = Device(host.architecture(level), _cache(cache), self.kernels, count)
+        session = Session(self.graph, self.weights, opened, count, self.profiles)
+        _report(opened, time.perf_counter() - start)
+        return session
+
+
+def build(
+    model: str | os.PathLike[str] | bytes | onnx.ModelProto,
+    *,
+    profiles: Profile | Sequence[Profile] | None = None,
+    architectures: Sequence[str] = (),
+    precision: str | None = None,
+    refittable: bool = True,
+    watch: Watch | None = None,
+) -> Engine:
+    """Reads a model, optimises its graph, and returns the engine; no device is touched.
+
+    `model`: an ONNX file's path, its bytes, or a ModelProto. `profiles`: ranges of the symbolic sizes.
+    `architectures`: for which kernels are compiled now and kept in the engine ("avx2", "avx512+vnni").
+    Raises InvalidModel for a damaged model, UnsupportedModel with all nodes that cannot be read.
+    """
+    from whet.frontends.onnx import from_onnx
+
+    if precision is not None:
+        raise InvalidSetting(
+            f"precision={precision!r}: whet keeps the precision that the model states; convert the model instead"
+        )
+    imported = from_onnx(model)
+    graph = optimise(imported.graph, watch)
+    given = (profiles,) if isinstance(profiles, Profile) else tuple(profiles or ())
+    check_profiles(given, graph)
+    weights = ImportedWeights(imported.weights)
+    kernels = _prebuilt(graph, architectures) if architectures else None
+    return Engine(graph, weights, given, refittable, imported.frozen, kernels)
+
+
+def load(
+    path: str | os.PathLike[str] | bytes | bytearray | memoryview, allow_code: bool = False
+) -> Engine:
+    """An engine from its file or its bytes; raises InvalidEngine with what is wrong.
+
+    Kernels in the file are machine code: they are used only with `allow_code=True`.
+    """
+    file = EngineFile.open(path, allow_code)
+    profiles = tuple(Profile.from_plain(p) for p in file.metadata.get("profiles", ()))
+    frozen = frozenset(str(name) for name in file.metadata.get("frozen", ()))
+    return Engine(
+        file.graph,
+        file.weights,
+        profiles,
+        bool(file.header.flags & REFITTABLE),
+        frozen,
+        file.kernels,
+    )
+
+
+def session(model: str | os.PathLike[str] | bytes | onnx.ModelProto, **options: Any) -> Session:
+    """A session for a model or an engine file in one step; the options are those of `Engine.session`."""
+    is_path = isinstance(model, str | os.PathLike)
+    is_engine = is_path and os.fspath(model).endswith(".whet")  # type: ignore[arg-type]
+    return (load(model) if is_engine else build(model)).session(**options)  # type: ignore[arg-type]
+
+
+def _cpu_level(device: str) -> str | None:
+    name, _, level = device.partition(":")
+    if name in ("auto", "cpu"):
+        return level or None
+    from whet.errors import DeviceError
+
+    raise DeviceError(
+        f"there is no device {device!r}; this version of whet runs on auto, cpu, cpu:avx2, cpu:sse2"
+    )
+
+
+def _cache(cache: str | os.PathLike[str] | Cache | bool) -> Cache | None:
+    if isinstance(cache, Cache):
+        return cache
+    if cache is False:
+        return None
+    return Cache.default() if cache in ("default", True) else Cache(cache)  # type: ignore[arg-type]
+
+
+def _report(device: Any, seconds: float) -> None:
+    if device.compiled:
+        where = f", cached in {device.cache.folder}" if device.cache is not None else ""
+        logger.info("compiled %d kernels in %.1f s%s", device.compiled, seconds, where)
+    else:
+        logger.info("ready in %.2f s, all kernels from the cache", seconds)
+
+
+def _prebuilt(graph: Graph, architectures: Sequence[str]) -> dict[str, bytes]:
+    """Kernels for each of the architectures, by cache key."""
+    from whet.runtime.program import compile_ahead
+    from whet.targets.cpu.architecture import Architecture
+    from whet.targets.cpu.device import Device
+
+    kernels: dict[str, bytes] = {}
+    for name in architectures:
+        device = Device(Architecture.parse(name))
+        kernels.update(compile_ahead(graph, device))
+    return kernels

@@ -1,0 +1,301 @@
+"""Convolutions and products with a constant weight, as the planner sees them: packed, with an epilogue."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import astuple
+
+from whet.ir.graph import Graph, Op, Value, constant, operator
+from whet.ir.sizes import Size
+from whet.ir.types import TensorType
+from whet.ops.contract import Convolution, MatMul
+from whet.ops.movement import Pad, Reshape, Transpose, reshape, transpose
+from whet.plan.kernel import Axis, Load, Nest, Store, Template, View, walk
+from whet.plan.loops import merge
+from whet.plan.lower import flatten, loop_index
+from whet.targets.cpu import arithmetic
+from whet.targets.cpu.architecture import Architecture
+from whet.targets.cpu.expressions import Emitter, Place
+from whet.targets.cpu.llvm import Function
+from whet.targets.cpu.templates import convolution as kernels
+from whet.targets.cpu.templates.epilogue import FIRST_BUFFER, Epilogue, Origin, Position
+from whet.targets.cpu.templates.packing import Packing
+from whet.targets.cpu.templates.schedule import Schedule
+from whet.targets.cpu.templates.dense import taps_innermost
+from whet.targets.cpu.templates.specification import Convolution as Specification
+from whet.targets.cpu.templates.specification import contiguous
+
+MOST_STRIDED_CHANNELS = 4
+"""With more channels than that, a copy with the channels side by side is faster than reading them apart."""
+
+
+@operator
+class PackedConvolution(Op):
+    """Convolution of x[N, *S, C] with a weight packed for one schedule; see ops.contract.Convolution."""
+
+    kernel: tuple[int, ...]
+    filters: int
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    groups: int
+    order: tuple[int, ...]
+    """x as it is given, transposed by this order, is channels-last."""
+    schedule: tuple[int, ...]
+
+    def infer(self, x: TensorType, packed: TensorType) -> TensorType:
+        shape = numbers(x.shape)
+        spec = self.specification(contiguous(shape), shape)
+        return x.with_shape(spec.batch, *spec.outputs, self.filters)
+
+    def specification(self, strides: tuple[int, ...], shape: tuple[int, ...]) -> Specification:
+        """The kernel that is wanted for an x of some strides and shape."""
+        shape = tuple(shape[i] for i in self.order)
+        x_strides = tuple(strides[i] for i in self.order)
+        return Specification(
+            batch=shape[0],
+            size=shape[1:-1],
+            channels=shape[-1],
+            filters=self.filters,
+            kernel=self.kernel,
+            steps=self.strides,
+            dilations=self.dilations,
+            before=self.before,
+            after=self.after,
+            groups=self.groups,
+            bias=False,
+            x_strides=x_strides,
+        )
+
+
+@operator
+class PackedProduct(Op):
+    """x[..., K] times a weight [K, N], packed for one schedule."""
+
+    columns: int
+    schedule: tuple[int, ...]
+
+    def infer(self, x: TensorType, packed: TensorType) -> TensorType:
+        return x.with_shape(*x.shape[:-1], self.columns)
+
+    def specification(self, strides: tuple[int, ...], shape: tuple[int, ...]) -> Specification:
+        """The kernel that is wanted for an x of some strides and shape: a convolution of one tap."""
+        lead = shape[:-1]
+        while len(lead) < 2:
+            lead, strides = (1, *lead), (0, *strides)
+        return Specification(
+            batch=lead[0],
+            size=lead[1:],
+            channels=shape[-1],
+            filters=self.columns,
+            kernel=(1,) * len(lead[1:]),
+            bias=False,
+            x_strides=strides,
+        )
+
+
+Packed = PackedConvolution | PackedProduct
+
+
+def pack(weight: Value, packing: Packing) -> Value:
+    """A channels-last weight in a kernel's layout, as an expression over the weight."""
+    zero = constant(0, weight.dtype)
+    wide = reshape(weight, *packing.shape)
+    after = tuple(more - size for size, more in zip(packing.shape, packing.padded))
+    if any(after):
+        wide = Pad((0,) * len(after), after)(wide, zero)
+    return transpose(reshape(wide, *packing.split), *packing.order)
+
+
+class Contraction:
+    """The template of both packed operators."""
+
+    has_epilogue = True
+
+    def __init__(self, threads: int = 2) -> None:
+        self.threads = threads
+
+    def takes(self, op: Op, position: int, view: View) -> bool:
+        """x may be strided, its channels only where there are few."""
+        if position != 0 or not isinstance(op, PackedConvolution | PackedProduct):
+            return False
+        if not all(isinstance(s, int) and s >= 0 for s in (*view.strides, view.offset)):
+            return False
+        shape, strides = numbers(view.shape), numbers(view.strides)
+        seen = op.specification(strides, shape)
+        # The weight was packed before it was known how x lies: it must suit both.
+        plain = op.specification(contiguous(shape), shape)
+        return seen.x_strides[-1] == plain.x_strides[-1] and taps_innermost(seen) == taps_innermost(
+            plain
+        )
+
+    def legalize(self, value: Value, architecture: Architecture) -> Value | None:
+        """A convolution or product with a constant weight, packed."""
+        op = value.op
+        if not isinstance(op, Convolution | MatMul) or op.accumulate is not None:
+            return None
+        x, w = value.inputs
+        assert x is not None and w is not None
+        if (
+            value.dtype != "float32"
+            or not w.is_static
+            or not x.tensor.is_static
+            or not w.tensor.is_static
+        ):
+            return None
+        if x.is_static or math.prod(value.shape) == 0 or math.prod(x.shape) == 0:  # type: ignore[arg-type]
+            return None
+        if isinstance(op, Convolution):
+            return self._convolution(op, x, w, architecture)
+        return self._product(x, w, architecture)
+
+    def _convolution(
+        self, op: Convolution, x: Value, w: Value, architecture: Architecture
+    ) -> Value | None:
+        if not 1 <= len(op.strides) <= 3:
+            return None
+        shape = numbers(w.shape)
+        order = tuple(range(x.rank))
+        if isinstance(x.op, Transpose) and op.groups == 1 and shape[-1] <= MOST_STRIDED_CHANNELS:
+            order, (x,) = x.op.order, x.inputs  # type: ignore[assignment]
+            assert x is not None
+        before, after = numbers(op.before), numbers(op.after)
+        plain = PackedConvolution(
+            shape[1:-1], shape[0], op.strides, op.dilations, before, after, op.groups, order, ()
+        )
+        spec = plain.specification(contiguous(numbers(x.shape)), numbers(x.shape))
+        schedule = kernels.candidates(spec, architecture, self.threads)[0]
+        packed = pack(w, kernels.packing(spec, schedule, architecture))
+        chosen = PackedConvolution(**{**vars_of(plain), "schedule": as_numbers(schedule)})
+        return chosen(x, packed)  # type: ignore[no-any-return]
+
+    def _product(self, x: Value, w: Value, architecture: Architecture) -> Value | None:
+        columns: int
+        depth, columns = w.shape[-2:]  # type: ignore[assignment]
+        if any(size != 1 for size in w.shape[:-2]) or not 2 <= x.rank <= 5 or x.rank < w.rank:
+            return None
+        weight = transpose(reshape(w, depth, columns), 1, 0)
+        lead = numbers(x.shape)
+        spec = PackedProduct(columns, ()).specification(contiguous(lead), lead)
+        flat = spec.flattened()
+        schedule = kernels.candidates(flat, architecture, self.threads)[0]
+        weight = reshape(weight, columns, *flat.kernel, depth)
+        packed = pack(weight, kernels.packing(flat, schedule, architecture))
+        return PackedProduct(columns, as_numbers(schedule))(x, packed)  # type: ignore[no-any-return]
+
+    def slots(self, kernel: Template) -> list[tuple[int, int] | None]:
+        """What the argument block holds: (buffer, offset in bytes), or None for a null pointer."""
+        x, packed = kernel.inputs
+        assert x is not None and packed is not None
+        extra = [(b, 0) for b in _epilogue_buffers(kernel)]
+        return [
+            (x.buffer, 4 * int(x.offset)),
+            (packed.buffer, 0),
+            None,
+            *extra,
+            (kernel.output.buffer, 0),
+        ]  # type: ignore[arg-type]
+
+    def generate(self, kernel: Template, architecture: Architecture, name: str) -> str:
+        """The kernel's LLVM text."""
+        op, x = kernel.op, kernel.inputs[0]
+        assert isinstance(op, PackedConvolution | PackedProduct) and x is not None
+        spec = op.specification(numbers(x.strides), numbers(x.shape))
+        nest, axes = _nest(kernel), _spatial_axes(op, kernel.axes)
+        flat = spec.flattened()
+        if flat is not spec and (merged := _merged_like(flat, nest)) is not None:
+            spec, (nest, axes) = flat, merged
+        hole = _Hole(kernel, nest, axes, architecture)
+        schedule = Schedule(*op.schedule[:-1], bool(op.schedule[-1]))
+        return kernels.generate(spec, schedule, architecture, hole.epilogue(), name)
+
+
+def _spatial_axes(op: Packed, axes: tuple[Axis, ...]) -> list[Axis | None]:
+    """The epilogue's axes as the kernel counts its own: a product of a plain matrix has no batch."""
+    missing = 3 - len(axes) if isinstance(op, PackedProduct) else 0
+    return [*[None] * max(missing, 0), *axes]
+
+
+def _merged_like(flat: Specification, nest: Nest) -> tuple[Nest, list[Axis | None]] | None:
+    """The nest with axes merged as the kernel's are, and those axes; None where its maps keep them apart."""
+    nest = merge(nest, kept=1)
+    outer = [a for a in nest.axes[:-1] if a.size != 1]
+    sizes = (flat.batch, *flat.size)
+    if [a.size for a in outer] != [size for size in sizes if size != 1]:
+        return None
+    remaining = iter(outer)
+    return nest, [*(None if size == 1 else next(remaining) for size in sizes), nest.axes[-1]]
+
+
+def numbers(sizes: Sequence[Size]) -> tuple[int, ...]:
+    """Sizes that are all known."""
+    return tuple(int(s) for s in sizes)  # type: ignore[arg-type]
+
+
+def vars_of(op: PackedConvolution) -> dict[str, object]:
+    """The operator's attributes by name."""
+    return {name: getattr(op, name) for name in op.__dataclass_fields__}
+
+
+def as_numbers(schedule: Schedule) -> tuple[int, ...]:
+    """A schedule as an operator's attribute."""
+    return tuple(int(x) for x in astuple(schedule))
+
+
+def _nest(kernel: Template) -> Nest:
+    index = tuple(loop_index(a.name, a.size) for a in kernel.axes)
+    shape = tuple(a.size for a in kernel.axes)
+    return Nest(kernel.axes, (Store(kernel.output.buffer, flatten(index, shape), kernel.epilogue),))
+
+
+def _epilogue_buffers(kernel: Template) -> list[int]:
+    """The buffers that the epilogue loads from, in order."""
+    return sorted({n.buffer for n in walk(kernel.epilogue) if isinstance(n, Load)})
+
+
+class _Hole:
+    """The epilogue's expression as the kernel generator's hooks."""
+
+    def __init__(
+        self, kernel: Template, nest: Nest, axes: list[Axis | None], architecture: Architecture
+    ) -> None:
+        self.kernel, self.axes, self.architecture = kernel, axes, architecture
+        (store,) = nest.stores
+        self.expression = store.value
+        self.buffers = _epilogue_buffers(kernel)
+
+    def epilogue(self) -> Epilogue:
+        element = arithmetic.STORAGE[self.expression.dtype]
+        return Epilogue(self.apply, self.begin, len(self.buffers), element)
+
+    def begin(self, f: Function, origin: Origin) -> Emitter:
+        """Once per tile: the buffers' addresses, and where the tile begins."""
+        pointers = [""] * len(self.kernel.buffers)
+        for slot, buffer in enumerate(self.buffers):
+            pointers[buffer] = f.load("ptr", origin.arguments, 8 * (FIRST_BUFFER + slot))
+        emitter = Emitter(f, pointers, self.architecture.vector_bytes // 4)
+        emitter.places = self._places(origin, (0,) * len(self.axes))
+        return emitter
+
+    def _places(self, origin: Origin, deltas: tuple[int, ...]) -> dict[str, Place]:
+        return {
+            axis.name: Place(base, delta)
+            for axis, base, delta in zip(self.axes, origin.indices, deltas, strict=True)
+            if axis is not None
+        }
+
+    def apply(self, f: Function, value: str, position: Position) -> str:
+        e: Emitter = position.context
+        channel = self.axes[-1]
+        assert channel is not None
+        changes = {
+            "places": self._places(position.origin, position.deltas),
+            "lanes": position.lanes,
+            "vector": channel.name,
+            "hole": (value, position.lanes),
+        }
+        with e.scope(**changes):
+            result = e.widened(self.expression)
+            return arithmetic.to_storage(f, result, self.expression.dtype, position.lanes)
