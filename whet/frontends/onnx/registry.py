@@ -10,8 +10,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, overload
 
 from whet.ir.graph import Value
 
@@ -45,16 +45,22 @@ INTERNAL = "whet"  # the domain of nodes that readers put in another's place
 READERS: dict[tuple[str, str], dict[int, Meaning]] = {}
 
 
-def _register(domain: str) -> Callable[[Reader], Reader]:
-    def add(fn: Reader) -> Reader:
-        name, since = fn.__name__, 1
-        head, _, tail = name.rpartition("_")
-        if head and tail.isdigit():
-            name, since = head, int(tail)
-        READERS.setdefault((domain, name), {})[since] = Meaning(fn)
-        return fn
+@overload
+def _enter(domain: str, fn: Reader) -> Reader: ...
+@overload
+def _enter(domain: str, fn: str) -> Callable[[Reader], Reader]: ...
+def _enter(domain: str, fn: Reader | str) -> Any:
+    """Registers a function under its name, or gives a decorator that does so under another one."""
+    if isinstance(fn, str):
+        return partial(_register, domain, fn)
+    return _register(domain, fn.__name__, fn)
 
-    return add
+
+def _register(domain: str, name: str, fn: Reader) -> Reader:
+    head, _, tail = name.rpartition("_")
+    operator, since = (head, int(tail)) if head and tail.isdigit() else (name, 1)
+    READERS.setdefault((domain, operator), {})[since] = Meaning(fn)
+    return fn
 
 
 def any_rank(fn: Reader) -> Reader:
@@ -63,12 +69,12 @@ def any_rank(fn: Reader) -> Reader:
     return fn
 
 
-onnx_op = _register("")
-contrib_op = _register("com.microsoft")
-ml_op = _register("ai.onnx.ml")
-preview_op = _register("ai.onnx.preview")
-internal_op = _register(INTERNAL)
-training_op = _register("ai.onnx.preview.training")
+onnx_op = partial(_enter, "")
+contrib_op = partial(_enter, "com.microsoft")
+ml_op = partial(_enter, "ai.onnx.ml")
+preview_op = partial(_enter, "ai.onnx.preview")
+internal_op = partial(_enter, INTERNAL)
+training_op = partial(_enter, "ai.onnx.preview.training")
 
 
 def meaning(domain: str, operator: str, opset: int) -> Meaning | None:
