@@ -28,6 +28,20 @@ class Iota(Op):
         return np.arange(as_int(self.size)).astype(NUMPY_DTYPES[self.dtype])
 
 
+@operator
+class IotaUpTo(Op):
+    """0, 1, 2, … up to a limit that is data; `count` names how many there are."""
+
+    count: Size
+    defines_sizes: ClassVar[bool] = True
+
+    def infer(self, limit: TensorType) -> TensorType:
+        return TensorType("int64", (self.count,))
+
+    def reference(self, limit: np.ndarray) -> np.ndarray:
+        return np.arange(int(limit))
+
+
 def as_int(size: Size) -> int:
     """A size that the run has bound."""
     assert isinstance(size, int), f"the size {size} is not bound"
