@@ -12,6 +12,7 @@ import argparse
 import json
 import re
 import sys
+import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -121,7 +122,7 @@ def open_cases(backend_name: str, names: dict[str, str]) -> Callable[[Any], Resu
         except backend.refusals as error:
             return Result(case.name, operator, "refused", describe(error))
         except Exception as error:
-            return Result(case.name, operator, "failed", describe(error))
+            return Result(case.name, operator, "failed", f"{describe(error)} ({place(error)})")
         return Result(case.name, operator, "right", "", references)
 
     return run
@@ -129,6 +130,12 @@ def open_cases(backend_name: str, names: dict[str, str]) -> Callable[[Any], Resu
 
 def describe(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"[:2000]
+
+
+def place(error: Exception) -> str:
+    """The file and line that raised an exception."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{Path(frame.filename).name}:{frame.lineno}"
 
 
 def run_cases(

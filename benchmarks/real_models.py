@@ -23,6 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.backends import BACKENDS, Loaded
+from benchmarks.conformance import describe as describe_error
+from benchmarks.conformance import place
 from benchmarks.isolation import run_isolated
 from benchmarks.judge import relative_error
 
@@ -96,7 +98,7 @@ def run_model(backend_name: str, folder: Path) -> Result:
             worst = max(worst, stream(loaded, folder, io))
             runs.append("stream")
     except Exception as error:
-        return Result(folder.name, reason=f"{type(error).__name__}: {error}")
+        return Result(folder.name, reason=f"{describe_error(error)} ({place(error)})")
     seconds = time.perf_counter() - start
     return Result(folder.name, worst, "", seconds, tuple(runs), tuple(loaded.references()))
 
