@@ -77,9 +77,8 @@ class Axis:
         if mode == "linear":
             return [(*self.tap(low), 1.0 - part), (*self.tap(low + 1.0), part)]
         if mode == "cubic":
-            return [
-                (*self.tap(low + float(t)), keys(part - float(t), KEYS_A)) for t in range(-1, 3)
-            ]
+            near = (-1.0, 0.0, 1.0, 2.0)
+            return [(*self.tap(low + t), keys(part - t, KEYS_A)) for t in near]
         raise Error(f"there is no interpolation {mode!r}; linear, nearest and cubic are known")
 
 
