@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
+
 from tests.ops.draw import Case, Spec, bits, distinct, flags, ints, special, strings, x
-from whet.ops import cast, gather, index, movement, quantize, random, reduce, text
+from whet.ops import cast, gather, index, ml, movement, quantize, random, reduce, text
 from whet.ops import elementwise as ew
 from whet.ops import transcendental as tr
 
@@ -270,6 +272,41 @@ def seeded() -> Iterator[Case]:
             )
 
 
+def learned() -> Iterator[Case]:
+    names = np.array(["a", "sun", "xyz"], object)
+    for default in (None, np.array(-1)):
+        lookup = ml.Lookup(names, np.arange(3), default)
+        words = "a sun xyz" if default is None else "a sun xyz other"
+        yield row(f"lookup-{default}", lookup, strings(9, words=words))
+    keys = np.array([np.nan, 1.0, 2.0], np.float32)
+    numbers = ml.Lookup(keys, np.array([7, 8, 9]), np.array(0))
+    yield row("lookup-numbers", numbers, ints(20, low=0, high=3, dtype="float32"))
+    for kind in ("sum", "max", "min"):
+        yield row(f"forest-{kind}", forest(kind), x(30, 3, low=-1, high=1))
+    wins = x(5, 4, 4, low=0.1, high=0.9)
+    couple = ml.CoupleProbabilities()
+    yield row("coupleprobabilities", couple, wins)
+
+
+def forest(kind: str) -> ml.Forest:
+    """Two trees of each comparison, with a set, and leaves with none, one and two votes."""
+    return ml.Forest(
+        kind,
+        targets=2,
+        roots=np.array([0, 3, ~1]),
+        features=np.array([0, 1, 2, 1, 2, 0]),
+        modes=np.array([0, 1, 2, 3, 6, 5]),
+        splits=np.array([0.1, 0.5, -0.2, 0.0, 0.0, 0.3], np.float32),
+        yes=np.array([1, ~0, ~1, 4, ~2, ~0]),
+        no=np.array([2, ~1, ~2, 5, ~3, ~3]),
+        missing=np.array([True, False, True, False, True, False]),
+        members=np.full((6, 2), np.nan, np.float32),
+        begins=np.array([0, 1, 3, 4, 4]),
+        voted=np.array([0, 0, 1, 1]),
+        weights=np.array([0.5, -1.0, 2.0, 3.0], np.float32),
+    )
+
+
 CASES = [
     case
     for family in (
@@ -282,6 +319,7 @@ CASES = [
         quantised,
         texts,
         seeded,
+        learned,
     )
     for case in family()
 ]

@@ -18,6 +18,7 @@ from whet.ops import (
     cast,
     elementwise,
     gather,
+    ml,
     movement,
     quantize,
     random,
@@ -72,7 +73,7 @@ def test_names_are_unique() -> None:
     assert not [name for name, count in Counter(case.name for case in CASES).items() if count > 1]
 
 
-FAMILIES = [cast, elementwise, gather, movement, quantize, random, reduce, text, transcendental]
+FAMILIES = [cast, elementwise, gather, ml, movement, quantize, random, reduce, text, transcendental]
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
