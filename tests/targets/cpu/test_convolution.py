@@ -103,6 +103,7 @@ def check(
     threads: int,
     seed: int,
     hole: str = "none",
+    tolerance: float = 1e-5,
 ) -> None:
     rng = np.random.default_rng(seed)
     x_shape, y_shape = (c.batch, *c.size, c.channels), (c.batch, *c.outputs, c.filters)
@@ -137,7 +138,7 @@ def check(
     for thread in rng.permutation(threads):
         call(block.ctypes.data, int(thread), threads)
     what = f"seed {seed}: {c} {schedule} {arch.level} {threads} threads {hole}"
-    assert np.all(np.abs(y - want) <= 1e-5 * bound), what
+    assert np.all(np.abs(y - want) <= tolerance * bound), what
     touched = np.full(y_memory.shape, False)
     strided_bool = np.lib.stride_tricks.as_strided(touched[GUARD:], y_shape, c.y_strides)
     strided_bool[...] = True
@@ -230,6 +231,23 @@ def test_random_groups(level: str, seed: int) -> None:
     c = with_random_strides(replace(c, x_strides=(), y_strides=()), rng)
     schedule = random_schedule(rng) if rng.random() < 0.6 else None
     check(c, schedule, architecture(level), int(rng.choice([1, 2, 3, 17])), seed, "residual")
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize(
+    ("kernel", "channels"),
+    [((1, 1), 1000), ((3, 3), 64), ((3, 3), 200), ((1, 7), 150), ((5, 5), 30), ((17, 17), 2)],
+)
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_long_sums(level: str, kernel: tuple[int, int], channels: int, dilation: int) -> None:
+    """Sums in blocks: right, and with the error of a block's length."""
+    padding = tuple(k // 2 for k in kernel)
+    size = tuple(dilation * (k - 1) + 6 for k in kernel)
+    dilations = (dilation, dilation)
+    c = Convolution(1, size, channels, 24, kernel, (), dilations, padding, padding)
+    for unroll in (1, 3, 4):
+        schedule = replace(candidates(c, architecture(level), 2)[0], unroll=unroll)
+        check(c, schedule, architecture(level), 2, channels, "residual", 4e-7)
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -3,6 +3,9 @@
 Each step of the sum loads the vectors of the packed weight and multiplies them by one element of
 x for each output (a broadcast); there is no im2col, no copy of x and no border in memory. Taps
 outside the image are left out when the code is made, by variants of the tile, or by loop bounds.
+
+Long sums are made in blocks whose results are added up in memory: one chain of n float32 additions
+has an error that grows with the square root of n (Higham, Accuracy and Stability, section 4.2).
 """
 
 from __future__ import annotations
@@ -30,6 +33,9 @@ from whet.targets.cpu.templates.tiling import (
     tap_range,
 )
 
+BLOCK = 256
+"""Products that are summed before the result is added to the total, more or less."""
+
 Run = tuple[Index, Index, tuple[int, ...]]
 """A stretch [low, high) of a sum axis, and the outputs of the tile that it contributes to."""
 
@@ -41,6 +47,8 @@ class SumAxis:
     runs: tuple[Run, ...]
     x_step: int
     weight_step: int
+    length: int
+    """Steps, those outside the image included."""
 
 
 @dataclass(frozen=True)
@@ -249,12 +257,53 @@ class DenseTile:
         sums = self._start()
         if "ahead" in self.given:
             sums.append(str(self.given["ahead"]))
-        everywhere = tuple(range(len(self.places)))
-        sums = self._sum(
-            self._sum_axes(), (self._x(), 0), (str(self.given["weight"]), 0), sums, everywhere
-        )
-        self._finish(sums)
+        axes = self._sum_axes()
+        self.total = self._total(axes, len(sums))
+        x, weight = (self._x(), 0), (str(self.given["weight"]), 0)
+        sums = self._sum(axes, x, weight, sums, tuple(range(len(self.places))))
+        self._finish(self._with_total(sums))
         f.end()
+
+    def _total(self, axes: list[SumAxis], count: int) -> str:
+        """Memory for the sums of the blocks, zeros at first; none if there is one block."""
+        axis, self.block_steps = block_of([axis.length for axis in axes])
+        self.block_inner = len(axes) - 1 - axis
+        if not self.block_steps:
+            return ""
+        size = self.lanes * 4
+        vectors = len(self.places) * self.vectors
+        total = self.f.alloca(vectors * size)
+        for i in range(vectors):
+            self.f.store(self.type, "zeroinitializer", total, i * size, size)
+        return total
+
+    def _with_total(self, sums: list[str]) -> list[str]:
+        """The sums of the last block and of all before."""
+        if not self.total:
+            return sums
+        f, size = self.f, self.lanes * 4
+        whole = []
+        for i in range(len(self.places) * self.vectors):
+            before = f.load(self.type, self.total, i * size, size)
+            whole.append(f.binary("fadd", self.type, before, sums[i]))
+        return [*whole, *sums[len(whole) :]]
+
+    def _new_block(self, sums: list[str]) -> list[str]:
+        """Adds the sums to the totals, and begins at zero."""
+        size, whole = self.lanes * 4, self._with_total(sums)
+        vectors = len(self.places) * self.vectors
+        for i in range(vectors):
+            self.f.store(self.type, whole[i], self.total, i * size, size)
+        return ["zeroinitializer"] * vectors + sums[vectors:]
+
+    def _maybe_new_block(self, i: Index, sums: list[str]) -> list[str]:
+        """A new block on every `block_steps`-th turn of an outer loop."""
+        f, every = self.f, self.block_steps
+        if every == 1 or isinstance(i, int):
+            return self._new_block(sums) if every == 1 or int(i) % every == 0 else sums
+        due = f.compare("eq", "i64", str(f.rem(i, every)), "0")
+        types = [type for type, _ in self._carried(sums)]
+        return f.when(due, lambda: self._new_block(sums), lambda: sums, types)
 
     def _start(self) -> list[str]:
         f, first = self.f, []
@@ -285,24 +334,24 @@ class DenseTile:
         """The loops of the sum from the outside in, as the packed weight lies."""
         c = self.c
         step = self.k.step_bytes
-        channels, (_, height, width) = c.group_channels, c.kernel
+        channels, (planes, height, width) = c.group_channels, c.kernel
         x_steps = [4 * stride * dilation for stride, dilation in zip(c.x_strides[1:4], c.dilations)]
         plane, row, column = (self._runs(axis) for axis in range(3))
         all_channels: Run = (0, channels, tuple(range(len(self.places))))
         outer = [
-            SumAxis(plane, x_steps[0], height * width * channels * step),
-            SumAxis(row, x_steps[1], width * channels * step),
+            SumAxis(plane, x_steps[0], height * width * channels * step, planes),
+            SumAxis(row, x_steps[1], width * channels * step, height),
         ]
         x_channel = 4 * c.x_strides[-1]
         if merges_taps(c):
             f = self.f
             merged = tuple((f.mul(a, channels), f.mul(b, channels), p) for a, b, p in column)
-            return [*outer, SumAxis(merged, x_channel, step)]
+            return [*outer, SumAxis(merged, x_channel, step, width * channels)]
         if taps_innermost(c):
-            channel = SumAxis((all_channels,), x_channel, width * step)
-            return [*outer, channel, SumAxis(column, x_steps[2], step)]
-        channel = SumAxis((all_channels,), x_channel, step)
-        return [*outer, SumAxis(column, x_steps[2], channels * step), channel]
+            channel = SumAxis((all_channels,), x_channel, width * step, channels)
+            return [*outer, channel, SumAxis(column, x_steps[2], step, width)]
+        channel = SumAxis((all_channels,), x_channel, step, channels)
+        return [*outer, SumAxis(column, x_steps[2], channels * step, width), channel]
 
     def _runs(self, axis: int) -> tuple[Run, ...]:
         """The stretches of taps of a spatial axis, with the outputs of the tile they are for."""
@@ -353,14 +402,17 @@ class DenseTile:
         places: tuple[int, ...],
     ) -> list[str]:
         f, (low, high) = self.f, bounds
+        blocks = self.block_steps > 0 and len(inner) == self.block_inner
         if isinstance(low, int) and isinstance(high, int) and high - low == 1:
             x = (x[0], x[1] + low * axis.x_step)
             weight = (weight[0], weight[1] + low * axis.weight_step)
+            sums = self._maybe_new_block(low, sums) if blocks else sums
             return self._sum(inner, x, weight, sums, places)
 
         def turn(i: str, values: list[str]) -> list[str]:
             x_here = (f.address(x[0], f.mul(i, axis.x_step)), x[1])
             weight_here = (f.address(weight[0], f.mul(i, axis.weight_step)), weight[1])
+            values = self._maybe_new_block(i, values) if blocks else values
             return self._sum(inner, x_here, weight_here, values, places)
 
         return f.loop(low, high, 1, turn, self._carried(sums), self._guard(low, high))
@@ -395,8 +447,20 @@ class DenseTile:
                 )
             return values
 
+        def block(i: str, values: list[str]) -> list[str]:
+            stop = f.min(f.add(i, self.block_steps), end)
+            values = self._new_block(values)
+            return f.loop(i, stop, unroll, turn, self._carried(values), guard=False)
+
+        steps = self.block_steps if self.block_inner == 0 else 0
         if not known or end - low > unroll:  # type: ignore[operator]
-            sums = f.loop(low, end, unroll, turn, self._carried(sums), self._guard(low, end))
+            guard = self._guard(low, end)
+            if steps and not (known and end - low <= steps):  # type: ignore[operator]
+                sums = f.loop(low, end, steps, block, self._carried(sums), guard)
+            else:
+                if steps and end - low > steps // 3:  # type: ignore[operator]
+                    sums = self._new_block(sums)
+                sums = f.loop(low, end, unroll, turn, self._carried(sums), guard)
         elif end > low:  # type: ignore[operator]
             sums = turn(low, sums)
         for i in range(end, high) if known else ():  # type: ignore[arg-type]
@@ -458,6 +522,20 @@ class DenseTile:
         origin = Origin("%arguments", (*indices, "%channel"))
         y_strides = (c.y_strides[0], *c.y_strides[4 - rank :])
         finish(f, self.k.epilogue, origin, y_strides, results)
+
+
+def block_of(lengths: list[int]) -> tuple[int, int]:
+    """(axis, steps of it) after which a new block of the sum begins; no steps: a single block."""
+    if math.prod(lengths) <= BLOCK * 3 // 2:
+        return 0, 0
+    for axis in range(len(lengths)):
+        inner = math.prod(lengths[axis + 1 :])
+        if inner <= BLOCK * 5 // 4:
+            break
+    if axis + 1 < len(lengths):
+        return axis, max(1, 3 * BLOCK // 4 // inner)
+    blocks = -(-lengths[-1] // BLOCK)
+    return axis, -(-lengths[-1] // blocks // 12) * 12
 
 
 def tile_spans(c: Convolution, most: int) -> tuple[list[Span], list[Span], list[Span]]:
