@@ -63,7 +63,7 @@ def Einsum(*inputs: Value, equation: str) -> Value:
 
 
 def parse(equation: str, inputs: Sequence[Value]) -> tuple[list[Term], Labels]:
-    """The labels of the inputs and of the output; the axes of '...' are "0", "1", … from the last."""
+    """The labels of inputs and output; the axes of '...' are called "0", "1", … from the last."""
     left, arrow, right = equation.replace(" ", "").partition("->")
     names = left.split(",")
     if len(names) != len(inputs):

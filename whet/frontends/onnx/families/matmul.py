@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from whet.frontends.onnx.quantized import along, requantize, shifted
-from whet.frontends.onnx.registry import onnx_op
+from whet.frontends.onnx.registry import contrib_op, onnx_op
 from whet.ir.graph import Value
 from whet.ir.types import FLOATS
 from whet.ops.contract import MatMul as Product
 from whet.ops.elementwise import Cast
+from whet.ops.linear_algebra import Determinant
+from whet.ops.linear_algebra import Inverse as Inverses
 from whet.ops.movement import squeeze, transpose, unsqueeze
 
 
@@ -22,6 +24,16 @@ def matmul(a: Value, b: Value) -> Value:
 @onnx_op
 def MatMul(a: Value, b: Value) -> Value:
     return matmul(a, b)
+
+
+@onnx_op
+def Det(x: Value) -> Value:
+    return Determinant()(x)
+
+
+@contrib_op
+def Inverse(x: Value) -> Value:
+    return Inverses()(x)
 
 
 @onnx_op

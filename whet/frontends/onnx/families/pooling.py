@@ -22,8 +22,9 @@ from whet.frontends.onnx.windows import (
 from whet.ir.graph import Value, constant
 from whet.ir.sizes import Size, ceil_divide, is_less, product
 from whet.ops.elementwise import Abs, Cast, Mod, Pow, Sqrt
+from whet.ops.gather import ScatterElements
 from whet.ops.index import number, positions
-from whet.ops.movement import broadcast_to, reshape
+from whet.ops.movement import Pad, broadcast_to, reshape
 from whet.ops.reduce import Reduce, narrowed, reduce_mean, widened
 from whet.ops.window import ArgPool, Pool
 
@@ -114,6 +115,33 @@ def _column_major(where: Value, spatial: Sequence[Size]) -> Value:
         total = total + Mod()(rest, size) * number(product(spatial[:axis]), "int64")
         rest = rest / size
     return total
+
+
+@onnx_op
+def MaxUnpool(
+    x: Value,
+    indices: Value,
+    output_shape: Value | None = None,
+    *,
+    kernel_shape: Ints,
+    pads: Ints | None = None,
+    strides: Ints | None = None,
+    node: Reading,
+) -> Value:
+    axes = x.rank - 2
+    step, flat = each(strides, axes, 1, "strides"), each(pads, 2 * axes, 0, "pads")
+    covered = zip(x.shape[2:], step, flat[:axes], flat[axes:], kernel_shape)
+    sizes = tuple((n - 1) * s - b - a + k for n, s, b, a, k in covered)
+    shape = (*x.shape[:2], *sizes)
+    zeros = broadcast_to(constant(0, x.dtype), product(shape))
+    places, values = (reshape(v, product(x.shape)) for v in (indices, x))
+    y = reshape(ScatterElements(0)(zeros, Cast("int64")(places), values), *shape)
+    if output_shape is None:
+        return y
+    # The indices count within the least shape; a larger one only has more zeros behind it.
+    wanted = node.sizes(output_shape, "output_shape")
+    after = tuple(w - s for w, s in zip(wanted, shape))
+    return Pad((0,) * x.rank, after)(y, constant(0, x.dtype))
 
 
 @onnx_op

@@ -30,6 +30,7 @@ from whet.ops.elementwise import (
     Sign,
     Where,
 )
+from whet.ops.image import MODES, DecodeImage
 from whet.ops.index import IotaUpTo, number, positions
 from whet.ops.movement import Gather, broadcast_to, reshape, slice_axis, transpose, unsqueeze
 from whet.ops.reduce import Reduce, narrowed, widened
@@ -314,3 +315,11 @@ def _grouped_product(
     y = reshape(MatMul()(cols, rows), group, batch, places, each_out)
     y = reshape(transpose(y, 1, 2, 0, 3), batch, *out, w.shape[0])
     return channels_first(y if b is None else y + widened(b))
+
+
+@onnx_op
+def ImageDecoder(encoded: Value, *, pixel_format: str = "RGB", node: Reading) -> Value:
+    if pixel_format not in MODES:
+        raise Refused(f"pixel_format {pixel_format!r} is none of {', '.join(MODES)}")
+    height, width = node.fresh_size("height"), node.fresh_size("width")
+    return DecodeImage(pixel_format, height, width)(encoded)
