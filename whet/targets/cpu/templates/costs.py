@@ -28,8 +28,9 @@ WEIGHT_FROM_L3 = 1 / 11
 """The same for bytes beyond that, for one core; AHEAD of it is hidden by prefetching."""
 AHEAD = 0.7
 X_FROM_L3 = 1 / 24
-SHARED_LINES = 1 / 12
-"""Cycles lost for each byte of y when neighbouring lines are written by different cores."""
+SCATTERED = 1 / 12
+"""Cycles lost for each byte of a large y that is written panel by panel, or by several cores."""
+BLOCK_TILES = 8
 TILE = 40.0
 """Cycles to call a tile, and STORE for each of its vectors."""
 STORE = 1.5
@@ -63,11 +64,20 @@ def register_tiles(c: Convolution, architecture: Architecture) -> Iterator[tuple
 def _walks(c: Convolution, outputs: int, vectors: int, threads: int) -> Iterator[Schedule]:
     """The ways to walk the output with one register tile."""
     unroll = 2 if c.taps > 1 else 4
-    yield Schedule(outputs, vectors, unroll=unroll, teams=1)
+    # Where x and y overflow a core's cache, a few tiles at a time go through all panels.
+    overflow = activation_bytes(c) / threads > L2 and c.weight_bytes < L2 // 2
+    block = BLOCK_TILES if overflow and c.filters * 4 > vectors * 64 else 0
+    yield Schedule(outputs, vectors, unroll=unroll, teams=1, block=block)
     if c.filters * 4 > vectors * 64 and (threads > 1 or c.weight_bytes > L2 // 4):
         yield Schedule(outputs, vectors, unroll=unroll, teams=0)
         if c.weight_bytes > L2 // 4:
             yield Schedule(outputs, vectors, unroll=unroll, teams=0, ahead=True)
+
+
+def activation_bytes(c: Convolution) -> int:
+    """Bytes of x and y."""
+    x, y = math.prod(c.size) * c.channels, math.prod(c.outputs) * c.filters
+    return 4 * c.batch * (x + y)
 
 
 @dataclass
@@ -82,23 +92,30 @@ class DenseCost:
     @property
     def cycles(self) -> float:
         """Cycles of the thread with the most work."""
-        c, s = self.c.in_three_dimensions(), self.schedule
+        c = self.c.in_three_dimensions()
         lanes = self.architecture.vector_bytes // 4
-        panels = Panels.balanced(c.groups, c.group_filters, lanes, s.vectors)
-        grid = Grid(c.batch, tile_spans(c, s.outputs))
+        panels = Panels.balanced(c.groups, c.group_filters, lanes, self.schedule.vectors)
+        grid = Grid(c.batch, tile_spans(c, self.schedule.outputs))
         tiles, columns = self._shares(grid.tiles, panels.count)
         full = self._tile_cycles(grid, panels.vectors, panels)
         last = self._tile_cycles(grid, -(-panels.last // lanes), panels)
         rest = 1 / panels.per_group
         per_panel = full * (1 - rest) + last * rest
-        x_bytes = 4 * c.batch * math.prod(c.size) * c.channels * tiles / grid.tiles
         traffic = self._weight_cycles(grid.tiles, columns / panels.count)
-        y_bytes = 4 * c.batch * math.prod(c.outputs) * c.filters / self.threads
-        if s.teams != 1 and x_bytes + y_bytes > L2:
-            traffic += SHARED_LINES * y_bytes
-        if x_bytes > L2:
-            traffic += X_FROM_L3 * x_bytes * columns / max(1, c.groups)
+        traffic += self._activation_cycles(tiles / grid.tiles, columns / c.groups)
         return columns * tiles * per_panel + traffic
+
+    def _activation_cycles(self, share: float, panels: float) -> float:
+        """Cycles to wait for x and y where a core's cache does not hold them."""
+        c, s = self.c, self.schedule
+        x_bytes = 4 * c.batch * math.prod(c.size) * c.channels * share
+        y_bytes = 4 * c.batch * math.prod(c.outputs) * c.filters / self.threads
+        if x_bytes + y_bytes <= L2:
+            return 0.0
+        passes = 1.0 if s.block else panels
+        x_cycles = X_FROM_L3 * x_bytes * passes if x_bytes > L2 else 0.0
+        scattered = s.teams != 1 or (panels > 1 and not s.block)
+        return x_cycles + (SCATTERED * y_bytes if scattered else 0.0)
 
     def _shares(self, tiles: int, panels: int) -> tuple[int, int]:
         """Tiles and panels of the busiest thread."""
