@@ -6,10 +6,12 @@ from typing import Any
 
 from whet.ir.graph import Op
 from whet.targets.cpu.templates.contraction import Contraction, PackedConvolution, PackedProduct
+from whet.targets.cpu.templates.matmul import Product, ProductTemplate
 
 _contraction = Contraction()
 
 TEMPLATES: dict[type[Op], Any] = {
     PackedConvolution: _contraction,
     PackedProduct: _contraction,
+    Product: ProductTemplate(),
 }
