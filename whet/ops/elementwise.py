@@ -149,6 +149,11 @@ class Test(Unary):
         return super().infer(*inputs).with_dtype("bool")
 
 
+def cast_to(x: Value, dtype: str) -> Value:
+    """x in another dtype; x itself where it has it."""
+    return x if x.dtype == dtype else Cast(dtype)(x)
+
+
 def rounded_once(compute: Callable[..., Value], *values: Value | None) -> Value:
     """compute(*values), with floats of 16 bits and fewer in float32 until the result is rounded."""
     dtype = next(v.dtype for v in values if v is not None)

@@ -54,8 +54,8 @@ class Forest(Op):
 
     Node i asks whether x[:, features[i]] compares by modes[i] (<=, <, >=, >, ==, !=, member) to
     splits[i], and goes on at yes[i] or no[i]: a node, or a leaf written as ~leaf. NaN goes where
-    missing[i] says. Leaf j has the votes begins[j] to begins[j + 1], weights[k] for voted[k]. The set
-    of a member node is members[i], padded with NaN.
+    missing[i] says. Leaf j has the votes begins[j] to begins[j + 1]: weights[k] for voted[k]. The
+    set of a member node is members[i], padded with NaN.
     """
 
     kind: str

@@ -8,7 +8,7 @@ from whet.errors import TypeMismatch
 from whet.ir.graph import Op, Value, constant, operator
 from whet.ir.types import FLOATS, INTEGERS, TensorType
 from whet.ops.cast import bit_width, cast
-from whet.ops.elementwise import Array, Cast, Clip, Round, broadcast, need
+from whet.ops.elementwise import Array, Cast, Clip, Round, broadcast, cast_to, need
 
 
 def integer_range(dtype: str) -> tuple[int, int]:
@@ -47,10 +47,10 @@ class Quantize(Op):
         return cast(np.clip(np.rint(quotient) + shift, low, high), self.to)
 
     def lower(self, x: Value, scale: Value, zero: Value | None = None) -> Value:
-        quotient = Cast(scale.dtype)(x) / scale
-        wide = quotient if scale.dtype == "float64" else Cast("float32")(quotient)
+        quotient = cast_to(x, scale.dtype) / scale
+        wide = quotient if scale.dtype == "float64" else cast_to(quotient, "float32")
         if self.to in FLOATS:
-            shifted = wide if zero is None else wide + Cast(wide.dtype)(zero)
+            shifted = wide if zero is None else wide + cast_to(zero, wide.dtype)
             return Cast(self.to, self.saturate)(shifted)
         shifted = Round()(wide) if zero is None else Round()(wide) + Cast(wide.dtype)(zero)
         low, high = (constant(limit, wide.dtype) for limit in integer_range(self.to))
@@ -81,4 +81,4 @@ class Dequantize(Op):
             shifted = Cast(wide)(Cast("int32")(q) - Cast("int32")(zero))
         else:
             shifted = Cast(wide)(q) - Cast(wide)(zero)
-        return Cast(self.to)(shifted * Cast(wide)(scale))
+        return cast_to(shifted * cast_to(scale, wide), self.to)

@@ -58,7 +58,7 @@ class Tiling:
         return floor_divide(room, self.stride) + 1
 
     def covering(self, axis: int, rank: int) -> tuple[Value, Value]:
-        """The block whose tap (axis rank + `axis`) lies on a pixel (`axis`), and if there is one."""
+        """The block whose tap (axis rank + `axis`) lies on a pixel (`axis`); is there one?"""
         offset = positions(self.size, 2 * rank, axis) + self.before
         offset = offset - positions(self.kernel, 2 * rank, rank + axis) * self.dilation
         index = ew.Div()(offset, self.stride)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any
 
 from whet.frontends.onnx.model import DTYPES
-from whet.frontends.onnx.registry import Refused, onnx_op
+from whet.frontends.onnx.registry import Refused, any_rank, onnx_op
 from whet.ir.graph import Value, constant
 from whet.ir.types import UNSIGNED
 from whet.ops import elementwise as ew
 from whet.ops import transcendental as tr
+
+
+LARGEST = 3.4028234663852886e38  # of float32: the default bounds of Clip
 
 
 # fmt: off
@@ -114,6 +116,7 @@ def Softplus(x: Value) -> Value: return tr.Softplus()(x)
 @onnx_op
 def Swish(x: Value, *, alpha: float = 1.0) -> Value: return ew.Silu(alpha)(x)
 @onnx_op
+@any_rank
 def Identity(x: Any) -> Any: return x
 # fmt: on
 
@@ -149,7 +152,7 @@ def Mean(*xs: Value) -> Value:
 
 
 @onnx_op
-def Clip(x: Value, *, min: float = -math.inf, max: float = math.inf) -> Value:
+def Clip(x: Value, *, min: float = -LARGEST, max: float = LARGEST) -> Value:
     return Clip_11(x, constant(min, x.dtype), constant(max, x.dtype))
 
 
@@ -267,6 +270,12 @@ def Softsign(x: Value) -> Value:
 def Shrink(x: Value, *, bias: float = 0.0, lambd: float = 0.5) -> Value:
     below, above = ew.Less()(x, -lambd), ew.Less()(ew.const_like(lambd, x), x)
     return ew.Where()(below, x + bias, ew.Where()(above, x - bias, ew.const_like(0, x)))
+
+
+@onnx_op
+@_activation
+def SwiGLU(gate: Value, x: Value, *, alpha: float = 1.0) -> Value:
+    return ew.Silu(alpha)(gate) * x
 
 
 @onnx_op

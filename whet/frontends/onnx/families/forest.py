@@ -165,7 +165,7 @@ class Listing:
         return forest
 
     def _places(self) -> tuple[dict[tuple[int, int], int], list[tuple[int, int]]]:
-        """Where each (tree, node) stands among the inner nodes, or ~ among the leaves; the leaves."""
+        """Where each (tree, node) stands among the inner nodes, or ~ among the leaves, listed."""
         lengths = {len(self.trees), len(self.ids), len(self.modes), len(self.features)}
         if len(lengths | {len(self.splits), len(self.yes), len(self.no)}) != 1:
             raise InvalidModel("the nodes_* attributes of the trees differ in length")

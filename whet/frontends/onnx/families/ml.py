@@ -45,7 +45,7 @@ def Scaler(x: Value, *, offset: Floats = (0.0,), scale: Floats = (1.0,)) -> Valu
 
 def as_float(x: Value) -> Value:
     """x in float32, in which the operators of this domain compute."""
-    return x if x.dtype == "float32" else ew.Cast("float32")(x)
+    return ew.cast_to(x, "float32")
 
 
 def _numbers(data: Sequence[float]) -> Value:
@@ -280,7 +280,7 @@ def _softmax_of_others(scores: Value) -> Value:
 
 
 def probit(p: Value) -> Value:
-    """The inverse normal distribution function: Winitzki's estimate (2008), then Newton's method."""
+    """The inverse normal distribution function: Winitzki's estimate (2008), then Newton steps."""
     y = p * 2 - 1
     log = ew.Log()(ew.const_like(1, y) - y * y)
     v = log * 0.5 + 2 / (np.pi * 0.147)

@@ -26,7 +26,7 @@ def QuantizeLinear(
     saturate: int = 1,
 ) -> Value:
     to = element_type(output_dtype or None, "uint8" if zero is None else zero.dtype)
-    divisor = ew.Cast(element_type(precision or None, scale.dtype))(scale)
+    divisor = ew.cast_to(scale, element_type(precision or None, scale.dtype))
     parameters = (p and stretched(p, x, axis, block_size) for p in (divisor, zero))
     keeps_range = bool(saturate) or not to.startswith("float8")
     return Quantize(to, keeps_range)(x, *parameters)

@@ -51,7 +51,7 @@ def RandomUniformLike(
 def _uniform(
     shape: tuple[Size, ...], dtype: str, low: float, high: float, seed: float | None
 ) -> Value:
-    return _as(draw("uniform", shape, dtype, seed) * (high - low) + low, dtype)
+    return ew.cast_to(draw("uniform", shape, dtype, seed) * (high - low) + low, dtype)
 
 
 @onnx_op
@@ -81,17 +81,13 @@ def RandomNormalLike(
 def _normal(
     shape: tuple[Size, ...], dtype: str, mean: float, scale: float, seed: float | None
 ) -> Value:
-    return _as(draw("normal", shape, dtype, seed) * scale + mean, dtype)
-
-
-def _as(x: Value, dtype: str) -> Value:
-    return x if x.dtype == dtype else ew.Cast(dtype)(x)
+    return ew.cast_to(draw("normal", shape, dtype, seed) * scale + mean, dtype)
 
 
 @onnx_op
 def Bernoulli(p: Value, *, dtype: int | None = None, seed: float | None = None) -> Value:
     u = draw("uniform", p.shape, p.dtype, seed)
-    return _as(ew.Less()(u, _as(p, u.dtype)), element_type(dtype, p.dtype))
+    return ew.cast_to(ew.Less()(u, ew.cast_to(p, u.dtype)), element_type(dtype, p.dtype))
 
 
 @onnx_op
@@ -99,7 +95,7 @@ def Multinomial(
     logits: Value, *, dtype: int = 6, sample_size: int = 1, seed: float | None = None
 ) -> Value:
     """The number of classes whose cumulative probability a uniform draw has passed."""
-    wide = _as(logits, "float64")
+    wide = ew.cast_to(logits, "float64")
     batch, classes = logits.shape
     passed = rd.Cumulative("sum", 1)(rd.Softmax(1)(wide))
     u = draw("uniform", (batch, sample_size), "float64", seed)
@@ -107,7 +103,7 @@ def Multinomial(
     # The last class is not counted: rounding may leave the whole sum just below a draw.
     above = mv.slice_axis(above, 2, 0, classes - 1)
     count = rd.Reduce("sum", (2,))(ew.Cast("int64")(above))
-    return _as(mv.squeeze(count, 2), element_type(dtype, "int32"))
+    return ew.cast_to(mv.squeeze(count, 2), element_type(dtype, "int32"))
 
 
 @onnx_op
@@ -140,6 +136,6 @@ def _dropout(x: Value, ratio: Value, training: Value, seed: int | None) -> tuple
     mask = ew.LessOrEqual()(share, u)
 
     def scaled(wide: Value) -> Value:
-        return ew.Where()(mask, wide / _as(1 - share, wide.dtype), ew.const_like(0, wide))
+        return ew.Where()(mask, wide / ew.cast_to(1 - share, wide.dtype), ew.const_like(0, wide))
 
     return ew.rounded_once(scaled, x), mask

@@ -76,7 +76,9 @@ def SVMRegressor(
     support_vectors: Floats = (),
 ) -> Value:
     if n_supports:
-        alike = Kernel(kernel_type, *kernel_params)(as_float(x), _vectors(support_vectors, n_supports))
+        alike = Kernel(kernel_type, *kernel_params)(
+            as_float(x), _vectors(support_vectors, n_supports)
+        )
         score = linear(alike, coefficients, rho[:1], 1)
     else:
         score = linear(x, coefficients, rho[:1], 1)
