@@ -201,6 +201,7 @@ def test_every_operator_can_be_stored():
     assert {"MatMul", "Convolution", "Weight", "Constant", "Reshape"} <= set(table)
     assert not {"Op", "Unary", "Anything"} & set(table)
     assert table["Neg"].most_inputs == 1 and table["LayerNorm"].least_inputs == 2
+    assert table["If"].least_inputs == 1, "the function that runs its branches is no input"
 
 
 @pytest.mark.parametrize(

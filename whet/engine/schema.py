@@ -97,7 +97,9 @@ def _arity(operator: type[Op]) -> tuple[int, float]:
         method = getattr(operator, name, None)
         if method is None:
             continue
-        parameters = list(inspect.signature(method).parameters.values())[1:]
+        # The first is self; some references then take a function that runs inner graphs.
+        own = 2 if name == "reference" and operator.runs_graphs else 1
+        parameters = list(inspect.signature(method).parameters.values())[own:]
         positional = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
         least = max(least, sum(p.default is p.empty for p in positional))
         if not any(p.kind is p.VAR_POSITIONAL for p in parameters):
