@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
 from typing import Any
 
 from whet.ir.graph import OPERATORS, Anything, Constant, Op, Pattern, Value, Weight, attribute_key
@@ -35,6 +36,13 @@ class Such(Op):
 
     name: str
     predicate: Callable[[Value], bool]
+
+
+@operator_class
+class Called(Op):
+    """Around a Pattern: the Value is bound to `name` as well."""
+
+    name: str
 
 
 @operator_class
@@ -78,15 +86,11 @@ class Matcher:
         self.read = read
         self.reasons = reasons
         self.depth = 0
+        self.numbers_read: dict[str, None] = {}
         self.products: dict[Pattern, Product] = {}
 
-    @cached_property
-    def multiply(self) -> type[Op]:
-        return OPERATORS["*"]  # type: ignore[return-value]
-
-    @cached_property
-    def divide(self) -> type[Op]:
-        return OPERATORS["/"]  # type: ignore[return-value]
+        self.multiply: type[Op] = OPERATORS["*"]  # type: ignore[assignment]
+        self.scaling: tuple[type[Op], ...] = (self.multiply, OPERATORS["/"])  # type: ignore[assignment]
 
     def note(self, reason: str) -> None:
         """Remembers why something did not match, when somebody asks."""
@@ -115,6 +119,9 @@ class Matcher:
             case Constant():
                 if self._is_number(pattern, value):
                     yield bound
+            case Called(name=name):
+                for inner in self.matches(pattern.inputs[0], value, bound):
+                    yield from self._bind(name, value, inner)
             case Once():
                 if self.uses.get(value, 1) > 1:
                     self.note(f"{value} has {self.uses[value]} readers")
@@ -136,12 +143,13 @@ class Matcher:
             self.note(f"{name} would be two different Values")
 
     def _operator(self, pattern: Pattern, value: Value, bound: Bound) -> Iterator[Bound]:
-        if isinstance(pattern.op, self.multiply | self.divide) and "float" in value.tensor.dtype:
-            if isinstance(value.op, self.multiply | self.divide):
-                yield from self._product(pattern, value, bound)
-            else:
+        if isinstance(pattern.op, self.scaling):
+            if not isinstance(value.op, self.scaling):
                 self.note(f"{value} is no product")
-            return
+                return
+            if "float" in value.dtype:
+                yield from self._product(pattern, value, bound)
+                return
         if type(pattern.op) is not type(value.op) or value.index:
             self.note(f"{value} is not {type(pattern.op).__name__}")
             return
@@ -181,9 +189,15 @@ class Matcher:
             data = value.op.data
             return data.item() if data.size == 1 and data.dtype.kind in "biuf" else _narrow(data)
         if isinstance(value.op, Weight) and all(size == 1 for size in value.op.type.shape):
-            data = self.read(value.op.name)
-            return None if data is None else data.item() if data.dtype.kind in "biuf" else _narrow(data)
+            return self._read(value.op.name)
         return None
+
+    def _read(self, name: str) -> Any:
+        data = self.read(name)
+        if data is None:
+            return None
+        self.numbers_read[name] = None
+        return data.item() if data.dtype.kind in "biuf" else _narrow(data)
 
     def _is_number(self, pattern: Pattern, value: Value) -> bool:
         got = self.number(value)
@@ -246,7 +260,7 @@ class Matcher:
     def _flat(self, pattern: Pattern) -> Product:
         if isinstance(pattern.op, Constant):
             return Product(scale=pattern.op.data.item(), has_number=True)
-        if isinstance(pattern.op, self.multiply | self.divide):
+        if isinstance(pattern.op, self.scaling):
             a, b = map(self._flat, pattern.inputs)
             return a.times(b if isinstance(pattern.op, self.multiply) else b.inverse)
         return Product((pattern,))
@@ -270,7 +284,7 @@ class Matcher:
             return
         if most:
             yield Product((value,))
-        if isinstance(value.op, self.multiply | self.divide):
+        if isinstance(value.op, self.scaling):
             yield from self._cuts(value, most)
 
     def _scaled(self, value: Value) -> Iterator[Product]:
@@ -299,6 +313,6 @@ def _narrow(data: Any) -> float | None:
 
 def _is_near(want: float, got: float, dtype: str, exact: bool = False) -> bool:
     """Whole numbers are meant exactly, others as well as the dtype and the exporter had them."""
-    if want == got or exact or isinstance(want, int):
+    if want == got or exact or isinstance(want, int) or math.isinf(want):
         return want == got
     return abs(got - want) <= TOLERANCE.get(dtype, 1e-6) * abs(want)

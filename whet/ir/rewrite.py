@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from whet.ir.graph import Anything, Graph, Op, Pattern, Value, Weight, make
-from whet.ir.match import Bound, Matcher, Number, Once, ReadNumber, Such, no_number
+from whet.ir.graph import Anything, Graph, Op, Pattern, Value, make
+from whet.ir.match import Bound, Called, Matcher, Number, Once, ReadNumber, Such, no_number
 from whet.ir.sizes import is_different
 from whet.ir.types import TensorType
 
@@ -41,8 +41,9 @@ class Rule:
     def apply(self, value: Value, matcher: Matcher) -> tuple[Value, Bound] | None:
         """The replacement of `value` and what the pattern's names stood for, or None."""
         for pattern in self.patterns:
+            matcher.numbers_read.clear()
             for bound in matcher.matches(pattern, value, {}):
-                known = {"root": value, **bound}
+                known = {"root": value, "matcher": matcher, **bound}
                 new = self.build(**{name: known[name] for name in self.arguments})
                 if isinstance(new, str):
                     matcher.note(f"{self.name}: {new}")
@@ -64,6 +65,7 @@ class ClassRule:
 
     def apply(self, value: Value, matcher: Matcher) -> tuple[Value, Bound] | None:
         """The replacement of `value`, or None."""
+        matcher.numbers_read.clear()
         new = self.build(value)
         if isinstance(new, str):
             matcher.note(f"{self.name}: {new}")
@@ -88,8 +90,9 @@ def rule_for(*classes: type[Op]) -> Callable[[Callable[[Value], Built]], ClassRu
 def rule(*patterns: Callable[..., Pattern]) -> Callable[[Callable[..., Built]], Rule]:
     """Decorates the function that builds the replacement; its arguments are among the patterns'.
 
-    `root` among its arguments is the Value that matched. A name used as an input binds a Value, a name used as an attribute binds the attribute. Operands of
-    a commutative operator match in either order, factors of a product in any order and nesting.
+    `root` among its arguments is the Value that matched, `matcher` the Matcher. A name used as an input
+    binds a Value, a name used as an attribute binds the attribute. Operands of a commutative operator match
+    in either order, factors of a product in any order and nesting.
     """
     made = tuple(
         fn(**{name: Pattern(Anything(name), ()) for name in inspect.signature(fn).parameters})
@@ -117,6 +120,11 @@ def _static(value: Value) -> bool:
     return value.is_static
 
 
+def called(hole: Pattern, pattern: Pattern) -> Pattern:
+    """Matches what the pattern does, and binds the Value: the hole may then stand for it elsewhere."""
+    return Pattern(Called(_name(hole)), (pattern,))
+
+
 def once(pattern: Pattern) -> Pattern:
     """Matches what the pattern does, where the Value has one reader: it need not be computed twice."""
     return Pattern(Once(), (pattern,))
@@ -131,7 +139,7 @@ def rewrite(
     graph: Graph,
     rules: Sequence[Rule | ClassRule],
     read: ReadNumber = no_number,
-    freeze: Callable[[str], None] | None = None,
+    freeze: Callable[[Iterable[str]], None] | None = None,
 ) -> Graph:
     """Applies the rules, inputs first, to every Value and to what they build, until none applies.
 
@@ -149,7 +157,7 @@ class Rewriting:
         graph: Graph,
         rules: Iterable[Rule | ClassRule],
         read: ReadNumber = no_number,
-        freeze: Callable[[str], None] | None = None,
+        freeze: Callable[[Iterable[str]], None] | None = None,
     ) -> None:
         self.graph = graph
         self.uses = dict(graph.uses)
@@ -183,14 +191,26 @@ class Rewriting:
             if onward is not None:
                 if onward in self.done:
                     self.done[v] = self.done[onward]
-                else:
-                    stack.append(onward)
+                    continue
+                stack.append(onward)
+                if len(stack) > 2 * len(self.forward) + len(self.graph.values):
+                    raise RuntimeError(f"rules undo each other: {self._fired(stack[-8:])}")
                 continue
             pending = [i for i in v.inputs if i is not None and i not in self.done]
             if pending:
                 stack.extend(pending)
                 continue
             self.step(v)
+
+    def _fired(self, values: Iterable[Value]) -> str:
+        """The rules that would apply to the Values, for a message."""
+        names = [
+            f"{r.name} on {v}"
+            for v in values
+            for r in self._rules_for(type(v.op))
+            if r.apply(v, self.matcher) is not None
+        ]
+        return "; ".join(dict.fromkeys(names))
 
     def step(self, v: Value) -> None:
         """One step of a Value whose inputs are done: rebuilt on them, or replaced, or done itself."""
@@ -202,6 +222,8 @@ class Rewriting:
             outcome = r.apply(v, self.matcher)
             if outcome is not None:
                 new, bound = outcome
+                if self.freeze is not None:
+                    self.freeze(self.matcher.numbers_read)
                 self.replace(v, new, self._names(v, bound))
                 return
         self.done[v] = v
@@ -239,11 +261,7 @@ class Rewriting:
                 continue
             seen.add(value)
             names.update(dict.fromkeys(self.origins.get(value, ())))
-            if isinstance(value.op, Weight):
-                if self.freeze is not None:
-                    self.freeze(value.op.name)
-            else:
-                stack.extend(i for i in value.inputs if i is not None)
+            stack.extend(i for i in value.inputs if i is not None)
         return tuple(names)
 
 

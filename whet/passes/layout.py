@@ -39,17 +39,21 @@ from whet.ops.reduce import (
     Softmax,
 )
 from whet.passes.axes import Order, carried, inverse, moves_only_ones
-from whet.passes.movement import MOVEMENT, only
+from whet.passes.movement import MOVEMENT, only, transpose_is_reshape
 
 
 def channels_last(graph: Graph) -> Graph:
-    """Transposes sink through whatever can compute in another order of axes, and cancel."""
-    return rewrite(graph, [*RULES, *MOVEMENT])
+    """Transposes sink through whatever can compute in another order of axes, and cancel.
+
+    Those that only pass axes of size 1 move no element, but sink like others; what is left of them in the
+    end becomes a reshape.
+    """
+    return rewrite(rewrite(graph, [*RULES, *MOVEMENT]), [transpose_is_reshape, *MOVEMENT])
 
 
 def transposed(value: Value) -> tuple[Value, Order] | None:
-    """y and the order where the Value is y transposed, else None."""
-    if not isinstance(value.op, Transpose):
+    """y and the order where the Value is y transposed, and no weight's expression; else None."""
+    if value.is_static or not isinstance(value.op, Transpose):
         return None
     return only(value), value.op.order
 
@@ -59,18 +63,16 @@ def moved_back(x: Value, order: Order) -> Value | None:
     if x.rank > len(order):
         return None
     if all(size == 1 for size in x.shape):
-        return x
+        return only(x) if isinstance(x.op, Transpose) else x
     wide = reshape(x, *(1,) * (len(order) - x.rank), *x.shape)
     back = inverse(order)
-    if moves_only_ones(wide.shape, back):
-        return reshape(wide, *(wide.shape[i] for i in back))
     if x.is_static:
         return transpose(wide, *back)
-    before = transposed(wide)
-    if before is None:
-        return None
-    y, first = before
+    y, first = transposed(wide) or (wide, tuple(range(wide.rank)))
     both = tuple(first[i] for i in back)
+    if both == tuple(range(wide.rank)):
+        return y
+    # A reshape, not a transpose, which would sink in its turn and bring back what was there.
     return reshape(y, *(y.shape[i] for i in both)) if moves_only_ones(y.shape, both) else None
 
 

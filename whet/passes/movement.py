@@ -6,8 +6,9 @@ import numpy as np
 
 from whet.ir.graph import Constant, Value
 from whet.ir.rewrite import number, rule, rule_for
-from whet.ir.sizes import Size, is_less
-from whet.ops.elementwise import Elementwise, Pow, Where, broadcast
+from whet.ir.sizes import Size, is_less, product
+from whet.ops.contract import MatMul
+from whet.ops.elementwise import Cast, Elementwise, Pow, Where
 from whet.ops.movement import (
     Broadcast,
     Concat,
@@ -20,9 +21,10 @@ from whet.ops.movement import (
     broadcast_to,
     reshape,
     slice_axis,
-    squeeze,
     transpose,
 )
+from whet.ops.reduce import LayerNorm, RMSNorm, Softmax
+from whet.passes.axes import groups
 
 
 def only(value: Value) -> Value:
@@ -138,6 +140,62 @@ def slice_of_concat(value: Value) -> Value | None:
     return None
 
 
+@rule_for(Slice)
+def slice_of_split(value: Value) -> Value | None:
+    """A slice of one axis that a reshape split off in front is a slice of the whole axis, and a reshape."""
+    split, op = only(value), value.op
+    assert isinstance(op, Slice)
+    cut = [i for i in range(value.rank) if op.sizes[i] != split.shape[i]]
+    if not isinstance(split.op, Reshape) or len(cut) != 1 or any(s != 1 for s in op.steps):
+        return None
+    x, axis = only(split), cut[0]
+    run = next((r for r in groups(x.shape, split.shape) or [] if axis in r[1]), ([], []))
+    if len(run[0]) != 1 or run[1][0] != axis:
+        return None
+    inner = product(split.shape[i] for i in run[1][1:])
+    part = slice_axis(x, run[0][0], op.starts[axis] * inner, op.sizes[axis] * inner)
+    return reshape(part, *value.shape)
+
+
+@rule_for(Reshape)
+def reshape_and_back(value: Value) -> Value | None:
+    """Rows that are merged, each treated alike, and split again as before need neither reshape."""
+    chain, v = [], only(value)
+    while not isinstance(v.op, Reshape):
+        if not _treats_rows_alike(v):
+            return None
+        chain.append(v)
+        v = _rows(v)
+    x = only(v)
+    if not chain or not x.rank or x.shape[:-1] != value.shape[:-1] or x.shape[-1] != v.shape[-1]:
+        return None
+    for step in reversed(chain):
+        x = step.op(*(x if i is _rows(step) else i for i in step.inputs))
+    return x if x.shape == value.shape else None
+
+
+def _rows(value: Value) -> Value:
+    """The input that has the rows."""
+    return next(i for i in value.inputs if i is not None and i.rank == value.rank)
+
+
+def _treats_rows_alike(value: Value) -> bool:
+    """Whether row i of the result depends on row i of one input, and otherwise on vectors and matrices."""
+    if value.rank < 2:
+        return False
+    if isinstance(value.op, MatMul):
+        x, w = value.inputs
+        return x is not None and w is not None and x.rank == value.rank and w.rank == 2
+    if isinstance(value.op, LayerNorm | RMSNorm):
+        return value.op.axes == 1
+    if isinstance(value.op, Softmax):
+        return value.op.axis in (-1, value.rank - 1)
+    if not isinstance(value.op, Elementwise | Where | Pow | Cast):
+        return False
+    wide = [i for i in value.inputs if i is not None and i.rank > 1]
+    return len(wide) == 1 and wide[0].shape == value.shape
+
+
 @rule_for(Concat)
 def concat_of_one(value: Value) -> Value | None:
     """Parts without elements are left out, and what joins one part is that part."""
@@ -237,11 +295,12 @@ MOVEMENT = [
     reshape_of_reshape,
     broadcast_of_broadcast,
     transpose_of_transpose,
-    transpose_is_reshape,
     broadcast_is_implied,
     slice_of_everything,
     slice_of_slice,
     slice_of_concat,
+    slice_of_split,
+    reshape_and_back,
     concat_of_one,
     concat_of_neighbours,
     pad_by_nothing,

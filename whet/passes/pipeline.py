@@ -8,22 +8,30 @@ from whet.ir.graph import Graph, map_inner
 from whet.passes.fold import fold_constants
 from whet.passes.fold_weights import fold_weights
 from whet.passes.layout import channels_last
+from whet.passes.recognise import Numbers, looking_at, recognise
 from whet.passes.simplify import simplify
 
 Pass = Callable[[Graph], Graph]
 Watch = Callable[[str, Graph], None]
 
-PASSES: tuple[Pass, ...] = (fold_constants, simplify, channels_last, fold_weights, fold_constants, simplify)
+PASSES: tuple[Pass, ...] = (fold_constants, simplify, channels_last, recognise, fold_weights, fold_constants, simplify)
 
 
-def optimise(graph: Graph, watch: Watch | None = None, passes: Sequence[Pass] = PASSES) -> Graph:
+def optimise(
+    graph: Graph,
+    watch: Watch | None = None,
+    numbers: Numbers | None = None,
+    passes: Sequence[Pass] = PASSES,
+) -> Graph:
     """The graph after every pass; `watch` is shown each pass's name and what it made of the graph.
 
-    The bodies of control flow are optimised first, by the same passes.
+    The bodies of control flow are optimised first, by the same passes. `numbers` lets rules look at
+    one-element weights; it lists those that are part of the graph afterwards.
     """
-    graph = map_inner(graph, lambda body: optimise(body, passes=passes))
+    graph = map_inner(graph, lambda body: optimise(body, None, numbers, passes))
     for run in passes:
-        graph = run(graph)
+        with looking_at(numbers):
+            graph = run(graph)
         if watch is not None:
             watch(run.__name__, graph)
     return graph
