@@ -55,9 +55,9 @@ def register_tiles(c: Convolution, architecture: Architecture) -> Iterator[tuple
     registers = architecture.vector_registers - spare
     needed = -(-c.group_filters // (architecture.vector_bytes // 4))
     most_outputs = c.batch * math.prod(c.outputs)
-    for vectors in (1, 2, 3, 4, 6, 8):
+    for vectors in (1,) if needed == 1 else (2, 3, 4, 6, 8):
         outputs = (registers - vectors) // vectors
-        if vectors <= max(1, needed) and outputs >= 1 and (vectors <= 4 or most_outputs <= 4):
+        if vectors <= needed and outputs >= 1 and (vectors <= 4 or most_outputs <= 4):
             yield min(outputs, 28), vectors
 
 

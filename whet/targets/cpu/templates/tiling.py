@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby
 
 from whet.targets.cpu.llvm import Function, Index
@@ -86,6 +87,11 @@ def spans(axis: Axis, most: int, most_runs: int = 12) -> list[Span]:
 
     Where the borders would take too many variants of code, they become tiles of one output.
     """
+    return list(_cached_spans(axis, most, most_runs))
+
+
+@lru_cache(maxsize=1024)
+def _cached_spans(axis: Axis, most: int, most_runs: int) -> list[Span]:
     whole = _spans(axis, 0, axis.output, most)
     distinct = {span.taps for span in whole if span.taps is not None}
     if all(len(runs(taps)) <= most_runs for taps in distinct) and len(distinct) <= most_runs // 2:
@@ -100,8 +106,10 @@ def spans(axis: Axis, most: int, most_runs: int = 12) -> list[Span]:
 
 def _spans(axis: Axis, start: int, stop: int, most: int) -> list[Span]:
     found: list[Span] = []
+    inside = axis.inside
     for size in split_even(stop - start, most):
-        taps = axis.taps(start, size)
+        whole = start in inside and start + size - 1 in inside
+        taps = (tuple(range(size)),) * axis.kernel if whole else axis.taps(start, size)
         last = found[-1] if found else None
         if last and (last.size, last.taps) == (size, taps):
             found[-1] = Span(last.start, last.count + 1, size, taps)
