@@ -234,6 +234,28 @@ def test_random_groups(level: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("seed", range(20))
+def test_winograd(level: str, seed: int) -> None:
+    rng = np.random.default_rng(20000 + seed)
+    channels, filters = (int(n) for n in rng.choice([3, 8, 16, 24, 33, 64, 100, 130], 2))
+    before, after = (tuple(int(p) for p in rng.integers(0, 3, 2)) for _ in range(2))
+    size = tuple(int(n) for n in rng.integers(3, 20, 2))
+    batch = int(rng.choice([1, 1, 3]))
+    c = Convolution(
+        batch, size, channels, filters, (3, 3), before=before, after=after, bias=seed % 3 > 0
+    )
+    schedule = Schedule(
+        outputs=int(rng.choice([3, 6, 14])),
+        vectors=int(rng.choice([1, 2, 3])),
+        unroll=2,
+        teams=int(rng.choice([0, 1, 2])),
+        winograd=True,
+    )
+    hole = str(rng.choice(["none", "residual", "coordinates"]))
+    check(c, schedule, architecture(level), int(rng.choice([1, 2, 3, 17])), seed, hole, 4e-7)
+
+
+@pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize(
     ("kernel", "channels"),
     [((1, 1), 1000), ((3, 3), 64), ((3, 3), 200), ((1, 7), 150), ((5, 5), 30), ((17, 17), 2)],

@@ -11,7 +11,7 @@ to x, the packed weight (64-byte aligned), bias, the epilogue's buffers, and y.
 from __future__ import annotations
 
 from whet.targets.cpu.architecture import Architecture
-from whet.targets.cpu.templates import costs, dense, lanewise
+from whet.targets.cpu.templates import costs, dense, lanewise, winograd
 from whet.targets.cpu.templates.epilogue import Epilogue
 from whet.targets.cpu.templates.packing import Packing
 from whet.targets.cpu.templates.schedule import Schedule
@@ -27,6 +27,8 @@ def candidates(
 
 def packing(convolution: Convolution, schedule: Schedule, architecture: Architecture) -> Packing:
     """How the kernel wants its weight laid out."""
+    if schedule.winograd:
+        return winograd.packing(convolution, schedule, architecture)
     if lanewise.fits(convolution, architecture):
         return lanewise.packing(convolution, schedule, architecture)
     return dense.packing(convolution, schedule, architecture)
@@ -40,6 +42,8 @@ def generate(
     name: str,
 ) -> str:
     """The kernel as LLVM assembly."""
+    if schedule.winograd:
+        return winograd.Winograd(convolution, schedule, architecture, epilogue, name).generate()
     if lanewise.fits(convolution, architecture):
         return lanewise.Lanewise(convolution, schedule, architecture, epilogue, name).generate()
     return dense.Dense(convolution, schedule, architecture, epilogue, name).generate()

@@ -120,10 +120,13 @@ class Dense:
         architecture: Architecture,
         epilogue: Epilogue,
         name: str,
+        module: Module | None = None,
+        block: int = BLOCK,
     ) -> None:
+        self.block = block
         self.rank, self.c = convolution.rank, convolution.in_three_dimensions()
         self.schedule, self.epilogue, self.name = schedule, epilogue, name
-        self.module = Module(architecture.vector_bytes * 8)
+        self.module = module or Module(architecture.vector_bytes * 8)
         self.lanes = architecture.vector_bytes // 4
         self.type = vector("float", self.lanes)
         self.panels = Panels.balanced(
@@ -181,7 +184,7 @@ class Dense:
         following = f.address(packed, self.panel_bytes)
 
         def call(i: Index, tile: Tile) -> None:
-            function = self._tile(tile.spans, channels)
+            function = self.tile(tile.spans, channels)
             ahead = f.address(following, f.mul(i, self._ahead_bytes)) if self._ahead_lines else ""
             values = self._tile_arguments(arguments, packed, ahead, channel, group, tile)
             types = self._tile_parameters().values()
@@ -224,7 +227,7 @@ class Dense:
     def _ahead_bytes(self) -> int:
         return min(self._turns * self._ahead_lines * 64, self.panel_bytes // self.grid.tiles)
 
-    def _tile(self, tile: tuple[Span, ...], channels: int) -> str:
+    def tile(self, tile: tuple[Span, ...], channels: int) -> str:
         """The name of the function for a variant of tile."""
         key = (tile, channels)
         if key not in self.tiles:
@@ -266,7 +269,7 @@ class DenseTile:
 
     def _total(self, axes: list[SumAxis], count: int) -> str:
         """Memory for the sums of the blocks, zeros at first; none if there is one block."""
-        axis, self.block_steps = block_of([axis.length for axis in axes])
+        axis, self.block_steps = block_of([axis.length for axis in axes], self.k.block)
         self.block_inner = len(axes) - 1 - axis
         if not self.block_steps:
             return ""
@@ -524,17 +527,17 @@ class DenseTile:
         finish(f, self.k.epilogue, origin, y_strides, results)
 
 
-def block_of(lengths: list[int]) -> tuple[int, int]:
+def block_of(lengths: list[int], block: int) -> tuple[int, int]:
     """(axis, steps of it) after which a new block of the sum begins; no steps: a single block."""
-    if math.prod(lengths) <= BLOCK * 3 // 2:
+    if math.prod(lengths) <= block * 3 // 2:
         return 0, 0
     for axis in range(len(lengths)):
         inner = math.prod(lengths[axis + 1 :])
-        if inner <= BLOCK * 5 // 4:
+        if inner <= block * 5 // 4:
             break
     if axis + 1 < len(lengths):
-        return axis, max(1, 3 * BLOCK // 4 // inner)
-    blocks = -(-lengths[-1] // BLOCK)
+        return axis, max(1, 3 * block // 4 // inner)
+    blocks = -(-lengths[-1] // block)
     return axis, -(-lengths[-1] // blocks // 12) * 12
 
 

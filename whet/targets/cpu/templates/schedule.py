@@ -23,5 +23,7 @@ class Schedule:
     """Tiles that go through all panels before the next block does (0: all)."""
     prefetch: int = 0
     """Bytes of packed weight fetched ahead of their use (0: none)."""
+    winograd: bool = False
+    """Whether the Winograd template is used."""
     ahead: bool = False
     """Whether each tile fetches its part of the next panel into the second-level cache."""
