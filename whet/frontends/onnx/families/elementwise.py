@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import numpy as np
+
 from whet.frontends.onnx.model import DTYPES
 from whet.frontends.onnx.registry import Refused, any_rank, onnx_op
 from whet.ir.graph import Value, constant
 from whet.ir.types import UNSIGNED
 from whet.ops import elementwise as ew
 from whet.ops import transcendental as tr
-
 
 LARGEST = 3.4028234663852886e38  # of float32: the default bounds of Clip
 
@@ -153,7 +154,9 @@ def Mean(*xs: Value) -> Value:
 
 @onnx_op
 def Clip(x: Value, *, min: float = -LARGEST, max: float = LARGEST) -> Value:
-    return Clip_11(x, constant(min, x.dtype), constant(max, x.dtype))
+    with np.errstate(over="ignore"):  # float16 has infinity for the default bounds
+        low, high = (np.float32(bound).astype(x.tensor.numpy) for bound in (min, max))
+    return ew.Clip()(x, constant(low), constant(high))
 
 
 @onnx_op
