@@ -567,7 +567,7 @@ class Graph:
             for a, b in zip(old.siblings, results):
                 new[a] = b
                 self._inherit(origins, a, b)
-        return self._replaced(new, origins)
+        return self.replaced(new, origins)
 
     def _inherit(self, origins: dict[Value, tuple[str, ...]], old: Value, new: Value) -> None:
         """Gives `new`, and what it newly reads, the origin of the Value it replaces."""
@@ -582,9 +582,10 @@ class Graph:
             origins[value] = names
             stack.extend(i for i in value.inputs if i is not None)
 
-    def _replaced(
+    def replaced(
         self, new: Mapping[Value, Value], origins: Mapping[Value, tuple[str, ...]]
     ) -> Graph:
+        """The graph whose outputs, and Values that define sizes, are what `new` has for them."""
         outputs = tuple(new[o] for o in self.outputs)
         definers = {name: new.get(v, v) for name, v in self.definers.items()}
         unchanged = all(a is b for a, b in zip(outputs, self.outputs))
@@ -611,7 +612,7 @@ class Graph:
                 self._inherit(origins, a, b)
         for a, b in changes.items():
             self._inherit(origins, a, b)
-        return self._replaced(new, origins)
+        return self.replaced(new, origins)
 
     def bind(self, sizes: Mapping[str, Size]) -> Graph:
         """The graph with named sizes replaced, everywhere."""

@@ -173,11 +173,7 @@ class Rewriting:
     def run(self) -> Graph:
         for value in self.graph.values:
             self.normalize(value)
-        outputs = tuple(self.done[o] for o in self.graph.outputs)
-        if all(a is b for a, b in zip(outputs, self.graph.outputs)):
-            return self.graph
-        g = self.graph
-        return Graph(g.inputs, outputs, g.output_names, g.guards, self.origins)
+        return self.graph.replaced(self.done, self.origins)
 
     def normalize(self, value: Value) -> None:
         """Finds the form of `value` to which no rule applies; a stack, since graphs are deep."""

@@ -91,9 +91,13 @@ class Grouping:
             if not is_leaf(value) and first not in done:
                 done.add(first)
                 self.place(first)
-        self.groups = [
-            self.owner[v] for v in graph.values if v in self.owner and self.owner[v].root is v
-        ]
+        # A group runs where the first of its results is needed.
+        found = (self._of_root(v) for v in graph.values)
+        self.groups = list(dict.fromkeys(group for group in found if group is not None))
+
+    def _of_root(self, value: Value) -> Group | None:
+        group = self.owner.get(value)
+        return group if group is not None and group.root in value.siblings else None
 
     def place(self, value: Value) -> None:
         """Finds the group of one operator, whose readers all have theirs."""

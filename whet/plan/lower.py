@@ -278,6 +278,8 @@ def _gather(lowering: Lowering, value: Value, index: Indices) -> Expression:
 
 def _sizes(lowering: Lowering, value: Value, index: Indices) -> Expression:
     sizes = value.op.sizes  # type: ignore[attr-defined]
+    if not sizes:
+        return Literal(0, "int64")
     result: Expression = Index(sizes[-1])
     for place in range(len(sizes) - 2, -1, -1):
         ranges = within([(index[0], place + 1)])

@@ -134,7 +134,7 @@ class Program:
 
     def run(self, arrays: Arrays, out: Mapping[int, np.ndarray]) -> list[Any]:
         """The outputs as fresh arrays, or in those that `out` gives by the output's number."""
-        given = {**self.given, **dict(zip(self.graph.inputs, arrays))}
+        given = {**self.given, **dict(zip(self.graph.inputs, map(_as_array, arrays)))}
         buffers: dict[Value, Any] = {}
         for number, value in enumerate(self.graph.outputs):
             if value in self.made and value not in buffers and isinstance(value.type, TensorType):
@@ -155,6 +155,11 @@ class Program:
                 array = out[number]
             results.append(array)
         return results
+
+
+def _as_array(x: Any) -> Any:
+    """NumPy's scalars have no memory of their own that a kernel could read."""
+    return np.asarray(x) if isinstance(x, np.generic) else x
 
 
 class Stage:
@@ -224,6 +229,7 @@ def _frontier(graph: Graph, ready: set[Value]) -> list[Value]:
     """The first operators that cannot be planned, one Value for each."""
     found: dict[Value, None] = {}
     for value in graph.values:
-        if value not in ready and all(i is None or i in ready for i in value.inputs):
+        before = (*value.inputs, *graph.needs(value))
+        if value not in ready and all(i is None or i in ready for i in before):
             found[value.siblings[0]] = None
     return list(found)

@@ -82,8 +82,10 @@ class Session:
         return [_array(name, inputs[name], kind) for name, kind in self.inputs.items()]
 
     def _check_profiles(self, arrays: list[Any]) -> None:
-        shapes = {name: np.shape(array) for name, array in zip(self.inputs, arrays)}
-        if self.profiles and not any(p.accepts(shapes) for p in self.profiles):
+        if not self.profiles:
+            return
+        shapes = {n: np.shape(a) for n, a in zip(self.inputs, arrays) if isinstance(a, np.ndarray)}
+        if not any(p.accepts(shapes) for p in self.profiles):
             given = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
             raise ShapeError(
                 f"the sizes lie in none of the engine's {len(self.profiles)} profiles: {given}"
