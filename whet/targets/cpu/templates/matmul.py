@@ -8,6 +8,7 @@ transposed and there are few rows, lanes run along the sum instead.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from whet.ir.graph import Op, Value, operator
@@ -37,7 +38,8 @@ class ProductTemplate:
     has_epilogue = True
 
     def takes(self, op: Op, position: int, view: View) -> bool:
-        return all(isinstance(s, int) for s in (*view.strides, *view.shape, view.offset))
+        known = all(isinstance(s, int) for s in (*view.strides, *view.shape, view.offset))
+        return known and not (position == 0 and _is_scattered(view))
 
     def legalize(self, value: Value, architecture: Architecture) -> Value | None:
         if type(value.op) is not MatMul or value.dtype != "float32":
@@ -116,6 +118,12 @@ def problem_of(kernel: Template, architecture: Architecture) -> Problem:
     return p
 
 
+def _is_scattered(view: View) -> bool:
+    """Whether a sum would touch so many pages, for each panel anew, that a copy costs less."""
+    rows, depth = (integer(size) for size in view.shape[-2:])
+    return integer(view.strides[-1]) * 4 >= PAGE // 4 and depth >= 256 and rows >= 64
+
+
 def integer(size: Size | None) -> int:
     """A size that is known."""
     assert isinstance(size, int)
@@ -170,13 +178,15 @@ def schedule_of(p: Problem, architecture: Architecture) -> Schedule:
     tiles = _split(rows, most)
     tall = max(tiles, default=1)
     wide = min(8, max(2, (24 if many else 12) // tall))
-    if tall == 1:
-        # One row has little to do for each panel: leave several to each thread.
-        wide = max(1, min(wide, vectors // 16))
+    if len(tiles) == 1:
+        # Panels are all there is to share: leave several to each thread.
+        batch = math.prod(integer(axis.size) for axis in p.batch)
+        wide = min(wide, max(2 if tall > 2 else 4, batch * vectors // 8))
     panels = _split(vectors, wide)
     packs = p.right.outer != 1 or len(tiles) >= 4
     block = p.depth
     if packs:
+        wide = max(panels, default=1)
         blocks = -(-p.depth * 4 * lanes * wide // PANEL_BYTES)
         block = -(-p.depth // max(1, blocks) // lanes) * lanes if blocks > 1 else p.depth
     return Schedule(tiles, panels, max(block, 1), packs, False, 2 if tall > 6 else 4)
