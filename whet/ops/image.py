@@ -18,7 +18,7 @@ MODES = {"RGB": "RGB", "BGR": "RGB", "Grayscale": "L"}
 
 @operator
 class DecodeImage(Op):
-    """The uint8 pixels [height, width, channels] of an encoded picture; of what is none, no pixels."""
+    """The uint8 pixels [height, width, channels] of a picture file; none of what is no picture."""
 
     pixels: str
     height: Size

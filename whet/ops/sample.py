@@ -71,7 +71,8 @@ class Axis:
         """Index, place inside and weight of each neighbour of a position."""
         if mode == "nearest":
             return [(*self.tap(self.bounded(Round()(x))), None)]
-        x = self.bounded(x)
+        # As in PyTorch, a cubic's taps are brought inside one by one, its position is not.
+        x = x if mode == "cubic" else self.bounded(x)
         low = Floor()(x)
         part = x - low
         if mode == "linear":

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from whet.frontends.onnx.families.convolution import convolve
 from whet.frontends.onnx.families.matmul import Gemm, matmul
 from whet.frontends.onnx.families.normalize import flattened, moments
-from whet.frontends.onnx.registry import Refused, contrib_op
+from whet.frontends.onnx.registry import Refused, contrib_op, onnx_op
 from whet.frontends.onnx.windows import channels_first, channels_last
 from whet.ir.graph import Value, constant
 from whet.ir.sizes import floor_divide
@@ -90,6 +90,7 @@ def LayerNormalization(
     return y, mean, 1 / deviation
 
 
+@onnx_op  # ONNX Runtime's optimiser writes it into ONNX's own domain
 @contrib_op
 def SimplifiedLayerNormalization(
     x: Value,

@@ -414,7 +414,7 @@ def _grouped_mask(
     if not causal:
         return additive(Less()(key, unsqueeze(ends, 2, 3)), q.dtype)
     position = positions(q.shape[1], 4, 2) + unsqueeze(starts, 2, 3)
-    left = local if local > 0 else None
+    left = local - 1 if local > 0 else None
     return additive(window(position, key, left, 0), q.dtype)
 
 
