@@ -12,10 +12,9 @@ from whet.plan.kernel import Template
 from whet.targets.cpu.architecture import Architecture
 from whet.targets.cpu.expressions import Place
 from whet.targets.cpu.llvm import Function, Index, Module, literal, vector
-from whet.targets.cpu.reductions import lane_mask
 from whet.targets.cpu.templates.matmul import SUMS_BYTES, Problem, Schedule, Side, integer
+from whet.targets.cpu.templates.registers import PanelCopy, RegisterTile, dots
 from whet.targets.cpu.templates.results import Results, buffer, is_plain
-from whet.targets.cpu.transpose import transpose
 
 
 @dataclass(frozen=True)
@@ -167,7 +166,9 @@ class ProductCode:
         name = f"{self.name}_pack{columns}"
         if name not in self.emitted:
             self.emitted.add(name)
-            Packing(self, name, columns).emit()
+            side = self.p.right
+            copy = PanelCopy(self.module, name, self.lanes, columns, side.outer, side.depth)
+            copy.emit()
         f.do(f"call void @{name}(ptr {right}, ptr {unit.panel}, i64 {steps})")
         return unit.panel
 
@@ -294,168 +295,27 @@ class Tile:
         results.store({self.p.columns.name: Place("%column", v * self.lanes)}, value, count)
 
     def sum(self, sums: list[str]) -> list[str]:
-        """The loop over the steps, several a turn."""
-        f, unroll = self.f, self.code.s.unroll
+        """The products added to the sums."""
+        schedule, size = self.code.s, self.lanes * 4
         steps: Index = "%steps" if self.code.blocked else self.p.depth
-        whole = f.mul(f.div(steps, unroll), unroll)
-        for low, high, count in ((0, whole, unroll), (whole, steps, 1)):
-            if low != high:
-                sums = self.loop(low, high, count, sums)
-        return sums
-
-    def loop(self, low: Index, high: Index, count: int, sums: list[str]) -> list[str]:
-        f = self.f
-        left_step, right_step = 4 * self.p.left.depth, self.right_step
-
-        def turn(k: str, values: list[str]) -> list[str]:
-            left = f.address("%left", f.mul(k, left_step))
-            right = f.address("%right", f.mul(k, right_step))
-            for u in range(count):
-                values = self.step((left, u * left_step), (right, u * right_step), values)
-            return values
-
-        return f.loop(low, high, count, turn, [(self.type, s) for s in sums])
-
-    @property
-    def right_step(self) -> int:
-        """Bytes from one step's vectors to the next one's."""
-        return self.vectors * self.lanes * 4 if self.code.s.packs else 4 * self.p.right.depth
-
-    def step(self, left: tuple[str, int], right: tuple[str, int], sums: list[str]) -> list[str]:
-        f, size, outer = self.f, self.lanes * 4, 4 * self.p.left.outer
-        row = [self.load_right(right[0], right[1] + v * size, v) for v in range(self.vectors)]
-        result = []
-        for r in range(self.rows):
-            element = f.splat(self.type, f.load("float", left[0], left[1] + r * outer))
-            before = sums[r * self.vectors : (r + 1) * self.vectors]
-            result += [f.fma(self.type, element, *pair) for pair in zip(row, before)]
-        return result
-
-    def load_right(self, base: str, offset: int, v: int) -> str:
-        f = self.f
-        if self.code.s.packs:
-            return f.load(self.type, base, offset, self.lanes * 4)
-        count = self.columns - v * self.lanes
-        if count >= self.lanes:
-            return f.load(self.type, base, offset)
-        return f.masked_load(self.type, lane_mask(f, count, self.lanes), base, offset)
+        tile = RegisterTile(
+            self.lanes,
+            self.rows,
+            self.vectors,
+            4 * self.p.left.outer,
+            4 * self.p.left.depth,
+            self.vectors * size if schedule.packs else 4 * self.p.right.depth,
+            schedule.unroll,
+            0 if schedule.packs else self.columns,
+            schedule.packs,
+        )
+        return tile.sum(self.f, "%left", "%right", steps, sums)
 
 
 class DotTile(Tile):
     """A row times as many columns as there are lanes, each a sum along lanes."""
 
     def sum(self, sums: list[str]) -> list[str]:
-        f, depth = self.f, self.p.depth
-        whole = depth // self.lanes * self.lanes
-        totals = [literal(self.type, 0.0)] * self.columns
-        if whole:
-            carried = [(self.type, t) for t in totals]
-            totals = f.loop(0, whole, self.lanes, lambda k, t: self.dots(k, t, ""), carried)
-        if whole < depth:
-            totals = self.dots(whole, totals, lane_mask(f, depth - whole, self.lanes))
-        return [self.joined(totals)]
-
-    def dots(self, k: Index, totals: list[str], mask: str) -> list[str]:
-        f = self.f
-        at = f.mul(k, 4)
-
-        def load(base: str, offset: int) -> str:
-            base = f.address(base, at)
-            if mask:
-                return f.masked_load(self.type, mask, base, offset)
-            return f.load(self.type, base, offset)
-
-        row, step = load("%left", 0), 4 * self.p.right.outer
-        return [f.fma(self.type, row, load("%right", c * step), t) for c, t in enumerate(totals)]
-
-    def joined(self, totals: list[str]) -> str:
-        """One lane for each total: neighbours are added pair by pair, log2(lanes) times over."""
-        f, n = self.f, self.lanes
-        totals = totals + [literal(self.type, 0.0)] * (n - len(totals))
-        while len(totals) > 1:
-            totals = [
-                f.binary(
-                    "fadd",
-                    self.type,
-                    f.shuffle(self.type, a, b, range(0, 2 * n, 2)),
-                    f.shuffle(self.type, a, b, range(1, 2 * n, 2)),
-                )
-                for a, b in zip(totals[::2], totals[1::2])
-            ]
-        return totals[0]
-
-
-class Packing:
-    """One function: copies a block of a panel so that each step's vectors are neighbours."""
-
-    def __init__(self, code: ProductCode, name: str, columns: int) -> None:
-        self.right, self.columns = code.p.right, columns
-        self.lanes, self.type = code.lanes, code.type
-        self.vectors = -(-columns // self.lanes)
-        self.pitch = self.vectors * self.lanes * 4
-        parameters = {"right": "ptr", "panel": "ptr", "steps": "i64"}
-        self.f = code.module.function(name, parameters, linkage="internal", attributes="noinline")
-
-    def emit(self) -> None:
-        """The whole function."""
-        if self.right.outer == 1:
-            self.f.loop(0, "%steps", 1, self.row)
-        elif self.right.depth == 1:
-            self.transposed()
-        else:
-            self.f.loop(0, "%steps", 1, self.gathered)
-        self.f.end()
-
-    def row(self, k: str, _: list[str]) -> None:
-        """Columns that are neighbours already."""
-        f = self.f
-        source, target = self.addresses(k)
-        for v in range(self.vectors):
-            at, count = 4 * v * self.lanes, self.columns - v * self.lanes
-            if count >= self.lanes:
-                value = f.load(self.type, source, at)
-            else:
-                value = f.masked_load(self.type, lane_mask(f, count, self.lanes), source, at)
-            f.store(self.type, value, target, at, self.lanes * 4)
-
-    def addresses(self, k: Index) -> tuple[str, str]:
-        f = self.f
-        source = f.address("%right", f.mul(k, 4 * self.right.depth))
-        return source, f.address("%panel", f.mul(k, self.pitch))
-
-    def gathered(self, k: str, _: list[str]) -> None:
-        f = self.f
-        source, target = self.addresses(k)
-
-        def one(c: str, _: list[str]) -> None:
-            value = f.load("float", f.address(source, f.mul(c, 4 * self.right.outer)))
-            f.store("float", value, f.address(target, f.mul(c, 4)))
-
-        f.loop(0, self.columns, 1, one)
-        for c in range(self.columns, self.vectors * self.lanes):
-            f.store("float", literal("float", 0.0), target, 4 * c)
-
-    def transposed(self) -> None:
-        """Columns whose steps are neighbours, block by block through registers."""
-        f, lanes = self.f, self.lanes
-        whole = f.mul(f.div("%steps", lanes), lanes)
-        f.loop(0, whole, lanes, lambda k, _: self.blocks(k, ""))
-        rest = f.sub("%steps", whole)
-        some = f.op(f"icmp ne i64 {rest}, 0")
-        f.when(some, lambda: self.blocks(whole, lane_mask(f, rest, lanes)))
-
-    def blocks(self, k: Index, mask: str) -> None:
-        f, lanes = self.f, self.lanes
-        source, target = self.addresses(k)
-        for v in range(self.vectors):
-            rows = []
-            for c in range(v * lanes, (v + 1) * lanes):
-                at = 4 * c * self.right.outer
-                if c >= self.columns:
-                    rows.append(literal(self.type, 0.0))
-                elif mask:
-                    rows.append(f.masked_load(self.type, mask, source, at))
-                else:
-                    rows.append(f.load(self.type, source, at))
-            for i, column in enumerate(transpose(f, self.type, rows)):
-                f.store(self.type, column, target, i * self.pitch + 4 * v * lanes, lanes * 4)
+        distance = 4 * self.p.right.outer
+        columns = self.columns, self.p.depth
+        return [dots(self.f, self.lanes, "%left", "%right", distance, *columns)]
