@@ -88,6 +88,21 @@ def carried(a: Sequence[Size], b: Sequence[Size], order: Order) -> Order | None:
     return inverse(_with_ones(axes, b))
 
 
+def gathered_groups(a: Sequence[Size], b: Sequence[Size], order: Order) -> tuple[Order, Order] | None:
+    """p and q such that reshape(transpose(y, order), b) is transpose(reshape(transpose(y, p), …), q).
+
+    p brings the axes that the reshape from a to b merges together, where the first of them stands in y.
+    """
+    runs = groups(a, b)
+    if runs is None or 0 in a:
+        return None
+    ordered = sorted(runs, key=lambda run: order[run[0][0]])
+    first = [axis for inputs, _ in ordered for axis in inputs]
+    together = tuple(order[i] for i in _with_ones(first, a))
+    axes = [axis for _, outputs in ordered for axis in outputs]
+    return together, inverse(_with_ones(axes, b))
+
+
 def _with_ones(axes: list[int], shape: Sequence[Size]) -> list[int]:
     """The axes with those of size 1 put back, each behind the axis that it follows in the shape."""
     result = list(axes)

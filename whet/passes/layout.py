@@ -15,7 +15,6 @@ from whet.ir.graph import Graph, Op, Value
 from whet.ir.rewrite import rewrite, rule_for
 from whet.ir.sizes import Size
 from whet.ops.contract import MatMul
-from whet.ops.elementwise import BitCast, Cast, Elementwise, Pow, Where
 from whet.ops.movement import (
     Broadcast,
     Concat,
@@ -38,8 +37,8 @@ from whet.ops.reduce import (
     RMSNorm,
     Softmax,
 )
-from whet.passes.axes import Order, carried, inverse, moves_only_ones
-from whet.passes.movement import MOVEMENT, only, transpose_is_reshape
+from whet.passes.axes import Order, carried, gathered_groups, groups, inverse, moves_only_ones
+from whet.passes.movement import BROADCASTING, MOVEMENT, only, transpose_is_reshape
 
 
 def channels_last(graph: Graph) -> Graph:
@@ -48,7 +47,8 @@ def channels_last(graph: Graph) -> Graph:
     Those that only pass axes of size 1 move no element, but sink like others; what is left of them in the
     end becomes a reshape.
     """
-    return rewrite(rewrite(graph, [*RULES, *MOVEMENT]), [transpose_is_reshape, *MOVEMENT])
+    graph = rewrite(graph, [*SINK, through_merge, *MOVEMENT])
+    return rewrite(graph, [*SETTLE, *SINK, *MOVEMENT])
 
 
 def transposed(value: Value) -> tuple[Value, Order] | None:
@@ -82,7 +82,7 @@ def orders_of(inputs: Sequence[Value | None], rank: int) -> list[Order]:
     return list(dict.fromkeys(f[1] for f in found if f and len(f[1]) == rank))
 
 
-@rule_for(Elementwise, Where, Pow, Cast, BitCast)
+@rule_for(*BROADCASTING)
 def through_elementwise(value: Value) -> Value | None:
     for order in orders_of(value.inputs, value.rank):
         moved = [x and moved_back(x, order) for x in value.inputs]
@@ -133,14 +133,20 @@ def through_axes(value: Value) -> Value | None:
 
 @rule_for(Gather)
 def through_gather(value: Value) -> Value | None:
+    """The axes of the indices stand where the gathered axis stood."""
     x, indices = value.inputs
     assert x is not None
+    assert indices is not None
     before = transposed(x)
-    if before is None or indices is None or indices.rank != 1:
+    if before is None:
         return None
     y, order = before
     assert isinstance(value.op, Gather)
-    return transpose(Gather(order[value.op.axis])(y, indices), *order)
+    axis, new = value.op.axis % x.rank, indices.rank
+    gathered = order[axis]
+    moved = [a if a < gathered else a + new - 1 for a in order]
+    moved[axis : axis + 1] = range(gathered, gathered + new)
+    return transpose(Gather(gathered)(y, indices), *moved)
 
 
 @rule_for(LayerNorm, RMSNorm)
@@ -231,6 +237,43 @@ def through_reshape(value: Value) -> Value | None:
     return transpose(reshape(y, *_permuted(value.shape, after)), *after)
 
 
+@rule_for(Reshape)
+def through_merge(value: Value) -> Value | None:
+    """A reshape that merges distant axes: they are brought together where the first of them stands."""
+    before = transposed(only(value))
+    if before is None or carried(only(value).shape, value.shape, before[1]) is not None:
+        return None
+    y, order = before
+    parts = gathered_groups(only(value).shape, value.shape, order)
+    if parts is None:
+        return None
+    together, after = parts
+    if after == tuple(range(value.rank)):
+        return None
+    return transpose(reshape(transpose(y, *together), *_permuted(value.shape, after)), *after)
+
+
+@rule_for(Transpose)
+def interleaved(value: Value) -> Value | None:
+    """Parts that are joined, split apart again and transposed are joined along another axis."""
+    split = only(value)
+    if not isinstance(split.op, Reshape) or not isinstance(only(split).op, Concat):
+        return None
+    joined = only(split)
+    assert isinstance(joined.op, Concat)
+    axis, parts = joined.op.axis, [i for i in joined.inputs if i is not None]
+    run = next((r for r in groups(joined.shape, split.shape) or [] if r[0] == [axis]), ([], []))
+    if len(run[1]) < 2 or split.shape[run[1][0]] != len(parts) or len({p.shape for p in parts}) > 1:
+        return None
+    assert isinstance(value.op, Transpose)
+    order, place = value.op.order, run[1][0]
+    one = tuple(1 if i == place else size for i, size in enumerate(split.shape))
+    if not moves_only_ones(one, order):
+        return None
+    pieces = (reshape(p, *(one[i] for i in order)) for p in parts)
+    return Concat(order.index(place))(*pieces)  # type: ignore[no-any-return]
+
+
 @rule_for(Transpose)
 def back_through_reshape(value: Value) -> Value | None:
     """Two transposes around a reshape that merges axes become one before it."""
@@ -244,7 +287,7 @@ def back_through_reshape(value: Value) -> Value | None:
     return reshape(transpose(only(merged), *inverse(before)), *value.shape)
 
 
-RULES = [
+SINK = [
     through_elementwise,
     through_concat,
     through_axes,
@@ -254,5 +297,10 @@ RULES = [
     into_weight,
     through_broadcast,
     through_reshape,
+]
+
+SETTLE = [
+    transpose_is_reshape,
+    interleaved,
     back_through_reshape,
 ]

@@ -6,9 +6,9 @@ import numpy as np
 
 from whet.ir.graph import Constant, Value
 from whet.ir.rewrite import number, rule, rule_for
-from whet.ir.sizes import Size, is_less, product
+from whet.ir.sizes import Size, floor_divide, is_less, modulo, product
 from whet.ops.contract import MatMul
-from whet.ops.elementwise import Cast, Elementwise, Pow, Where
+from whet.ops.elementwise import BitCast, Cast, Elementwise, Pow, Where
 from whet.ops.movement import (
     Broadcast,
     Concat,
@@ -23,8 +23,12 @@ from whet.ops.movement import (
     slice_axis,
     transpose,
 )
+from whet.ops.quantize import Dequantize, Quantize
 from whet.ops.reduce import LayerNorm, RMSNorm, Softmax
 from whet.passes.axes import groups
+
+BROADCASTING = (Elementwise, Where, Pow, Cast, BitCast, Quantize, Dequantize)
+"""Operators each of whose output elements depends on the same element of the inputs, which broadcast."""
 
 
 def only(value: Value) -> Value:
@@ -63,7 +67,7 @@ def transpose_is_reshape(value: Value) -> Value | None:
     return reshape(x, *value.shape) if kept == sorted(kept) else None
 
 
-@rule_for(Elementwise, Where, Pow)
+@rule_for(*BROADCASTING)
 def broadcast_is_implied(value: Value) -> Value | None:
     """An operator that broadcasts needs no input broadcast before, where another has the shape."""
     inputs = tuple(
@@ -157,6 +161,25 @@ def slice_of_split(value: Value) -> Value | None:
     return reshape(part, *value.shape)
 
 
+@rule_for(Slice)
+def slice_of_merge(value: Value) -> Value | None:
+    """A slice of merged axes that takes whole rows is a slice of the first of them, and a reshape."""
+    merged, op = only(value), value.op
+    assert isinstance(op, Slice)
+    cut = [i for i in range(value.rank) if op.sizes[i] != merged.shape[i]]
+    if not isinstance(merged.op, Reshape) or len(cut) != 1 or any(s != 1 for s in op.steps):
+        return None
+    x, axis = only(merged), cut[0]
+    run = next((r for r in groups(x.shape, merged.shape) or [] if r[1] == [axis]), ([], []))
+    if len(run[0]) < 2:
+        return None
+    inner = product(x.shape[i] for i in run[0][1:])
+    if modulo(op.starts[axis], inner) != 0 or modulo(op.sizes[axis], inner) != 0:
+        return None
+    start, size = floor_divide(op.starts[axis], inner), floor_divide(op.sizes[axis], inner)
+    return reshape(slice_axis(x, run[0][0], start, size), *value.shape)
+
+
 @rule_for(Reshape)
 def reshape_and_back(value: Value) -> Value | None:
     """Rows that are merged, each treated alike, and split again as before need neither reshape."""
@@ -190,7 +213,7 @@ def _treats_rows_alike(value: Value) -> bool:
         return value.op.axes == 1
     if isinstance(value.op, Softmax):
         return value.op.axis in (-1, value.rank - 1)
-    if not isinstance(value.op, Elementwise | Where | Pow | Cast):
+    if not isinstance(value.op, BROADCASTING):
         return False
     wide = [i for i in value.inputs if i is not None and i.rank > 1]
     return len(wide) == 1 and wide[0].shape == value.shape
@@ -300,6 +323,7 @@ MOVEMENT = [
     slice_of_slice,
     slice_of_concat,
     slice_of_split,
+    slice_of_merge,
     reshape_and_back,
     concat_of_one,
     concat_of_neighbours,

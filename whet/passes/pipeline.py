@@ -8,13 +8,22 @@ from whet.ir.graph import Graph, map_inner
 from whet.passes.fold import fold_constants
 from whet.passes.fold_weights import fold_weights
 from whet.passes.layout import channels_last
-from whet.passes.recognise import Numbers, looking_at, recognise
+from whet.passes.recognise import Numbers, looking_at, read_numbers, recognise
 from whet.passes.simplify import simplify
 
 Pass = Callable[[Graph], Graph]
 Watch = Callable[[str, Graph], None]
 
-PASSES: tuple[Pass, ...] = (fold_constants, simplify, channels_last, recognise, fold_weights, fold_constants, simplify)
+PASSES: tuple[Pass, ...] = (
+    fold_constants,
+    read_numbers,
+    simplify,
+    channels_last,
+    recognise,
+    fold_weights,
+    fold_constants,
+    simplify,
+)
 
 
 def optimise(

@@ -36,6 +36,7 @@ from whet.ops.elementwise import (
 from whet.ops.movement import reshape
 from whet.ops.reduce import LayerNorm, LogSoftmax, Reduce, RMSNorm, Softmax
 from whet.ops.transcendental import Log1p, Softplus
+from whet.passes.movement import gather_of_one
 from whet.passes.recognise_attention import ATTENTION
 from whet.passes.simplify import small_power
 
@@ -63,6 +64,12 @@ def looking_at(numbers: Numbers | None) -> Iterator[None]:
         yield
     finally:
         _numbers.reset(token)
+
+
+def read_numbers(graph: Graph) -> Graph:
+    """Indices and exponents that the model keeps as weights become attributes."""
+    numbers = _numbers.get() or Numbers()
+    return rewrite(graph, [small_power, gather_of_one], numbers.read, numbers.frozen.update)
 
 
 def recognise(graph: Graph) -> Graph:
@@ -240,7 +247,6 @@ def _times(ones: Value, scale: Value) -> Value:
 
 
 RULES = [
-    small_power,
     gelu,
     gelu_by_tanh,
     sigmoid,
