@@ -250,6 +250,7 @@ def test_winograd(level: str, seed: int) -> None:
         unroll=2,
         teams=int(rng.choice([0, 1, 2])),
         winograd=True,
+        ahead=bool(rng.random() < 0.5),
     )
     hole = str(rng.choice(["none", "residual", "coordinates"]))
     check(c, schedule, architecture(level), int(rng.choice([1, 2, 3, 17])), seed, hole, 4e-7)

@@ -136,6 +136,7 @@ class Dense:
         self.panel_bytes = self.c.depth * self.step_bytes
         self.axes = axes_of(self.c)
         self.grid = Grid(self.c.batch, tile_spans(self.c, schedule.outputs))
+        self.ahead_lines = self.lines_ahead()
         self.tiles: dict[tuple[tuple[Span, ...], int], str] = {}
 
     def generate(self) -> str:
@@ -185,7 +186,7 @@ class Dense:
 
         def call(i: Index, tile: Tile) -> None:
             function = self.tile(tile.spans, channels)
-            ahead = f.address(following, f.mul(i, self._ahead_bytes)) if self._ahead_lines else ""
+            ahead = f.address(following, f.mul(i, self._ahead_bytes)) if self.ahead_lines else ""
             values = self._tile_arguments(arguments, packed, ahead, channel, group, tile)
             types = self._tile_parameters().values()
             given = ", ".join(f"{type} {value}" for type, value in zip(types, values, strict=True))
@@ -196,7 +197,7 @@ class Dense:
     def _tile_parameters(self) -> dict[str, str]:
         """Name and type of what a tile function is told; indices that are always 0 are left out."""
         names = {"arguments": "ptr", "weight": "ptr", "channel": "i64"}
-        if self._ahead_lines:
+        if self.ahead_lines:
             names["ahead"] = "ptr"
         if self.c.groups > 1:
             names["group"] = "i64"
@@ -212,20 +213,19 @@ class Dense:
         return [named[name] for name in self._tile_parameters()]
 
     @cached_property
-    def _turns(self) -> int:
+    def turns(self) -> int:
         """Turns of the innermost sum loop in a full tile."""
         return max(1, self.c.depth // self.schedule.unroll)
 
-    @cached_property
-    def _ahead_lines(self) -> int:
+    def lines_ahead(self) -> int:
         """Cache lines of the next panel that each turn fetches, so that all tiles fetch all."""
         if not self.schedule.ahead or self.panels.count == 1:
             return 0
-        return max(1, -(-self.panel_bytes // (64 * self.grid.tiles * self._turns)))
+        return max(1, -(-self.panel_bytes // (64 * self.grid.tiles * self.turns)))
 
     @property
     def _ahead_bytes(self) -> int:
-        return min(self._turns * self._ahead_lines * 64, self.panel_bytes // self.grid.tiles)
+        return min(self.turns * self.ahead_lines * 64, self.panel_bytes // self.grid.tiles)
 
     def tile(self, tile: tuple[Span, ...], channels: int) -> str:
         """The name of the function for a variant of tile."""
@@ -489,7 +489,7 @@ class DenseTile:
     def _fetch_ahead(self, sums: list[str]) -> list[str]:
         if "ahead" not in self.given:
             return sums
-        lines = self.k._ahead_lines
+        lines = self.k.ahead_lines
         for line in range(lines):
             self.f.prefetch(sums[-1], 64 * line, locality=2)
         return [*sums[:-1], self.f.address(sums[-1], 64 * lines)]

@@ -122,7 +122,9 @@ class Winograd:
 
         def one_group(group: str, _: list[str]) -> None:
             patches = self._patches_of(f, group, low)
-            self._of_size(f, group, lambda size: self._multiply(f, size, patches, packed, channels))
+            self._of_size(
+                f, group, lambda size: self._multiply(f, group, size, patches, packed, channels)
+            )
             self._each_patch(
                 f,
                 group,
@@ -134,17 +136,27 @@ class Winograd:
 
         f.loop(low, high, 1, one_group, guard=False)
 
-    def _multiply(self, f: Function, size: int, patches: str, packed: str, channels: int) -> None:
+    def _multiply(
+        self, f: Function, group: str, size: int, patches: str, packed: str, channels: int
+    ) -> None:
         """The sums over channels at all points, of one group and panel."""
         inner = self.products[size]
         function = inner.tile(tuple(axis[0] for axis in inner.grid.axes), channels)
+        following = f.address(packed, self.panel_bytes)
+        share = self.panel_bytes // (len(self.sizes) * POINTS)
 
         def one_point(point: str, _: list[str]) -> None:
             f.store("ptr", f.address(patches, f.mul(point, self.point_bytes)), self.block, 8 * X)
             result = f.address(self.results, f.mul(point, self.result_point))
             f.store("ptr", result, self.block, 24)
             at = f.address(packed, f.mul(point, self.panel_bytes // POINTS))
-            f.do(f"call void @{function}(ptr {self.block}, ptr {at}, i64 0)")
+            given = f"ptr {self.block}, ptr {at}, i64 0"
+            if inner.ahead_lines:
+                # Every product fetches its part of the next panel into the second-level cache.
+                part = f.add(f.mul(group, POINTS), point)
+                ahead = f.address(following, f.mul(part, share))
+                given += f", ptr {ahead}"
+            f.do(f"call void @{function}({given})")
 
         f.loop(0, POINTS, 1, one_point)
 
@@ -153,7 +165,11 @@ class Winograd:
         c = product(size, self.c.channels, self.panels.width, False, y_stride=self.panels.width)
         schedule = Schedule(size, self.panels.vectors, unroll=self.schedule.unroll)
         name = f"{self.name}_product{size}"
-        return Dense(c, schedule, architecture, Epilogue(), name, self.module, BLOCK)
+        kernel = Dense(c, schedule, architecture, Epilogue(), name, self.module, BLOCK)
+        if self.schedule.ahead and self.panels.count > 1:
+            turns = 64 * len(self.sizes) * POINTS * kernel.turns
+            kernel.ahead_lines = -(-self.panel_bytes // turns)
+        return kernel
 
     def _patches_of(self, f: Function, group: Index, first: Index) -> str:
         """Where the transformed patches of a group are."""
