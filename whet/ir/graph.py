@@ -618,9 +618,18 @@ class Graph:
         """The graph with named sizes replaced, everywhere."""
         if not sizes:
             return self
-        graph = self.map(lambda v: make(v.op.bind(sizes), v.inputs))
-        inputs = tuple(make(v.op.bind(sizes), v.inputs)[0] for v in self.inputs)
-        return replace(graph, inputs=inputs)
+        new: dict[Value, Value] = {}
+        origins: dict[Value, tuple[str, ...]] = {}
+        for old in (*self.inputs, *self.values):
+            if old in new:
+                continue
+            # Operator and inputs change together: half-bound types may contradict each other.
+            bound = make(old.op.bind(sizes), tuple(i and new[i] for i in old.inputs))
+            for a, b in zip(old.siblings, bound):
+                new[a] = b
+                self._inherit(origins, a, b)
+        inputs = tuple(new[v] for v in self.inputs)
+        return replace(self.replaced(new, origins), inputs=inputs)
 
     def node(self, value: Value) -> str:
         """The names of the user's nodes that a Value came from, for messages."""
