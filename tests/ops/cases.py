@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tests.ops.draw import Case, Spec, bits, distinct, flags, ints, special, strings, x
+from tests.ops.network_cases import network
 from whet.ops import cast, gather, index, ml, movement, quantize, random, reduce, text
 from whet.ops import elementwise as ew
 from whet.ops import transcendental as tr
@@ -320,6 +321,7 @@ CASES = [
         texts,
         seeded,
         learned,
+        network,
     )
     for case in family()
 ]

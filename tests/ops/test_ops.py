@@ -15,16 +15,25 @@ from tests.ops.draw import Case, assert_close
 from whet.ir.evaluate import evaluate
 from whet.ir.graph import Graph, Op, Value
 from whet.ops import (
+    attention,
+    block_quantized,
     cast,
+    contract,
     elementwise,
     gather,
+    index,
+    linear_algebra,
+    linear_attention,
     ml,
     movement,
     quantize,
     random,
+    recurrent,
     reduce,
+    signal,
     text,
     transcendental,
+    window,
 )
 
 SEED = secrets.randbits(32)
@@ -73,7 +82,27 @@ def test_names_are_unique() -> None:
     assert not [name for name, count in Counter(case.name for case in CASES).items() if count > 1]
 
 
-FAMILIES = [cast, elementwise, gather, ml, movement, quantize, random, reduce, text, transcendental]
+FAMILIES = [
+    attention,
+    block_quantized,
+    cast,
+    contract,
+    elementwise,
+    gather,
+    index,
+    linear_algebra,
+    linear_attention,
+    ml,
+    movement,
+    quantize,
+    random,
+    recurrent,
+    reduce,
+    signal,
+    text,
+    transcendental,
+    window,
+]
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)

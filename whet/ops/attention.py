@@ -51,8 +51,7 @@ class Attention(Op):
         require_equal(q.shape[3], k.shape[3], "the head sizes of q and k")
         require_equal(k.shape[2], v.shape[2], "the lengths of k and v")
         require_equal(k.shape[1], v.shape[1], "the heads of k and v")
-        if (heads := _rest(q.shape[1], k.shape[1])) != 0:
-            raise ShapeError(f"{q.shape[1]} heads of q do not share {k.shape[1]} heads: {heads}")
+        require_equal(q.shape[1] % k.shape[1], 0, "the heads of q beyond a multiple of k's")
         batch = broadcast_sizes(q.shape[0], k.shape[0])
         if mask is not None:
             scores = (batch, q.shape[1], q.shape[2], k.shape[2])
@@ -123,10 +122,6 @@ def window(position: Value, key: Value, left: int | None, right: int | None) -> 
         seen = near if seen is None else And()(seen, near)
     assert seen is not None
     return seen
-
-
-def _rest(heads: Size, groups: Size) -> Size:
-    return heads - floor_divide(heads, groups) * groups if groups != 0 else heads
 
 
 def _stable_softmax(scores: np.ndarray) -> np.ndarray:

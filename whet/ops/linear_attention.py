@@ -16,6 +16,8 @@ from whet.ops.elementwise import Exp, require_equal
 from whet.ops.movement import Concat, reshape, slice_axis
 from whet.ops.reduce import narrowed, widened
 
+MOST_UNROLLED = 4  # steps; decoding has one, and needs no loop
+
 
 @operator
 class LinearAttention(Op):
@@ -64,6 +66,27 @@ class LinearAttention(Op):
             outputs[:, :, t], state = self.step(state, *now)
         return outputs.astype(dtypes[0]), state.astype(dtypes[1])
 
+    def lower(
+        self,
+        q: Value,
+        k: Value,
+        v: Value,
+        state: Value,
+        decay: Value | None = None,
+        beta: Value | None = None,
+    ) -> tuple[Value, Value]:
+        """A few steps one after the other; more of them are left to a kernel with a loop."""
+        steps = q.shape[2]
+        if not isinstance(steps, int) or not 0 < steps <= MOST_UNROLLED:
+            return self(q, k, v, state, decay, beta)
+        outputs, last = [], widened(state)
+        for t in range(steps):
+            now = [None if x is None else _at(widened(x), t) for x in (q, k, v, decay, beta)]
+            output, last = self.step(last, *now)
+            outputs.append(reshape(output, *output.shape[:2], 1, output.shape[2]))
+        joined = Concat(2)(*outputs) if steps > 1 else outputs[0]
+        return narrowed(joined, q), narrowed(last, state)
+
     def step(self, state: Any, q: Any, k: Any, v: Any, decay: Any, beta: Any) -> Any:
         """The output [B, H, V] and the state after one step, of NumPy arrays or of Values."""
         batch, groups, key_size, value_size = state.shape
@@ -77,22 +100,6 @@ class LinearAttention(Op):
         rows = shaped(q, batch, groups, floor_divide(q.shape[1], groups), key_size)
         output = apply(MatMul(), rows, state) * self.scale
         return shaped(output, batch, q.shape[1], value_size), state
-
-
-def unrolled(
-    op: LinearAttention, steps: int, state: Value, *inputs: Value | None
-) -> tuple[Value, Value]:
-    """The results over a known number of steps, from simpler operators; inputs are q, k, v, …"""
-    q, first = inputs[0], state
-    assert q is not None
-    outputs = []
-    state = widened(state)
-    for t in range(steps):
-        now = [None if x is None else _at(widened(x), t) for x in inputs]
-        output, state = op.step(state, *now)
-        outputs.append(reshape(output, *output.shape[:2], 1, output.shape[2]))
-    joined = Concat(2)(*outputs) if steps > 1 else outputs[0]
-    return narrowed(joined, q), narrowed(state, first)
 
 
 def _at(x: Value, t: int) -> Value:

@@ -28,6 +28,9 @@ from whet.ops.elementwise import (
     require_equal,
 )
 from whet.ops.movement import Concat, reshape, slice_axis, unsqueeze
+from whet.ops.reduce import narrowed, widened
+
+MOST_UNROLLED = 4  # steps; a streaming model has one, and needs no loop
 
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 
@@ -102,6 +105,34 @@ class Recurrent(Op):
         results = (outputs, hidden) if cell is None else (outputs, hidden, cell)
         return tuple(a.astype(dtype) for a in results)
 
+    def lower(self, *inputs: Value | None) -> tuple[Value, ...]:
+        """A few steps one after the other; more of them are left to a kernel with a loop."""
+        given: list[Value | None] = [*inputs, *[None] * (7 - len(inputs))]
+        gates, weight, h, c, bias, peephole, lengths = given
+        assert gates is not None and weight is not None and h is not None
+        steps = gates.shape[0]
+        if not isinstance(steps, int) or not 0 < steps <= MOST_UNROLLED:
+            return self(*inputs)
+        first_h, first_c = h, c
+        gates, weight, h = widened(gates), widened(weight), widened(h)
+        c, bias, peephole = (None if v is None else widened(v) for v in (c, bias, peephole))
+        outputs: dict[int, Value] = {}
+        for t in reversed(range(steps)) if self.backward else range(steps):
+            now = reshape(slice_axis(gates, 0, t, 1), *gates.shape[1:])
+            new_h, new_c = self.step(now, weight, h, c, bias, peephole)
+            outputs[t] = new_h
+            if lengths is not None:
+                alive = Less()(constant(t, lengths.dtype), unsqueeze(lengths, 1))
+                outputs[t] = Where()(alive, new_h, constant(0, new_h.dtype))
+                new_h = Where()(alive, new_h, h)
+                new_c = None if c is None else Where()(alive, new_c, c)
+            h, c = new_h, new_c
+        lines = [unsqueeze(outputs[t], 0) for t in range(steps)]
+        result = narrowed(Concat(0)(*lines) if len(lines) > 1 else lines[0], first_h)
+        if c is None or first_c is None:
+            return result, narrowed(h, first_h)
+        return result, narrowed(h, first_h), narrowed(c, first_c)
+
     def step(self, gates: Any, weight: Any, h: Any, c: Any, bias: Any, peephole: Any) -> Any:
         """The hidden and cell state after one step, of NumPy arrays or of Values alike."""
         if self.kind == "lstm":
@@ -144,27 +175,6 @@ class Recurrent(Op):
 
     def _squash_state(self, index: int, x: Any) -> Any:
         return activate(self.activations[index], x)
-
-
-def unrolled(op: Recurrent, steps: int, *inputs: Value | None) -> tuple[Value, ...]:
-    """The results of `op` over a known number of steps, from simpler operators."""
-    given: list[Value | None] = [*inputs, *[None] * (7 - len(inputs))]
-    gates, weight, h, c, bias, peephole, lengths = given
-    assert gates is not None and weight is not None and h is not None
-    outputs: dict[int, Value] = {}
-    for t in reversed(range(steps)) if op.backward else range(steps):
-        now = reshape(slice_axis(gates, 0, t, 1), *gates.shape[1:])
-        new_h, new_c = op.step(now, weight, h, c, bias, peephole)
-        outputs[t] = new_h
-        if lengths is not None:
-            alive = Less()(constant(t, lengths.dtype), unsqueeze(lengths, 1))
-            outputs[t] = Where()(alive, new_h, constant(0, new_h.dtype))
-            new_h = Where()(alive, new_h, h)
-            new_c = None if c is None else Where()(alive, new_c, c)
-        h, c = new_h, new_c
-    lines = [unsqueeze(outputs[t], 0) for t in range(steps)]
-    result = Concat(0)(*lines) if len(lines) > 1 else lines[0]
-    return (result, h, c) if op.kind == "lstm" else (result, h)  # type: ignore[return-value]
 
 
 def activate(activation: Activation, x: Any) -> Any:

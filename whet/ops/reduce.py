@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from whet.errors import TypeMismatch
+from whet.errors import ShapeError, TypeMismatch
 from whet.ir.graph import Op, Value, operator
 from whet.ir.sizes import product
 from whet.ir.types import FLOATS, TensorType, dtype_name
@@ -72,6 +72,8 @@ class ArgReduce(Op):
 
     def reference(self, x: np.ndarray) -> np.ndarray:
         pick = np.argmax if self.kind == "max" else np.argmin
+        if x.shape[self.axis] == 0:
+            raise ShapeError(f"an axis of no elements has no {self.kind}")
         if not self.last:
             return pick(x, self.axis, keepdims=True)
         return x.shape[self.axis] - 1 - pick(np.flip(x, self.axis), self.axis, keepdims=True)

@@ -25,16 +25,12 @@ from whet.ops.contract import Convolution
 from whet.ops.elementwise import Cast, Less, Silu, Sqrt, Tanh, Where
 from whet.ops.index import number, positions
 from whet.ops.linear_attention import LinearAttention as StateAttention
-from whet.ops.linear_attention import unrolled
 from whet.ops.movement import Concat, Gather, Pad, broadcast_to, reshape, slice_axis, unsqueeze
 from whet.ops.reduce import Softmax, narrowed, widened
 
 if TYPE_CHECKING:
     from whet.frontends.onnx.model import Body
     from whet.frontends.onnx.reading import Reading
-
-
-MOST_UNROLLED = 4  # steps of linear attention; decoding has one
 
 
 @onnx_op
@@ -220,11 +216,7 @@ def LinearAttention(
     if past_state is None:
         shape = (q.shape[0], kv_num_heads, key_size, value_size)
         past_state = broadcast_to(constant(0, q.dtype), *shape)
-    op, steps = StateAttention(scale), q.shape[1]
-    if isinstance(steps, int) and 0 < steps <= MOST_UNROLLED:
-        y, state = unrolled(op, steps, past_state, *heads, decay, beta)
-    else:
-        y, state = op(*heads, past_state, decay, beta)
+    y, state = StateAttention(scale)(*heads, past_state, decay, beta)
     return merge_heads(y), state
 
 

@@ -9,9 +9,7 @@ from whet.ir.graph import Value, constant
 from whet.ir.sizes import Size
 from whet.ops.contract import MatMul
 from whet.ops.movement import Concat, broadcast_to, reshape, slice_axis, transpose, unsqueeze
-from whet.ops.recurrent import ACTIVATIONS, DEFAULTS, GATES, Activation, Recurrent, unrolled
-
-MOST_UNROLLED = 4  # steps; a streaming model has one, and its graph then needs no loop
+from whet.ops.recurrent import ACTIVATIONS, DEFAULTS, GATES, Activation, Recurrent
 
 FUNCTIONS = {"lstm": ("Sigmoid", "Tanh", "Tanh"), "gru": ("Sigmoid", "Tanh"), "rnn": ("Tanh",)}
 
@@ -86,11 +84,7 @@ def _run(
     cell = states[1] if op.kind == "lstm" else None
     if peephole is not None:
         peephole = reshape(peephole, 3, hidden)
-    inputs = (gates, transpose(r, 1, 0), states[0], cell, state_bias, peephole, lengths)
-    steps = x.shape[0]
-    if isinstance(steps, int) and 0 < steps <= MOST_UNROLLED:
-        return unrolled(op, steps, *inputs)
-    return op(*inputs)
+    return op(gates, transpose(r, 1, 0), states[0], cell, state_bias, peephole, lengths)
 
 
 def _biases(op: Recurrent, b: Value | None, hidden: Size) -> tuple[Value | None, Value | None]:
