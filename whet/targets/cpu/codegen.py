@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from functools import cache
+from hashlib import blake2b
+from pathlib import Path
 
 from whet.plan.kernel import Kernel, Loops
 from whet.targets.cpu import loops
@@ -10,13 +13,19 @@ from whet.targets.cpu.architecture import Architecture
 from whet.targets.cpu.arithmetic import LIBRARY
 from whet.targets.cpu.templates import TEMPLATES
 
-VERSION = 1
-"""Part of every cache key: raised when the same kernel gives other code."""
-
 ENTRY = "kernel"
 
 Slot = tuple[int, int] | str | None
 """An argument: (buffer, offset in bytes), "error" for the address of the error word, None for null."""
+
+
+@cache
+def version() -> str:
+    """Part of every cache key: a digest of this folder's sources, since any change may give other code."""
+    digest = blake2b(digest_size=8)
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def to_llvm(kernel: Kernel, architecture: Architecture) -> str:

@@ -69,7 +69,7 @@ class Device:
 
     def key(self, kernel: Kernel) -> str:
         """What the cache knows the kernel's code by."""
-        text = f"cpu {codegen.VERSION} {self.architecture}\n{kernel}"
+        text = f"cpu {codegen.version()} {self.architecture}\n{kernel}"
         return blake2b(text.encode(), digest_size=20).hexdigest()
 
     def arrays(self, kinds: Sequence[TensorType]) -> list[np.ndarray]:
