@@ -52,7 +52,6 @@ def products() -> Iterator[Case]:
     square = x(2, 4, 4)
     yield from rows(WIDE, "determinant", Determinant(), square, sums=64)
     yield from rows(WIDE, "inverse", regular_inverse, square, sums=64)
-    yield Case("iota", lambda a: index.positions(a.shape[0], 2, 0) * a, (ints(5, 3),))
     yield Case("iota-up-to", lambda n: index.IotaUpTo(7)(n), (ints(low=7, high=7),))
 
 
