@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.engine import graphs as random_graphs
-from whet.engine import attributes
+from whet.engine import schema
 from whet.engine.decode import decode
 from whet.engine.encode import encode
 from whet.engine.schema import check_of, operators, schema_of
@@ -113,7 +113,7 @@ class Holder(Op):
 
 @pytest.fixture
 def holder(monkeypatch):
-    monkeypatch.setattr(attributes, "operators", lambda: {**operators(), "Holder": Holder})
+    monkeypatch.setitem(schema._known, "Holder", Holder)
 
 
 ATTRIBUTES = st.recursive(
@@ -136,7 +136,7 @@ ATTRIBUTES = st.recursive(
 @given(ATTRIBUTES)
 def test_attributes_keep_type_and_bits(held):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attributes, "operators", lambda: {**operators(), "Holder": Holder})
+        patch.setitem(schema._known, "Holder", Holder)
         (again,) = reload(over(make(Holder(held), ())[0])).outputs
     assert again.op == Holder(held)
 

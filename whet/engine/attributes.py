@@ -21,7 +21,7 @@ from whet.engine.plain import (
     need,
     short,
 )
-from whet.engine.schema import Schema, operators, schema_of
+from whet.engine.schema import Schema, operator_called, schema_of
 from whet.engine.size_table import SizeReader
 from whet.errors import InvalidEngine
 from whet.ir.graph import Graph, Op, Token
@@ -51,9 +51,10 @@ class AttributeReader:
     def operator(self, entry: list[Any]) -> tuple[Schema, list[str]]:
         """One class and the names of the attributes that the file gives."""
         name, *fields = [a_text(e, "a name") for e in entry] or [""]
-        if name not in operators():
+        operator = operator_called(name)
+        if operator is None:
             raise InvalidEngine(f"this version of whet has no operator called {short(name)}")
-        schema = schema_of(operators()[name])  # type: ignore[arg-type]  # a class hashes too
+        schema = schema_of(operator)  # type: ignore[arg-type]  # a class hashes too
         unknown = [f for f in fields if f not in schema.fields]
         need(not unknown, f"{name} has no attribute {', '.join(unknown)} in this version of whet")
         missing = sorted(schema.required - set(fields))

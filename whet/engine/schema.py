@@ -48,20 +48,35 @@ class Schema:
     most_inputs: float
 
 
+def operator_called(name: str) -> type[Op] | None:
+    """The operator of `whet.ir` or `whet.ops` whose class has the name; no other can be loaded."""
+    if name not in _known:
+        _known.update(_loaded())
+    if name not in _known:
+        # Only now, for the modules of rare operators would make every start slower.
+        _known.update(operators())
+    return _known.get(name)
+
+
+_known: dict[str, type[Op]] = {}
+
+
 @cache
 def operators() -> Mapping[str, type[Op]]:
-    """Every operator of `whet.ir` and `whet.ops` by its class's name; no other can be loaded."""
+    """Every operator that there is, by its class's name."""
     for package in (whet.ir, whet.ops):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             importlib.import_module(module.name)
+    return _loaded()
+
+
+def _loaded() -> dict[str, type[Op]]:
+    """The operators of the modules that are imported by now."""
     table: dict[str, type[Op]] = {}
     for operator in _subclasses(Op):
-        if not operator.__module__.startswith(("whet.ir.", "whet.ops.")) or not _is_complete(
-            operator
-        ):
-            continue
-        previous = table.setdefault(operator.__name__, operator)
-        assert previous is operator, f"two operators are called {operator.__name__}"
+        if operator.__module__.startswith(("whet.ir.", "whet.ops.")) and _is_complete(operator):
+            previous = table.setdefault(operator.__name__, operator)
+            assert previous is operator, f"two operators are called {operator.__name__}"
     return table
 
 
