@@ -7,6 +7,8 @@ import math
 import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from hashlib import blake2b
@@ -431,12 +433,20 @@ def make(op: Op, inputs: Sequence[Value | None]) -> tuple[Value, ...]:
     with _lock:
         first = _interned.get((0, *key))
         if first is not None:
+            note_guards(first.__dict__["guards"])
             return first.__dict__["siblings"]
-        types = infer(op, inputs)
+        needed: list[Guard] = []
+        token = _guards.set(needed)
+        try:
+            types = infer(op, inputs)
+        finally:
+            _guards.reset(token)
+        note_guards(needed)
         values = tuple(Value(op, inputs, t, index) for index, t in enumerate(types))
-        is_static = _is_static(op, inputs)
+        is_static, guards = _is_static(op, inputs), tuple(needed)
         for value in values:
             value.__dict__["siblings"] = values
+            value.__dict__["guards"] = guards
             value.__dict__["is_static"] = is_static
             _interned[value.index, *key] = value
         return values
@@ -461,6 +471,8 @@ def infer(op: Op, inputs: Sequence[Value | None]) -> tuple[Type, ...]:
 def as_value(x: Any, like: Value | None) -> Value | None:
     if x is None or isinstance(x, Value):
         return x
+    if isinstance(x, float) and like is not None and "int" in like.dtype and not x.is_integer():
+        raise TypeMismatch(f"the number {x} is no {like.dtype}; cast the tensor first")
     return constant(x, like.dtype if like is not None and not isinstance(x, np.ndarray) else None)
 
 
@@ -486,6 +498,25 @@ class Guard:
         raise ShapeError(
             f'at node "{self.node}": {self.left} is {left} and {self.right} is {right} in this run; they {rule}'
         )
+
+
+_guards: ContextVar[list[Guard] | None] = ContextVar("guards", default=None)
+
+
+@contextmanager
+def collect_guards(into: list[Guard]) -> Iterator[None]:
+    """Within it, what the Values that are made need of sizes is noted in `into`: each run checks it."""
+    token = _guards.set(into)
+    try:
+        yield
+    finally:
+        _guards.reset(token)
+
+
+def note_guards(guards: Iterable[Guard]) -> None:
+    """Notes guards for who collects them. A Value keeps its own, for it is inferred only once."""
+    if (collected := _guards.get()) is not None:
+        collected.extend(guards)
 
 
 class Late(Protocol):
@@ -688,6 +719,7 @@ def topological(
     `needs` gives further Values that must come before a Value.
     """
     seen: set[Value] = set()
+    opened: set[Value] = set()
     behind = set(stop)
     stack = [(v, False) for v in reversed(tuple(outputs))]
     while stack:
@@ -698,6 +730,9 @@ def topological(
             seen.add(value)
             yield value
             continue
+        if value in opened:
+            raise RuntimeError(f"what {value.op} needs comes after it: {value}")
+        opened.add(value)
         stack.append((value, True))
         before = [*(needs(value) if needs else ()), *(i for i in value.inputs if i is not None)]
         stack.extend((i, False) for i in reversed(before) if i not in seen)

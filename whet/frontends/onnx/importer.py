@@ -125,10 +125,12 @@ class Level:
     sizes: set[str] = field(default_factory=set)
     definers: dict[str, Value] = field(default_factory=dict)
 
-    def define(self, value: Value) -> None:
-        """Notes a Value whose shape tells sizes that its operator finds in data."""
+    def add(self, value: Value, label: str) -> None:
+        """Notes where a Value came from, and the sizes that its operator finds in data."""
+        self.origins[value] = (label,)
         for name in value.op.symbols & self.sizes:
-            if value.op.defines_sizes or (name not in self.definers and value.inputs):
+            before = self.definers.get(name)
+            if before is None or (value.op.defines_sizes and not before.op.defines_sizes):
                 self.definers[name] = value
 
     def defining(self, value: Value) -> list[Value]:
@@ -372,16 +374,18 @@ class Importer:
 
     def remember(self, value: Value | None, label: str) -> None:
         """Notes the node as the origin of a Value and of what was newly made for it."""
-        level = self.levels[-1]
-        stack = [value]
+        stack = [(value, False)]
         while stack:
-            v = stack.pop()
+            v, inputs_done = stack.pop()
             if v is None or isinstance(v.op, Input | Weight | Constant | Parameter):
                 continue
-            if not any(v in known for known in self.levels):
-                level.origins[v] = (label,)
-                level.define(v)
-                stack.extend(v.inputs)
+            if any(v in known for known in self.levels):
+                continue
+            if inputs_done:
+                self.levels[-1].add(v, label)
+                continue
+            stack.append((v, True))
+            stack.extend((i, False) for i in v.inputs)
 
     # Inner graphs.
 
@@ -440,7 +444,8 @@ class Importer:
                 origins=inner.level.origins,
                 definers=inner.level.definers,
             )
-            graphs.append(graph.substitute(parameters))
+            with collect_guards([]):  # they are the inner graph's already
+                graphs.append(graph.substitute(parameters))
         return graphs, tuple(parameters)
 
     def captures(self, inner: Inner) -> list[Value]:

@@ -21,6 +21,7 @@ from whet.ir.graph import (
     topological,
 )
 from whet.ir.types import SequenceType, TensorType, dtype_name
+from whet.ops.elementwise import collect_guards
 from whet.ops.sequence import MakeSequence, SequenceAt
 
 MOST_WORK = 1 << 20  # elements computed to learn the contents of one Value
@@ -77,7 +78,8 @@ class Known:
     def _symbolic(self, value: Value, weights: list[Value]) -> np.ndarray | None:
         """Elements that named sizes and weights make together."""
         constants = {v: constant(self.array(v.op.name)) for v in weights if small(v)}  # type: ignore[attr-defined]
-        known = Graph((), (value,)).substitute(constants).outputs[0].contents
+        with collect_guards([]):
+            known = Graph((), (value,)).substitute(constants).outputs[0].contents
         if known is not None:
             self.frozen.update(v.op.name for v in constants)  # type: ignore[attr-defined]
         return known

@@ -164,7 +164,10 @@ def _like(declared: Type | None, dtype: str) -> TensorType:
 
 def _widen(kind: Type, result: Type, sizes: set[str], node: Reading, what: str) -> Type:
     """A type for values that were of the one type before an iteration and are of the other after it."""
-    wide = sq.join(kind, result)
+    try:
+        wide = sq.join(kind, result)
+    except TypeMismatch:
+        raise NeedsValue(None, "the types that the loop carries") from None
     if not isinstance(wide, TensorType) or not isinstance(kind, TensorType):
         return wide
     shape = []

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from whet.errors import InvalidModel, ShapeError
-from whet.frontends.onnx.families.movement import zero
+from whet.frontends.onnx.families.dynamic import dynamic_range
+from whet.frontends.onnx.families.movement import one_size, zero
 from whet.frontends.onnx.model import DTYPES, Tensor
 from whet.frontends.onnx.registry import Refused, onnx_op
 from whet.ir.graph import MOST_CONTENTS, Value, constant
 from whet.ir.sizes import Expr, Size, ceil_divide, maximum, product
+from whet.ir.types import FLOATS
 from whet.ops import elementwise as ew
 from whet.ops import movement as mv
 from whet.ops.index import number, positions
@@ -63,22 +65,26 @@ def _stored(tensor: Tensor, node: Reading) -> Value:
 
 @onnx_op
 def ConstantOfShape(shape: Value, *, value: Tensor | None = None, node: Reading) -> Value:
-    sizes = node.sizes(shape, "the shape of ConstantOfShape")
+    sizes = node.counts(shape, "the shape of ConstantOfShape")
     fill = np.zeros(1, np.float32) if value is None else value.read()
     return mv.broadcast_to(constant(fill.reshape(())), *sizes)
 
 
 @onnx_op
-def Range(start: Value, limit: Value, delta: Value, *, node: Reading) -> Value:
+def Range(start: Value, limit: Value, delta: Value, *, stash_type: int = 1, node: Reading) -> Value:
     dtype = start.dtype
+    if any(node.known(v) is None for v in (start, limit, delta)):
+        return dynamic_range(start, limit, delta, node)
     first, last, step = (node.number(v, "the bounds of Range") for v in (start, limit, delta))
-    if step == 0 or isinstance(step, Expr):
+    if isinstance(step, Expr) or step == 0:
         raise Refused(f"the step {step} of Range must be a number other than 0")
-    if isinstance(first, float):
-        count: Size = max(math.ceil((last - first) / step), 0)
+    if dtype in FLOATS:
+        count: Size = max(math.ceil((float(last) - float(first)) / float(step)), 0)
     else:
         count = maximum(ceil_divide((last - first) * (1 if step > 0 else -1), abs(step)), 0)
-    return known(positions(count, 1, 0, dtype) * step + start)
+    wide = element_type(stash_type, dtype) if dtype in ew.NARROW else dtype
+    places = positions(count, 1, 0, wide) * ew.cast_to(delta, wide) + ew.cast_to(start, wide)
+    return known(ew.cast_to(places, dtype))
 
 
 def known(value: Value) -> Value:
@@ -155,7 +161,9 @@ def BlackmanWindow(
 def _window(
     terms: Sequence[float], size: Value, output: int, periodic: int, node: Reading
 ) -> Value:
-    count = node.number(size, "the size of the window")
+    count = one_size(node, size, "the size of the window")
+    if count == 1 and not periodic:
+        return constant([1.0], element_type(output, "float32"))
     period = number(maximum(count if periodic else count - 1, 1), "float64")
     angle = positions(count, 1, 0, "float64") * (2 * math.pi) / period
     waves = (ew.Cos()(angle * float(i)) * term for i, term in enumerate(terms))

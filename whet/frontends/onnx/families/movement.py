@@ -5,6 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from whet.errors import InvalidModel, ShapeError
+from whet.frontends.onnx.families.dynamic import (
+    dynamic_reshape,
+    dynamic_slice,
+    has_known_length,
+)
 from whet.frontends.onnx.registry import NeedsValue, Refused, onnx_op
 from whet.ir.graph import Value, constant
 from whet.ir.sizes import (
@@ -39,6 +44,8 @@ def Size_1(x: Value) -> Value:
 
 @onnx_op
 def Reshape(x: Value, shape: Value, *, allowzero: int = 0, node: Reading) -> Value:
+    if node.known(shape) is None and has_known_length(shape):
+        return dynamic_reshape(x, shape, bool(allowzero), node)
     sizes = list(node.sizes(shape, "the shape of Reshape"))
     if not allowzero:
         if any(s == 0 and i >= x.rank for i, s in enumerate(sizes)):
@@ -78,7 +85,18 @@ def Squeeze_13(x: Value, axes: Value | None = None, *, node: Reading) -> Value:
 
 def known_axes(node: Reading, axes: Value) -> tuple[int, ...]:
     """The axes that a tensor lists."""
-    return tuple(int(axis) for axis in node.sizes(axes, "the list of axes"))
+    known = node.sizes(axes, "the list of axes")
+    if any(isinstance(axis, Expr) for axis in known):
+        raise NeedsValue(axes, "the list of axes")
+    return tuple(int(axis) for axis in known)
+
+
+def one_size(node: Reading, value: Value, what: str) -> Size:
+    """The one element of an integer tensor."""
+    known = node.sizes(value, what)
+    if len(known) != 1:
+        raise ShapeError(f"{what} must be one number, got {value.type}")
+    return known[0]
 
 
 def _axes_of_one(x: Value) -> tuple[int, ...]:
@@ -107,13 +125,13 @@ def Transpose(x: Value, *, perm: tuple[int, ...] | None = None) -> Value:
 
 @onnx_op
 def Expand(x: Value, shape: Value, *, node: Reading) -> Value:
-    wanted = node.sizes(shape, "the shape of Expand")
+    wanted = node.counts(shape, "the shape of Expand")
     return mv.broadcast_to(x, *broadcast(x.shape, wanted))
 
 
 @onnx_op
 def Tile(x: Value, repeats: Value, *, node: Reading) -> Value:
-    counts = node.sizes(repeats, "the repeats of Tile")
+    counts = node.counts(repeats, "the repeats of Tile")
     if len(counts) != x.rank:
         raise ShapeError(f"{len(counts)} repeats do not fit the {x.rank} axes of {x.type}")
     apart = mv.reshape(x, *(s for size in x.shape for s in (1, size)))
@@ -201,11 +219,34 @@ def Slice_10(
     *,
     node: Reading,
 ) -> Value:
+    count = starts.shape[0] if starts.rank else 1
+    if axes is None and isinstance(count, Expr):
+        raise NeedsValue(starts, "the number of axes of Slice")
+    places = tuple(range(count)) if axes is None else known_axes(node, axes)
+    strides = (1,) * len(places) if steps is None else node.sizes(steps, "the steps of Slice")
+    forwards = all(isinstance(step, int) and step > 0 for step in strides)
+    if forwards and (node.known(starts) is None or node.known(ends) is None):
+        return _dynamic_slice(x, starts, ends, places, strides, node)
     first = node.sizes(starts, "the starts of Slice")
-    last = node.sizes(ends, "the ends of Slice")
-    places = range(len(first)) if axes is None else known_axes(node, axes)
-    strides = (1,) * len(first) if steps is None else node.sizes(steps, "the steps of Slice")
-    return _slice(x, first, last, places, strides)
+    return _slice(x, first, node.sizes(ends, "the ends of Slice"), places, strides)
+
+
+def _dynamic_slice(
+    x: Value,
+    starts: Value,
+    ends: Value,
+    axes: tuple[int, ...],
+    steps: tuple[Size, ...],
+    node: Reading,
+) -> Value:
+    """Slice where starts or ends are data, forwards."""
+    if not starts.shape == ends.shape == (len(axes),) == (len(steps),):
+        raise ShapeError("the starts, ends, axes and steps of Slice differ in number")
+    for i, (axis, step) in enumerate(zip(axes, steps)):
+        start, end = mv.slice_axis(starts, 0, i, 1), mv.slice_axis(ends, 0, i, 1)
+        axis = mv.normalize_axis(axis, x.rank)
+        x = dynamic_slice(x, start, end, axis, step, node)  # type: ignore[arg-type]
+    return x
 
 
 def _slice(
