@@ -9,14 +9,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 from whet.ir.graph import Graph, Pattern, Value, constant
-from whet.ir.rewrite import number, once, rewrite, rule, static, such
+from whet.ir.rewrite import Built, number, once, rewrite, rule, static, such
 from whet.ir.sizes import Size
 from whet.ir.types import FLOATS
 from whet.ops.contract import Convolution, MatMul
-from whet.ops.elementwise import Neg
-from whet.ops.movement import Pad, broadcast_to, reshape
+from whet.ops.elementwise import Add, Neg
+from whet.ops.movement import Pad, Reshape, Slice, Transpose, broadcast_to, reshape, transpose
 from whet.ops.reduce import Reduce, narrowed, widened
 from whet.ops.window import Pool
+from whet.passes.axes import groups, inverse
+from whet.passes.movement import only
 
 
 def fold_weights(graph: Graph) -> Graph:
@@ -58,8 +60,71 @@ def multiplied(w: Value, f: Value) -> Value:
     return narrowed(widened(w) * widened(f), w)
 
 
+MOVES = (Reshape, Transpose, Slice)
+
+
+def is_moved_contraction(value: Value) -> bool:
+    """Whether it is a product with weights, perhaps plus a bias, under another shape or order of axes."""
+    if not isinstance(value.op, MOVES):
+        return False
+    while isinstance(value.op, MOVES):
+        value = only(value)
+    if isinstance(value.op, Add):
+        x, b = value.inputs
+        return x is not None and b is not None and b.is_static and is_contraction(x)
+    return is_contraction(value)
+
+
+def before_movement(f: Value, moved: Value) -> Value | None:
+    """What broadcasts to the input of a movement as f does to its result, or None."""
+    if f.rank > moved.rank:
+        return None
+    x = only(moved)
+    wide = reshape(f, *(1,) * (moved.rank - f.rank), *f.shape)
+    if isinstance(moved.op, Slice):
+        kept = all(f == 1 or a == b for f, a, b in zip(wide.shape, x.shape, moved.shape))
+        return wide if kept else None
+    if isinstance(moved.op, Transpose):
+        return transpose(wide, *inverse(moved.op.order))
+    runs = groups(x.shape, moved.shape)
+    if runs is None:
+        return None
+    stretched, narrow = [1] * moved.rank, [1] * x.rank
+    for inputs, outputs in runs:
+        if any(wide.shape[i] != 1 for i in outputs):
+            for i in outputs:
+                stretched[i] = moved.shape[i]  # type: ignore[call-overload]
+            for i in inputs:
+                narrow[i] = x.shape[i]  # type: ignore[call-overload]
+    return reshape(broadcast_to(wide, *stretched), *narrow)
+
+
+@rule(
+    lambda m, f: once(such(m, is_moved_contraction)) * static(f),
+    lambda m, f: once(such(m, is_moved_contraction)) + static(f),
+)
+def affine_before_movement(m: Value, f: Value, root: Value) -> Built:
+    """Behind a transposed convolution a reshape and a transpose stand between the product and its bias."""
+    if m.shape != root.shape:
+        return "the operand stretches the result"
+    moved = before_movement(f, m)
+    if moved is None or per_channel_of(moved, only(m)) is None:
+        return "the operand varies along other axes than the channels"
+    return m.op(root.op(only(m), moved))  # type: ignore[no-any-return]
+
+
+def per_channel_of(f: Value, x: Value) -> Value | None:
+    """f, as long as no more than the channels of the product below can be made of the axes it varies along."""
+    while isinstance(x.op, MOVES):
+        below = before_movement(f, x)
+        if below is None:
+            return None
+        f, x = below, only(x)
+    return per_channel(f, x)
+
+
 @rule(lambda y, f: contraction(y) * static(f))
-def scale_after(y: Value, f: Value) -> Value | str:
+def scale_after(y: Value, f: Value) -> Built:
     x, w = _operands(y)
     scale = per_channel(f, y)
     if scale is None:
@@ -76,7 +141,7 @@ def divide_after(y: Value, f: Value) -> Value:
 
 
 @rule(lambda y, c: contraction(y) * number(c))
-def number_after(y: Value, c: float) -> Value | None:
+def number_after(y: Value, c: float) -> Built:
     return scale_after.build(y, constant(c, y.dtype))  # type: ignore[return-value]
 
 
@@ -108,7 +173,7 @@ def shift_twice(y: Value, a: Value, b: Value) -> Value:
 @rule(
     lambda x, f, w, s, d, b, a, g: Convolution(s, d, b, a, g, None)(once(x * static(f)), static(w))
 )
-def scale_before(x: Value, f: Value, w: Value, g: int, root: Value) -> Value | str:
+def scale_before(x: Value, f: Value, w: Value, g: int, root: Value) -> Built:
     """Channels times a factor: zero padding stays zero. Groups see each their own channels."""
     if x.shape != root.inputs[0].shape:  # type: ignore[union-attr]
         return "the factor stretches the input"
@@ -131,7 +196,7 @@ def _scaled_inputs(w: Value, scale: Value, groups: int) -> Value:
 @rule(lambda x, t, w, s, d, b, a: Convolution(s, d, b, a, 1, None)(once(x + static(t)), static(w)))
 def shift_before(
     x: Value, t: Value, w: Value, b: tuple[Size, ...], a: tuple[Size, ...], root: Value
-) -> Value | str:
+) -> Built:
     """Channels plus an offset: a bias, unless padding puts zeros beside the shifted elements."""
     if any(size != 0 for size in (*b, *a)):
         return "the convolution pads with zeros"
@@ -154,7 +219,7 @@ def shift_before(
 )
 def pad_into_convolution(
     x: Value, w: Value, v: float, p: tuple[Size, ...], q: tuple[Size, ...], root: Value
-) -> Value | str:
+) -> Built:
     if v != 0 or any(size != 0 for size in (p[0], p[-1], q[0], q[-1])):
         return "it pads with other than zeros, or other axes than the spatial ones"
     op = root.op
@@ -171,7 +236,7 @@ def pad_into_convolution(
 )
 def pad_into_pool(
     x: Value, v: float, p: tuple[Size, ...], q: tuple[Size, ...], kind: str, root: Value
-) -> Value | str:
+) -> Built:
     """What lies outside takes no part in a pool: so it is with zeros in a sum, and -inf in a maximum."""
     nothing = {"sum": 0.0, "max": float("-inf")}.get(kind)
     if v != nothing or any(size != 0 for size in (p[0], p[-1], q[0], q[-1])):
@@ -182,6 +247,7 @@ def pad_into_pool(
 
 
 RULES = [
+    affine_before_movement,
     scale_after,
     divide_after,
     number_after,
