@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
 
 from whet.errors import ShapeError, TypeMismatch
-from whet.ir.graph import OPERATORS, Guard, Op, Value, constant, operator
+from whet.ir.graph import OPERATORS, Guard, Op, Value, constant, note_guards, operator
+from whet.ir.graph import collect_guards as collect_guards
 from whet.ir.sizes import Size, Undecided, is_different, is_less, maximum, minimum
 from whet.ir.types import COMPLEX, FLOATS, INTEGERS, NUMPY_DTYPES, TensorType
 from whet.ops.cast import BitCast as BitCast
@@ -26,27 +25,13 @@ ANY = frozenset(NUMPY_DTYPES)
 NARROW = FLOATS - {"float32", "float64"}
 Lower = Callable[..., Value]
 
-_guards: ContextVar[list[Guard] | None] = ContextVar("guards", default=None)
-
-
-@contextmanager
-def collect_guards(into: list[Guard]) -> Iterator[None]:
-    """Within it, sizes that cannot be proved to fit are noted in `into`: each run checks them."""
-    token = _guards.set(into)
-    try:
-        yield
-    finally:
-        _guards.reset(token)
-
-
 def require_equal(a: Size, b: Size, what: str) -> Size:
     """One of two sizes that must be the same; raises ShapeError where they are proved different."""
     if a == b:
         return a
     if is_different(a, b):
         raise ShapeError(f"{what} must be equal, got {a} and {b}")
-    if (guards := _guards.get()) is not None:
-        guards.append(Guard(a, b, ""))
+    note_guards([Guard(a, b, "")])
     return a if isinstance(a, int) else b
 
 
@@ -60,8 +45,7 @@ def broadcast_sizes(a: Size, b: Size) -> Size:
         raise ShapeError(
             f"sizes {a} and {b} do not broadcast: they must be equal, or one of them 1"
         )
-    if (guards := _guards.get()) is not None:
-        guards.append(Guard(a, b, "", broadcast=True))
+    note_guards([Guard(a, b, "", broadcast=True)])
     for size in (a, b):
         if isinstance(size, int) and size != 1:
             return size
