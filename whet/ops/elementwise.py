@@ -25,6 +25,7 @@ ANY = frozenset(NUMPY_DTYPES)
 NARROW = FLOATS - {"float32", "float64"}
 Lower = Callable[..., Value]
 
+
 def require_equal(a: Size, b: Size, what: str) -> Size:
     """One of two sizes that must be the same; raises ShapeError where they are proved different."""
     if a == b:

@@ -20,6 +20,12 @@ def normalize_axis(axis: int, rank: int) -> int:
     return axis % rank
 
 
+def check_shape(shape: tuple[Size, ...]) -> None:
+    """Raises ShapeError for a shape with a size that is negative."""
+    if any(is_less(size, 0) for size in shape):
+        raise ShapeError(f"a tensor cannot have the shape {list(shape)}")
+
+
 @operator
 class Sizes(Op):
     """Sizes as an int64 tensor of one axis: what a shape looks like as data."""
@@ -43,6 +49,7 @@ class Reshape(Op):
     computes_sizes: ClassVar[bool] = True
 
     def infer(self, x: TensorType) -> TensorType:
+        check_shape(self.shape)
         require_equal(
             product(x.shape),
             product(self.shape),
@@ -80,6 +87,7 @@ class Broadcast(Op):
     def infer(self, x: TensorType) -> TensorType:
         if x.rank > len(self.shape):
             raise ShapeError(f"{x} has more axes than {list(self.shape)}")
+        check_shape(self.shape)
         for size, wanted in zip(reversed(x.shape), reversed(self.shape)):
             if (
                 size != 1

@@ -36,7 +36,9 @@ class Quantize(Op):
         need(scale.dtype, FLOATS, "a floating-point scale")
         need(x.dtype, FLOATS | INTEGERS, "numbers")
         _check_zero(zero, self.to)
-        return TensorType(self.to, broadcast(x.shape, scale.shape))
+        return TensorType(
+            self.to, broadcast(x.shape, scale.shape, () if zero is None else zero.shape)
+        )
 
     def reference(self, x: Array, scale: Array, zero: Array | None = None) -> Array:
         quotient = (x.astype(scale.dtype) / scale).astype(np.float64)
@@ -66,7 +68,9 @@ class Dequantize(Op):
     def infer(self, q: TensorType, scale: TensorType, zero: TensorType | None = None) -> TensorType:
         need(self.to, FLOATS, "a floating-point result")
         _check_zero(zero, q.dtype)
-        return TensorType(self.to, broadcast(q.shape, scale.shape))
+        return TensorType(
+            self.to, broadcast(q.shape, scale.shape, () if zero is None else zero.shape)
+        )
 
     def reference(self, q: Array, scale: Array, zero: Array | None = None) -> Array:
         wide = q.astype(np.float64)

@@ -149,14 +149,15 @@ class CountNgrams(Op):
         return TensorType("float32", (*x.shape[:-1], max(self.places, default=-1) + 1))
 
     def reference(self, x: Array) -> Array:
-        rows = x.reshape(-1, x.shape[-1])
-        out = np.zeros((len(rows), max(self.places, default=-1) + 1), np.float32)
+        rows = x.reshape(len(x) if x.ndim == 2 else 1, x.shape[-1])
+        size = max(self.places, default=-1) + 1
+        out = np.zeros((len(rows), size), np.float32)
         vocabulary = {n: (p, w) for n, p, w in zip(self.ngrams, self.places, self.weights)}
         for row, tokens in zip(out, rows.tolist()):
             for ngram, count in Counter(self._occurrences(tokens)).items():
                 place, weight = vocabulary.get(ngram, (0, 0.0))
                 row[place] += weight * (min(count, 1) if self.once else count)
-        return out.reshape(*x.shape[:-1], -1)
+        return out.reshape(*x.shape[:-1], size)
 
     def _occurrences(self, tokens: list[Any]) -> Iterator[tuple[Any, ...]]:
         least, most = self.lengths

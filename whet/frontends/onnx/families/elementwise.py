@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from whet.errors import InvalidModel
 from whet.frontends.onnx.model import DTYPES
 from whet.frontends.onnx.registry import Refused, any_rank, onnx_op
 from whet.ir.graph import Value, constant
-from whet.ir.types import UNSIGNED
+from whet.ir.types import INTEGERS, UNSIGNED
 from whet.ops import elementwise as ew
 from whet.ops import transcendental as tr
 
@@ -181,6 +182,8 @@ def CastLike(x: Value, like: Value, *, saturate: int = 1, round_mode: str = "up"
 
 
 def _cast(x: Value, dtype: str, saturate: int, round_mode: str) -> Value:
+    if round_mode not in ("up", "down", "nearest"):
+        raise InvalidModel(f"round_mode {round_mode!r} is none of up, down, nearest")
     if x.dtype == dtype:
         return x
     # Attributes that make no difference here keep their defaults, so that equal casts merge.
@@ -271,6 +274,9 @@ def Softsign(x: Value) -> Value:
 @onnx_op
 @_activation
 def Shrink(x: Value, *, bias: float = 0.0, lambd: float = 0.5) -> Value:
+    if x.dtype in INTEGERS:
+        wide = Shrink(ew.Cast("float64")(x), bias=bias, lambd=lambd)
+        return ew.Cast(x.dtype)(wide)
     below, above = ew.Less()(x, -lambd), ew.Less()(ew.const_like(lambd, x), x)
     return ew.Where()(below, x + bias, ew.Where()(above, x - bias, ew.const_like(0, x)))
 

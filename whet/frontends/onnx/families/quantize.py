@@ -6,7 +6,7 @@ from whet.errors import InvalidModel
 from whet.frontends.onnx.families.generate import element_type
 from whet.frontends.onnx.registry import onnx_op
 from whet.ir.graph import Value, constant
-from whet.ir.sizes import Size, ceil_divide
+from whet.ir.sizes import Size, ceil_divide, is_less, maximum, minimum
 from whet.ops import elementwise as ew
 from whet.ops import movement as mv
 from whet.ops import reduce as rd
@@ -47,7 +47,7 @@ def DequantizeLinear(
     return Dequantize(to)(q, *parameters)
 
 
-def stretched(parameter: Value, x: Value, axis: int, block: int) -> Value:
+def stretched(parameter: Value, x: Value, axis: int, block: Size) -> Value:
     """A scale or zero point that broadcasts against x: one, one per index of `axis`, or blocks."""
     if parameter.rank == 0:
         return parameter
@@ -58,9 +58,12 @@ def stretched(parameter: Value, x: Value, axis: int, block: int) -> Value:
         return mv.reshape(
             parameter, *(parameter.shape[0] if i == axis else 1 for i in range(x.rank))
         )
-    if parameter.rank != x.rank or block < 0:
+    if parameter.rank != x.rank or is_less(block, 0):
         raise InvalidModel(f"a scale {parameter.type} does not fit {x.type} in blocks of {block}")
-    return _repeated(parameter, axis, block or ceil_divide(x.shape[axis], parameter.shape[axis]), x)
+    # A block longer than the axis would only be cut off again.
+    most = maximum(x.shape[axis], 1)
+    block = minimum(block, most) if block else ceil_divide(most, maximum(parameter.shape[axis], 1))
+    return _repeated(parameter, axis, block, x)
 
 
 def _repeated(parameter: Value, axis: int, block: Size, x: Value) -> Value:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from whet.errors import ShapeError
 from whet.frontends.onnx.families.movement import known_axes
 from whet.frontends.onnx.registry import onnx_op
 from whet.ir.graph import Value
@@ -75,7 +76,7 @@ REDUCTIONS: dict[str, Compute] = {
 def _reduced(compute: Compute, x: Value, axes: Axes, keepdims: int) -> Value:
     axes = tuple(sorted({mv.normalize_axis(axis, x.rank) for axis in axes}))
     result = ew.rounded_once(lambda wide: compute(wide, axes), x)
-    return result if keepdims else mv.squeeze(result, *axes)
+    return result if keepdims == 1 else mv.squeeze(result, *axes)
 
 
 def _register(name: str, compute: Compute) -> None:
@@ -120,7 +121,7 @@ def ArgMin(x: Value, *, axis: int = 0, keepdims: int = 1, select_last_index: int
 def _arg_reduce(kind: str, x: Value, axis: int, keepdims: int, last: int) -> Value:
     axis = mv.normalize_axis(axis, x.rank)
     result = rd.ArgReduce(kind, axis, bool(last))(x)
-    return result if keepdims else mv.squeeze(result, axis)
+    return result if keepdims == 1 else mv.squeeze(result, axis)
 
 
 @onnx_op
@@ -136,5 +137,8 @@ def CumProd(x: Value, axis: Value, *, exclusive: int = 0, reverse: int = 0, node
 def _cumulative(
     kind: str, x: Value, axis: Value, exclusive: int, reverse: int, node: Reading
 ) -> Value:
-    place = mv.normalize_axis(node.number(axis, "the axis"), x.rank)
+    axes = known_axes(node, axis)
+    if len(axes) != 1:
+        raise ShapeError(f"one axis is needed, got {axes}")
+    place = mv.normalize_axis(axes[0], x.rank)
     return rd.Cumulative(kind, place, bool(exclusive), bool(reverse))(x)

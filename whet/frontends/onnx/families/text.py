@@ -71,6 +71,8 @@ def TfIdfVectorizer(
     ngrams = _ngrams(pool_int64s or pool_strings or (), ngram_counts)
     if len(ngrams) != len(ngram_indexes) or len(weights or ngrams) != len(ngrams):
         raise InvalidModel(f"{len(ngrams)} n-grams do not fit {len(ngram_indexes)} indexes")
+    if min(ngram_indexes, default=0) < 0:
+        raise InvalidModel(f"the index {min(ngram_indexes)} of an n-gram is negative")
     factors = (1.0,) * len(ngrams) if mode == "TF" or weights is None else weights
     lengths = (min_gram_length, max_gram_length)
     return text.CountNgrams(
