@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from whet.ir.graph import Op
+from whet.targets.cpu.templates.attention import AttentionTemplate, FlashAttention
 from whet.targets.cpu.templates.contraction import Contraction, PackedConvolution, PackedProduct
 from whet.targets.cpu.templates.matmul import Product, ProductTemplate
 
@@ -14,4 +15,5 @@ TEMPLATES: dict[type[Op], Any] = {
     PackedConvolution: _contraction,
     PackedProduct: _contraction,
     Product: ProductTemplate(),
+    FlashAttention: AttentionTemplate(),
 }

@@ -131,15 +131,23 @@ class PanelCopy:
     """One function: a copy of a panel in which each step's vectors are neighbours, filled with 0.
 
     `outer` and `depth` are the distances of neighbouring columns and steps, in elements. Where
-    steps are neighbours the copy is written in whole vectors of steps.
+    steps are neighbours the copy is written in whole vectors of steps. `vectors` is the panel's
+    width where that is more than the columns fill.
     """
 
     def __init__(
-        self, module: Module, name: str, lanes: int, columns: int, outer: int, depth: int
+        self,
+        module: Module,
+        name: str,
+        lanes: int,
+        columns: int,
+        outer: int,
+        depth: int,
+        vectors: int = 0,
     ) -> None:
         self.columns, self.outer, self.depth = columns, outer, depth
         self.lanes, self.type = lanes, vector("float", lanes)
-        self.vectors = -(-columns // lanes)
+        self.vectors = vectors or -(-columns // lanes)
         self.pitch = self.vectors * lanes * 4
         parameters = {"right": "ptr", "panel": "ptr", "steps": "i64"}
         self.f = module.function(name, parameters, linkage="internal", attributes="noinline")
@@ -162,6 +170,8 @@ class PanelCopy:
             at, count = 4 * v * self.lanes, self.columns - v * self.lanes
             if count >= self.lanes:
                 value = f.load(self.type, source, at)
+            elif count <= 0:
+                value = literal(self.type, 0.0)
             else:
                 value = f.masked_load(self.type, lane_mask(f, count, self.lanes), source, at)
             f.store(self.type, value, target, at, self.lanes * 4)
