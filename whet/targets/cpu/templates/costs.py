@@ -8,25 +8,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from whet.targets.cpu.architecture import Architecture
-from whet.targets.cpu.templates import lanewise
+from whet.targets.cpu.templates import lanewise, winograd
 from whet.targets.cpu.templates.dense import Panels, tile_spans
 from whet.targets.cpu.templates.schedule import Schedule
 from whet.targets.cpu.templates.specification import Convolution
-from whet.targets.cpu.templates.tiling import Grid
+from whet.targets.cpu.templates.tiling import Grid, split_even
 
 L1, L1_WAYS, L2 = 32 << 10, 12, 1 << 20
 LATENCY = 4
 """Cycles until a sum can be used again; two products start in each cycle."""
-LINE_FROM_L2 = 3.0
+LINE_FROM_L2 = 4.0
 """Cycles lost for each line of x that is not in the first-level cache."""
-WEIGHT_FROM_L2 = 1 / 128
+WEIGHT_FROM_L2 = 1 / 80
 """Cycles lost for each byte of weight that streams from the second-level cache."""
-WEIGHT_FROM_L3 = 1 / 11
-"""The same for bytes beyond that, for one core; AHEAD of it is hidden by prefetching."""
-AHEAD = 0.7
+WEIGHT_FROM_L3 = 1 / 5
+"""Cycles that one core waits for each byte beyond that, if it does nothing else meanwhile."""
+EXPOSED, EXPOSED_AHEAD = 0.9, 0.6
+"""How much of the shorter of computing and waiting comes on top of the longer."""
 X_FROM_L3 = 1 / 24
 SCATTERED = 1 / 12
 """Cycles lost for each byte of a large y that is written panel by panel, or by several cores."""
@@ -34,16 +35,29 @@ BLOCK_TILES = 8
 TILE = 40.0
 """Cycles to call a tile, and STORE for each of its vectors."""
 STORE = 1.5
+PATCH = 48.0
+"""Cycles to transform one vector of a patch, there or back."""
 
 
-def candidates(c: Convolution, architecture: Architecture, threads: int) -> list[Schedule]:
+def candidates(
+    c: Convolution, architecture: Architecture, threads: int, transforms: bool = False
+) -> list[Schedule]:
     """Schedules worth measuring, the best guess first."""
     if lanewise.fits(c, architecture):
         return _lanewise_candidates(c, architecture, threads)
     costs: dict[Schedule, float] = {}
-    for outputs, vectors in register_tiles(c, architecture):
-        for schedule in _walks(c, outputs, vectors, threads):
+    tiles = list(register_tiles(c, architecture))
+    for tile in tiles:
+        for schedule in _walks(c, *tile, threads):
             costs.setdefault(schedule, DenseCost(c, schedule, architecture, threads).cycles)
+    few = architecture.vector_registers - 4
+    if transforms and winograd.fits(c):
+        tiles += [(few, 1)] if winograd.patches(c) <= few else []
+        for tile in tiles:
+            for schedule in _walks(c, *tile, threads):
+                filtered = replace(schedule, winograd=True, unroll=4, block=0)
+                cost = WinogradCost(c, filtered, architecture, threads)
+                costs.setdefault(filtered, cost.cycles)
     ranked = sorted(costs, key=lambda schedule: costs[schedule])
     return [s for s in ranked if costs[s] <= 1.3 * costs[ranked[0]]][:6]
 
@@ -80,6 +94,17 @@ def activation_bytes(c: Convolution) -> int:
     return 4 * c.batch * (x + y)
 
 
+def step_cycles(
+    architecture: Architecture, outputs: int, vectors: int, weights: int, reuse: float
+) -> float:
+    """Cycles for one step of a sum; `weights` are the bytes of a panel."""
+    products = outputs * vectors * (0.5 if architecture.fma else 1.0)
+    cycles = max(products, (outputs + vectors) / 2, LATENCY)
+    if weights > L1 // 2:
+        cycles += vectors * architecture.vector_bytes * WEIGHT_FROM_L2
+    return cycles + LINE_FROM_L2 * outputs * reuse * 4 / 64
+
+
 @dataclass
 class DenseCost:
     """An estimate for the dense template."""
@@ -101,9 +126,10 @@ class DenseCost:
         last = self._tile_cycles(grid, -(-panels.last // lanes), panels)
         rest = 1 / panels.per_group
         per_panel = full * (1 - rest) + last * rest
-        traffic = self._weight_cycles(grid.tiles, columns / panels.count)
-        traffic += self._activation_cycles(tiles / grid.tiles, columns / c.groups)
-        return columns * tiles * per_panel + traffic
+        compute = columns * tiles * per_panel
+        compute += self._activation_cycles(tiles / grid.tiles, columns / c.groups)
+        ahead = self.schedule.ahead and grid.tiles >= 3
+        return overlapped(compute, c.weight_bytes * columns / panels.count, ahead)
 
     def _activation_cycles(self, share: float, panels: float) -> float:
         """Cycles to wait for x and y where a core's cache does not hold them."""
@@ -137,14 +163,9 @@ class DenseCost:
 
     def _step_cycles(self, outputs: int, vectors: int, panels: Panels) -> float:
         """Cycles for one step of the sum in a tile."""
-        products = outputs * vectors * (0.5 if self.architecture.fma else 1.0)
-        loads = (outputs + vectors) / 2
-        cycles = max(products, loads, LATENCY)
-        size = vectors * self.architecture.vector_bytes
-        if self.c.depth * size > L1 // 2:
-            cycles += size * WEIGHT_FROM_L2
+        weights = self.c.depth * vectors * self.architecture.vector_bytes
         reuse = 1.0 if self.c.taps == 1 else 0.4
-        cycles += LINE_FROM_L2 * outputs * reuse * 4 / 64
+        cycles = step_cycles(self.architecture, outputs, vectors, weights, reuse)
         return cycles * (1.3 if self._conflicts(outputs) > L1_WAYS - 2 else 1.0)
 
     def _conflicts(self, outputs: int) -> int:
@@ -152,10 +173,46 @@ class DenseCost:
         distance = 4 * self.c.x_strides[-2] * self.c.steps[-1] % 4096
         return outputs if distance < 64 else -(-outputs * min(distance, 4096 - distance) // 4096)
 
-    def _weight_cycles(self, tiles: int, share: float) -> float:
-        """Cycles to wait for weights that no cache holds yet."""
-        hidden = AHEAD if self.schedule.ahead and tiles >= 3 else 0.0
-        return self.c.weight_bytes * share * WEIGHT_FROM_L3 * (1 - hidden)
+
+def overlapped(compute: float, weights: float, ahead: bool) -> float:
+    """Cycles to compute while bytes of weight come from far."""
+    traffic = weights * WEIGHT_FROM_L3
+    exposed = EXPOSED_AHEAD if ahead else EXPOSED
+    return max(compute, traffic) + exposed * min(compute, traffic)
+
+
+@dataclass
+class WinogradCost:
+    """An estimate for the Winograd template."""
+
+    c: Convolution
+    schedule: Schedule
+    architecture: Architecture
+    threads: int
+
+    @property
+    def cycles(self) -> float:
+        """Cycles of the thread with the most work."""
+        c, s = self.c, self.schedule
+        lanes = self.architecture.vector_bytes // 4
+        panels = Panels.balanced(1, c.filters, lanes, s.vectors)
+        sizes = split_even(winograd.patches(c), s.outputs)
+        outputs, groups = sizes[0], len(sizes)
+        teams = self.threads if s.teams == 0 else max(1, self.threads // groups)
+        teams = min(teams, panels.count)
+        mine = -(-winograd.patches(c) // (self.threads // teams))
+        columns = -(-panels.count // teams)
+        size = winograd.POINTS * c.channels * panels.width * 4
+        step = step_cycles(self.architecture, outputs, panels.vectors, size, 1.0)
+        products = winograd.POINTS * (c.channels * step + TILE + STORE * outputs * panels.vectors)
+        transforms = PATCH * (-(-c.channels // lanes) + columns * panels.vectors)
+        held = max(1, winograd.STACK // (winograd.POINTS * outputs * c.channels * 4))
+        passes = -(-mine // (held * outputs)) if size * columns > L2 else 1
+        compute = mine * (products * columns / outputs + transforms)
+        if activation_bytes(c) > L2 * self.threads:
+            compute += SCATTERED * activation_bytes(c) / 2 / self.threads
+        exposed = WEIGHT_FROM_L3 * (0.8 if s.ahead else 1.0)
+        return 1.1 * (compute + size * columns * passes * exposed)
 
 
 def _lanewise_candidates(

@@ -10,12 +10,21 @@ F(4x4, 3x3) has 3 to 4 times the error, whatever its points, and is left out for
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from whet.targets.cpu.architecture import Architecture
 from whet.targets.cpu.llvm import Function, Index, Module, vector
 from whet.targets.cpu.templates.dense import Dense, Panels
-from whet.targets.cpu.templates.epilogue import BIAS, WEIGHT, Epilogue, Origin, X, finish
+from whet.targets.cpu.templates.epilogue import (
+    BIAS,
+    FIRST_BUFFER,
+    WEIGHT,
+    Epilogue,
+    Origin,
+    X,
+    finish,
+)
 from whet.targets.cpu.templates.packing import Packing
 from whet.targets.cpu.templates.schedule import Schedule
 from whet.targets.cpu.templates.specification import Convolution, product
@@ -24,7 +33,7 @@ from whet.targets.cpu.templates.tiling import share, split_even
 POINTS = 16
 BLOCK = 64
 STACK = 1 << 20
-"""Bytes of stack for transformed patches, at most."""
+"""Bytes of stack for transformed patches and their sums, at most."""
 WEIGHT_TRANSFORM = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
 
 
@@ -32,6 +41,11 @@ def fits(c: Convolution) -> bool:
     """Whether the convolution is one that this template can do."""
     plain = c.groups == 1 and set(c.steps) == set(c.dilations) == {1}
     return c.rank == 2 and c.kernel == (3, 3) and plain and c.x_strides[-1] == 1
+
+
+def patches(c: Convolution) -> int:
+    """How many 2 x 2 blocks y has."""
+    return c.batch * math.prod(-(-n // 2) for n in c.outputs)
 
 
 def packing(c: Convolution, schedule: Schedule, architecture: Architecture) -> Packing:
@@ -64,16 +78,17 @@ class Winograd:
         self.lanes = architecture.vector_bytes // 4
         self.panels = Panels.balanced(1, c.filters, self.lanes, schedule.vectors)
         self.height, self.width = (-(-n // 2) for n in c.outputs)
-        self.sizes = split_even(c.batch * self.height * self.width, schedule.outputs)
+        self.sizes = split_even(patches(c), schedule.outputs)
         """Patches of each group; a group is the rows of one product."""
         self.larger = self.sizes.count(self.sizes[0])
         self.row_bytes = 4 * c.channels
         self.point_bytes = self.sizes[0] * self.row_bytes
         self.group_bytes = POINTS * self.point_bytes
-        self.held = max(1, min(len(self.sizes), STACK // self.group_bytes))
-        """Groups whose transformed patches are in memory at a time."""
         self.result_row = 4 * self.panels.width
         self.result_point = self.sizes[0] * self.result_row
+        group = self.group_bytes + POINTS * self.result_point
+        self.held = max(1, min(len(self.sizes), STACK // group))
+        """Groups whose transformed patches are in memory at a time."""
         self.panel_bytes = POINTS * c.channels * self.panels.width * 4
         self.products = {size: self._product(size, architecture) for size in set(self.sizes)}
 
@@ -83,7 +98,7 @@ class Winograd:
         f = self.module.function(self.name, parameters)
         _, thread, threads = f.parameters
         self.patches = f.alloca(self.held * self.group_bytes)
-        self.results = f.alloca(POINTS * self.result_point)
+        self.results = f.alloca(self.held * POINTS * self.result_point)
         self.block = f.alloca(32)
         weight = f.load("ptr", "%arguments", 8 * WEIGHT)
         groups, panels = len(self.sizes), self.panels.count
@@ -96,9 +111,7 @@ class Winograd:
             def one_panel(panel: str, _: list[str]) -> None:
                 packed = f.address(weight, f.mul(panel, self.panel_bytes))
                 channel = f.mul(panel, self.panels.width)
-                self._of_width(
-                    f, panel, lambda n: self._each_group(f, low, high, packed, channel, n)
-                )
+                self._of_width(f, panel, lambda n: self._panel(f, low, high, packed, channel, n))
 
             f.loop(part.first_panel, part.end_panel, 1, one_panel, guard=True)
 
@@ -115,50 +128,59 @@ class Winograd:
         is_last = f.compare("eq", "i64", str(panel), str(p.count - 1))
         f.when(is_last, lambda: body(p.last), lambda: body(p.width))
 
-    def _each_group(
+    def _panel(
         self, f: Function, low: Index, high: Index, packed: str, channel: Index, channels: int
     ) -> None:
-        """Products and outputs of the groups in memory, for one panel."""
+        """Products and outputs of the groups in memory, for one panel: each weight is read once."""
+
+        def one_point(point: str, _: list[str]) -> None:
+            def multiply(group: str, _: list[str]) -> None:
+                place = f.sub(group, low)
+                self._of_size(
+                    f, group, lambda n: self._multiply(f, group, place, point, packed, n, channels)
+                )
+
+            f.loop(low, high, 1, multiply, guard=False)
 
         def one_group(group: str, _: list[str]) -> None:
-            patches = self._patches_of(f, group, low)
-            self._of_size(
-                f, group, lambda size: self._multiply(f, group, size, patches, packed, channels)
-            )
-            self._each_patch(
-                f,
-                group,
-                lambda place, at: f.do(
-                    f"call void @{self._outputs(channels)}(ptr %arguments, {at},"
-                    f" ptr {f.address(self.results, f.mul(place, self.result_row))}, i64 {channel})"
-                ),
-            )
+            sums = f.address(self.results, f.mul(f.sub(group, low), POINTS * self.result_point))
 
+            def call(place: str, at: str) -> None:
+                patch = f.address(sums, f.mul(place, self.result_row))
+                given = f"ptr %arguments, {at}, ptr {patch}, i64 {channel}"
+                f.do(f"call void @{self._outputs(channels)}({given})")
+
+            self._each_patch(f, group, call)
+
+        f.loop(0, POINTS, 1, one_point)
         f.loop(low, high, 1, one_group, guard=False)
 
     def _multiply(
-        self, f: Function, group: str, size: int, patches: str, packed: str, channels: int
+        self,
+        f: Function,
+        group: str,
+        place: Index,
+        point: str,
+        packed: str,
+        size: int,
+        channels: int,
     ) -> None:
-        """The sums over channels at all points, of one group and panel."""
-        inner = self.products[size]
-        function = inner.tile(tuple(axis[0] for axis in inner.grid.axes), channels)
-        following = f.address(packed, self.panel_bytes)
-        share = self.panel_bytes // (len(self.sizes) * POINTS)
-
-        def one_point(point: str, _: list[str]) -> None:
-            f.store("ptr", f.address(patches, f.mul(point, self.point_bytes)), self.block, 8 * X)
-            result = f.address(self.results, f.mul(point, self.result_point))
-            f.store("ptr", result, self.block, 24)
-            at = f.address(packed, f.mul(point, self.panel_bytes // POINTS))
-            given = f"ptr {self.block}, ptr {at}, i64 0"
-            if inner.ahead_lines:
-                # Every product fetches its part of the next panel into the second-level cache.
-                part = f.add(f.mul(group, POINTS), point)
-                ahead = f.address(following, f.mul(part, share))
-                given += f", ptr {ahead}"
-            f.do(f"call void @{function}({given})")
-
-        f.loop(0, POINTS, 1, one_point)
+        """The sums over channels of one group at one point, for one panel."""
+        kernel = self.products[size]
+        function = kernel.tile(tuple(axis[0] for axis in kernel.grid.axes), channels)
+        offset = f.add(f.mul(place, self.group_bytes), f.mul(point, self.point_bytes))
+        f.store("ptr", f.address(self.patches, offset), self.block, 8 * X)
+        offset = f.mul(f.add(f.mul(place, POINTS), point), self.result_point)
+        f.store("ptr", f.address(self.results, offset), self.block, 8 * FIRST_BUFFER)
+        at = f.address(packed, f.mul(point, self.panel_bytes // POINTS))
+        given = f"ptr {self.block}, ptr {at}, i64 0"
+        if kernel.ahead_lines:
+            # Every product fetches its part of the next panel into the second-level cache.
+            part = f.add(f.mul(point, len(self.sizes)), group)
+            share = self.panel_bytes // (len(self.sizes) * POINTS)
+            ahead = f.address(f.address(packed, self.panel_bytes), f.mul(part, share))
+            given += f", ptr {ahead}"
+        f.do(f"call void @{function}({given})")
 
     def _product(self, size: int, architecture: Architecture) -> Dense:
         """The kernel that multiplies the patches of a group at one point."""
