@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -15,7 +14,7 @@ Bound = dict[str, Any]
 ReadNumber = Callable[[str], Any]
 
 TOLERANCE = {"float64": 1e-6, "float32": 1e-6, "float16": 1e-3, "bfloat16": 1e-2}
-"""How far a number in a model may be from the one in a pattern: exporters round it, or compute it in float32."""
+"""How far a number in a model may be from the one in a pattern: exporters round, or compute it."""
 
 
 def no_number(name: str) -> None:
@@ -74,7 +73,7 @@ class Product:
 
 
 class Matcher:
-    """Matches patterns against Values; `uses` says how often a Value is read, `read` what number a weight is."""
+    """Matches patterns; `uses` says how often a Value is read, `read` what number a weight is."""
 
     def __init__(
         self,
@@ -242,7 +241,9 @@ class Matcher:
             return
         for i, value in enumerate(values):
             for with_first in self.matches(patterns[0], value, bound):
-                yield from self._in_any_order(patterns[1:], values[:i] + values[i + 1 :], with_first)
+                yield from self._in_any_order(
+                    patterns[1:], values[:i] + values[i + 1 :], with_first
+                )
 
     def _wanted(self, pattern: Pattern) -> Product:
         """The factors of a pattern, those with an operator first: they fail sooner."""

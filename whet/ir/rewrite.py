@@ -74,8 +74,11 @@ class ClassRule:
         return None
 
 
+Rules = list[Rule | ClassRule]
+
+
 def _same_type(new: Value, old: Value) -> bool:
-    """Whether the replacement has the replaced Value's type, as far as its sizes can be compared."""
+    """Whether the replacement has the replaced Value's type, as far as sizes can be compared."""
     a, b = new.type, old.type
     if a == b or not (isinstance(a, TensorType) and isinstance(b, TensorType)):
         return a == b
@@ -83,16 +86,16 @@ def _same_type(new: Value, old: Value) -> bool:
 
 
 def rule_for(*classes: type[Op]) -> Callable[[Callable[[Value], Built]], ClassRule]:
-    """Decorates a function of a Value whose operator is of one of the classes or their subclasses."""
+    """Decorates a function of Values whose operator is of one of the classes or subclasses."""
     return lambda build: ClassRule(classes, build)
 
 
 def rule(*patterns: Callable[..., Pattern]) -> Callable[[Callable[..., Built]], Rule]:
     """Decorates the function that builds the replacement; its arguments are among the patterns'.
 
-    `root` among its arguments is the Value that matched, `matcher` the Matcher. A name used as an input
-    binds a Value, a name used as an attribute binds the attribute. Operands of a commutative operator match
-    in either order, factors of a product in any order and nesting.
+    `root` among its arguments is the Value that matched, `matcher` the Matcher. A name used as an
+    input binds a Value, a name used as an attribute binds the attribute. Operands of a commutative
+    operator match in either order, factors of a product in any order and nesting.
     """
     made = tuple(
         fn(**{name: Pattern(Anything(name), ()) for name in inspect.signature(fn).parameters})
@@ -121,12 +124,12 @@ def _static(value: Value) -> bool:
 
 
 def called(hole: Pattern, pattern: Pattern) -> Pattern:
-    """Matches what the pattern does, and binds the Value: the hole may then stand for it elsewhere."""
+    """Matches what the pattern does, and binds the Value: the hole may stand for it elsewhere."""
     return Pattern(Called(_name(hole)), (pattern,))
 
 
 def once(pattern: Pattern) -> Pattern:
-    """Matches what the pattern does, where the Value has one reader: it need not be computed twice."""
+    """Matches what the pattern does, where the Value has one reader and is not computed twice."""
     return Pattern(Once(), (pattern,))
 
 
@@ -143,8 +146,8 @@ def rewrite(
 ) -> Graph:
     """Applies the rules, inputs first, to every Value and to what they build, until none applies.
 
-    `read` gives a one-element weight's number where a rule may look at it; `freeze` is told the names
-    of the weights whose numbers a rule has used up.
+    `read` gives a one-element weight's number where a rule may look at it; `freeze` is told the
+    names of the weights whose numbers a rule has used up.
     """
     return Rewriting(graph, rules, read, freeze).run()
 
@@ -209,7 +212,7 @@ class Rewriting:
         return "; ".join(dict.fromkeys(names))
 
     def step(self, v: Value) -> None:
-        """One step of a Value whose inputs are done: rebuilt on them, or replaced, or done itself."""
+        """A Value whose inputs are done is rebuilt on them, or replaced, or done itself."""
         inputs = tuple(i and self.done[i] for i in v.inputs)
         if any(a is not b for a, b in zip(inputs, v.inputs)):
             self.replace(v, make(v.op, inputs)[v.index], self.origins.get(v, ()))
@@ -261,7 +264,9 @@ class Rewriting:
         return tuple(names)
 
 
-def explain(r: Rule | ClassRule, value: Value, uses: Mapping[Value, int], read: ReadNumber = no_number) -> str:
+def explain(
+    r: Rule | ClassRule, value: Value, uses: Mapping[Value, int], read: ReadNumber = no_number
+) -> str:
     """Why the rule does not apply to the Value: the reason found deepest in the pattern, or ""."""
     matcher = Matcher(uses, read, reasons=[])
     if r.apply(value, matcher) is not None:

@@ -24,7 +24,7 @@ def moves_only_ones(shape: Sequence[Size], order: Order) -> bool:
 
 
 def groups(a: Sequence[Size], b: Sequence[Size]) -> list[tuple[list[int], list[int]]] | None:
-    """The runs of axes that a reshape from a to b maps onto each other, in order; axes of size 1 are left out.
+    """The runs of axes that a reshape from a to b maps onto each other, without axes of size 1.
 
     None where the sizes do not tell.
     """
@@ -69,9 +69,9 @@ def _is_part(a: Size, b: Size) -> bool:
 
 
 def carried(a: Sequence[Size], b: Sequence[Size], order: Order) -> Order | None:
-    """The order q such that reshape(transpose(y, order), b) is transpose(reshape(y, …), q); a is the shape between.
+    """The order q such that reshape(transpose(y, order), b) is transpose(reshape(y, …), q).
 
-    None where the reshape merges axes that are no neighbours in y.
+    a is the shape between. None where the reshape merges axes that are no neighbours in y.
     """
     runs = groups(a, b)
     if runs is None or 0 in a:
@@ -88,10 +88,12 @@ def carried(a: Sequence[Size], b: Sequence[Size], order: Order) -> Order | None:
     return inverse(_with_ones(axes, b))
 
 
-def gathered_groups(a: Sequence[Size], b: Sequence[Size], order: Order) -> tuple[Order, Order] | None:
-    """p and q such that reshape(transpose(y, order), b) is transpose(reshape(transpose(y, p), …), q).
+def gathered_groups(
+    a: Sequence[Size], b: Sequence[Size], order: Order
+) -> tuple[Order, Order] | None:
+    """p, q: reshape(transpose(y, order), b) is transpose(reshape(transpose(y, p), …), q).
 
-    p brings the axes that the reshape from a to b merges together, where the first of them stands in y.
+    p brings the axes that the reshape from a to b merges together, where the first stands in y.
     """
     runs = groups(a, b)
     if runs is None or 0 in a:

@@ -1,4 +1,4 @@
-"""Debug aid: every pass must keep the meaning. Passes mutate nothing, so both graphs are still here to run."""
+"""Debug aid: every pass must keep the meaning. Nothing is mutated, so both graphs can still run."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Arrays = Mapping[Value, np.ndarray]
 ReadWeight = Callable[[str], np.ndarray]
 
 SIZES = (3, 2, 5)
-"""What named sizes are tried as, in turn; a model that accepts none of them is not checked by this."""
+"""What named sizes are tried as, in turn; a model that refuses all of them is not checked."""
 
 TOLERANCE = {"float64": 1e-6, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
 """How far outputs may differ, of the largest value: passes may change the order of rounding."""
 
 
-class MeaningChanged(Error, AssertionError):
+class MeaningChangedError(Error, AssertionError):
     """A pass made a graph that computes something else: a defect of whet."""
 
 
@@ -37,14 +37,14 @@ def same_meaning(
 ) -> int:
     """Runs a graph and what passes made of it on the same inputs; returns how many runs there were.
 
-    `after` may be several graphs by name. Inputs and weights are random unless given. What the graphs share
-    is computed once. Raises MeaningChanged where an output differs by more than rounding. Runs that the
-    graph before refuses, say for sizes that do not fit, do not count.
+    `after` may be several graphs by name. Inputs and weights are random unless given. What the
+    graphs share is computed once. Raises MeaningChangedError where an output differs by more than
+    rounding. Runs that the graph before refuses, say for sizes that do not fit, do not count.
     """
     made = after if isinstance(after, Mapping) else {"the pass": after}
     graphs = {name: g for name, g in made.items() if g.outputs != before.outputs}
     if any(g.inputs != before.inputs for g in graphs.values()):
-        raise MeaningChanged("a pass changed the graph's inputs")
+        raise MeaningChangedError("a pass changed the graph's inputs")
     outputs = [o for g in (before, *graphs.values()) for o in g.outputs]
     together = replace(before, outputs=tuple(outputs), late=None)
     read = random_weights(together, seed) if weights is None else weights
@@ -74,7 +74,7 @@ def _refuses(graph: Graph, arrays: Arrays, read: ReadWeight) -> bool:
 
 
 def random_feeds(graph: Graph, seed: int = 0, sizes: Sequence[int] = SIZES) -> Iterator[Arrays]:
-    """Random arrays for the graph's inputs, once for each number that its named sizes are tried as."""
+    """Random arrays for the graph's inputs, once for each number that named sizes are tried as."""
     symbolic = any(isinstance(s, Expr) for v in graph.inputs for s in v.shape)
     for size in sizes if symbolic else sizes[:1]:
         rng = np.random.default_rng([seed, size])
@@ -82,7 +82,7 @@ def random_feeds(graph: Graph, seed: int = 0, sizes: Sequence[int] = SIZES) -> I
 
 
 def random_array(rng: np.random.Generator, type: TensorType, size: int = 3) -> np.ndarray:
-    """An array of the type; named sizes are `size`, integers small enough to serve as indices."""
+    """An array of the type; named sizes are `size`, integers small enough to be indices."""
     shape = [_bound(s, size) for s in type.shape]
     if type.dtype in FLOATS:
         return rng.standard_normal(shape).astype(NUMPY_DTYPES[type.dtype])
@@ -117,7 +117,9 @@ def random_weights(graph: Graph, seed: int = 0) -> ReadWeight:
             rng = np.random.default_rng([seed, *name.encode()])
             array = random_array(rng, types[name])
             floats = types[name].dtype in FLOATS
-            arrays[name] = (1 + array.astype(np.float32) / 8).astype(array.dtype) if floats else array
+            arrays[name] = (
+                (1 + array.astype(np.float32) / 8).astype(array.dtype) if floats else array
+            )
         return arrays[name]
 
     return read
@@ -137,14 +139,18 @@ def _compare(wanted: Any, got: Any, what: str) -> None:
         return
     if wanted is None or got is None:
         if wanted is not got:
-            raise MeaningChanged(f"{what}: one is absent")
+            raise MeaningChangedError(f"{what}: one is absent")
         return
     a, b = np.asarray(wanted), np.asarray(got)
     if a.shape != b.shape or a.dtype != b.dtype:
-        raise MeaningChanged(f"{what} was {a.dtype}{list(a.shape)}, is {b.dtype}{list(b.shape)}")
+        raise MeaningChangedError(
+            f"{what} was {a.dtype}{list(a.shape)}, is {b.dtype}{list(b.shape)}"
+        )
     if not a.size or a.dtype == object or a.dtype.kind in "biu":
         if not (a == b).all():
-            raise MeaningChanged(f"{what} differs in {np.count_nonzero(a != b)} of {a.size} elements")
+            raise MeaningChangedError(
+                f"{what} differs in {np.count_nonzero(a != b)} of {a.size} elements"
+            )
         return
     _compare_floats(a, b, what)
 
@@ -154,11 +160,13 @@ def _compare_floats(a: np.ndarray, b: np.ndarray, what: str) -> None:
     if a.dtype.kind != "c":
         a, b = a.astype(np.float64), b.astype(np.float64)
     if not (np.isfinite(a) == np.isfinite(b)).all() or not (np.isnan(a) == np.isnan(b)).all():
-        raise MeaningChanged(f"{what} has infinities or NaN in other places")
+        raise MeaningChangedError(f"{what} has infinities or NaN in other places")
     finite = np.isfinite(a)
     if (a[~finite] != b[~finite])[~np.isnan(a[~finite])].any():
-        raise MeaningChanged(f"{what} has infinities of another sign")
+        raise MeaningChangedError(f"{what} has infinities of another sign")
     largest = np.abs(a[finite]).max(initial=0.0)
     error = np.abs(a[finite] - b[finite]).max(initial=0.0)
     if error > allowed * max(largest, 1e-3):
-        raise MeaningChanged(f"{what} differs by {error:.3g}; the largest value is {largest:.3g}")
+        raise MeaningChangedError(
+            f"{what} differs by {error:.3g}; the largest value is {largest:.3g}"
+        )

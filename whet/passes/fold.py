@@ -19,7 +19,7 @@ MOST_SIZES = 64  # elements of a tensor of sizes that are kept as expressions
 
 
 def fold_constants(graph: Graph) -> Graph:
-    """Operators on constants and on sizes become constants and Sizes; weights are never looked at."""
+    """Operators on constants and sizes become constants and Sizes; weights are never looked at."""
     return graph.map(_folded)
 
 
@@ -36,7 +36,7 @@ def _folded(value: Value) -> Value | Sequence[Value]:
 
 def _is_foldable(value: Value) -> bool:
     """Whether all results are tensors of known, bounded size, without effect."""
-    if value.op.has_effect or not value.is_static and not value.op.computes_sizes:
+    if value.op.has_effect or (not value.is_static and not value.op.computes_sizes):
         return False
     return all(isinstance(s.type, TensorType) and _is_small(value, s.type) for s in value.siblings)
 
@@ -44,8 +44,10 @@ def _is_foldable(value: Value) -> bool:
 def _is_small(value: Value, type: TensorType) -> bool:
     if not type.is_static:
         return False
-    given = sum(i.op.data.size for i in value.inputs if i is not None and isinstance(i.op, Constant))
-    return int(product(type.shape)) <= max(MOST_FOLDED, given)  # type: ignore[call-overload,no-any-return]
+    given = sum(
+        i.op.data.size for i in value.inputs if i is not None and isinstance(i.op, Constant)
+    )
+    return int(product(type.shape)) <= max(MOST_FOLDED, given)
 
 
 def _from_contents(value: Value, known: np.ndarray) -> Value:
@@ -53,7 +55,11 @@ def _from_contents(value: Value, known: np.ndarray) -> Value:
     elements = known.ravel().tolist()
     if known.dtype != object or not any(isinstance(e, Expr) for e in elements):
         return constant(known, value.dtype) if len(value.siblings) == 1 else value
-    if value.dtype not in ("int32", "int64") or len(elements) > MOST_SIZES or len(value.siblings) > 1:
+    if (
+        value.dtype not in ("int32", "int64")
+        or len(elements) > MOST_SIZES
+        or len(value.siblings) > 1
+    ):
         return value
     sizes = reshape(Sizes(tuple(elements))(), *value.shape)
     return sizes if value.dtype == "int64" else Cast(value.dtype)(sizes)
@@ -63,4 +69,6 @@ def _computed(value: Value) -> Value | Sequence[Value]:
     arrays: list[Any] = [i and i.op.data for i in value.inputs]  # type: ignore[attr-defined]
     if not value.is_static or not hasattr(value.op, "reference"):
         return value
-    return tuple(constant(array, s.dtype) for array, s in zip(compute(value, arrays, {}), value.siblings))
+    return tuple(
+        constant(array, s.dtype) for array, s in zip(compute(value, arrays, {}), value.siblings)
+    )

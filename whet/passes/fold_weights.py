@@ -1,7 +1,8 @@
-"""Scales, shifts and padding around convolutions and matrix products move into their weights and attributes.
+"""Scales, shifts and padding around convolutions and matrix products become part of them.
 
-Batch normalisation reads as x * factor + offset over weights. Everything here is an expression over
-weights that stays in the graph: the engine computes it when it loads, so that weights can be exchanged.
+Batch normalisation reads as x * factor + offset over weights. Everything here is an expression
+over weights that stays in the graph: the engine computes it when it loads, so that weights can be
+exchanged.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from whet.passes.movement import only
 
 
 def fold_weights(graph: Graph) -> Graph:
-    """Affine operators on the result, and scales and zero padding of the input, become part of a contraction."""
+    """Affine operators behind a contraction, scales and zero padding before it, go into it."""
     return rewrite(graph, RULES)
 
 
@@ -64,7 +65,7 @@ MOVES = (Reshape, Transpose, Slice)
 
 
 def is_moved_contraction(value: Value) -> bool:
-    """Whether it is a product with weights, perhaps plus a bias, under another shape or order of axes."""
+    """Whether it is a product with weights, perhaps plus a bias, in another shape or order."""
     if not isinstance(value.op, MOVES):
         return False
     while isinstance(value.op, MOVES):
@@ -89,13 +90,14 @@ def before_movement(f: Value, moved: Value) -> Value | None:
     runs = groups(x.shape, moved.shape)
     if runs is None:
         return None
-    stretched, narrow = [1] * moved.rank, [1] * x.rank
+    stretched: list[Size] = [1] * moved.rank
+    narrow: list[Size] = [1] * x.rank
     for inputs, outputs in runs:
         if any(wide.shape[i] != 1 for i in outputs):
             for i in outputs:
-                stretched[i] = moved.shape[i]  # type: ignore[call-overload]
+                stretched[i] = moved.shape[i]
             for i in inputs:
-                narrow[i] = x.shape[i]  # type: ignore[call-overload]
+                narrow[i] = x.shape[i]
     return reshape(broadcast_to(wide, *stretched), *narrow)
 
 
@@ -104,17 +106,17 @@ def before_movement(f: Value, moved: Value) -> Value | None:
     lambda m, f: once(such(m, is_moved_contraction)) + static(f),
 )
 def affine_before_movement(m: Value, f: Value, root: Value) -> Built:
-    """Behind a transposed convolution a reshape and a transpose stand between the product and its bias."""
+    """Behind a transposed convolution, movement stands between the product and its bias."""
     if m.shape != root.shape:
         return "the operand stretches the result"
     moved = before_movement(f, m)
     if moved is None or per_channel_of(moved, only(m)) is None:
         return "the operand varies along other axes than the channels"
-    return m.op(root.op(only(m), moved))  # type: ignore[no-any-return]
+    return m.op(root.op(only(m), moved))
 
 
 def per_channel_of(f: Value, x: Value) -> Value | None:
-    """f, as long as no more than the channels of the product below can be made of the axes it varies along."""
+    """f as it stands before all movement, where it varies along the channels alone; else None."""
     while isinstance(x.op, MOVES):
         below = before_movement(f, x)
         if below is None:
@@ -130,8 +132,8 @@ def scale_after(y: Value, f: Value) -> Built:
     if scale is None:
         return "the factor varies along other axes than the channels"
     if isinstance(y.op, MatMul):
-        return y.op(x, multiplied(w, scale))  # type: ignore[no-any-return]
-    return y.op(x, multiplied(w, reshape(scale, *scale.shape, *(1,) * (w.rank - 1))))  # type: ignore[no-any-return]
+        return y.op(x, multiplied(w, scale))
+    return y.op(x, multiplied(w, reshape(scale, *scale.shape, *(1,) * (w.rank - 1))))
 
 
 @rule(lambda y, f: contraction(y) / static(f))
@@ -142,7 +144,7 @@ def divide_after(y: Value, f: Value) -> Value:
 
 @rule(lambda y, c: contraction(y) * number(c))
 def number_after(y: Value, c: float) -> Built:
-    return scale_after.build(y, constant(c, y.dtype))  # type: ignore[return-value]
+    return scale_after.build(y, constant(c, y.dtype))
 
 
 @rule(lambda y, b, f: once(contraction(y) + static(b)) * static(f))
@@ -180,7 +182,7 @@ def scale_before(x: Value, f: Value, w: Value, g: int, root: Value) -> Built:
     scale = per_channel(f, x)
     if scale is None:
         return "the factor varies along other axes than the channels"
-    return root.op(x, _scaled_inputs(w, broadcast_to(scale, x.shape[-1]), g))  # type: ignore[no-any-return]
+    return root.op(x, _scaled_inputs(w, broadcast_to(scale, x.shape[-1]), g))
 
 
 def _scaled_inputs(w: Value, scale: Value, groups: int) -> Value:
@@ -209,7 +211,7 @@ def shift_before(
         return "the offset varies along other axes than the channels"
     axes = tuple(range(1, w.rank))
     bias = Reduce("sum", axes)(widened(w) * widened(shift))
-    return root.op(x, w) + narrowed(reshape(bias, w.shape[0]), w)  # type: ignore[no-any-return]
+    return root.op(x, w) + narrowed(reshape(bias, w.shape[0]), w)
 
 
 @rule(
@@ -226,7 +228,7 @@ def pad_into_convolution(
     assert isinstance(op, Convolution)
     before = tuple(i + j for i, j in zip(op.before, p[1:-1]))
     after = tuple(i + j for i, j in zip(op.after, q[1:-1]))
-    return replace(op, before=before, after=after)(x, w)  # type: ignore[no-any-return]
+    return replace(op, before=before, after=after)(x, w)
 
 
 @rule(
@@ -237,13 +239,13 @@ def pad_into_convolution(
 def pad_into_pool(
     x: Value, v: float, p: tuple[Size, ...], q: tuple[Size, ...], kind: str, root: Value
 ) -> Built:
-    """What lies outside takes no part in a pool: so it is with zeros in a sum, and -inf in a maximum."""
+    """What lies outside takes no part in a pool, like zeros in a sum and -inf in a maximum."""
     nothing = {"sum": 0.0, "max": float("-inf")}.get(kind)
     if v != nothing or any(size != 0 for size in (p[0], p[-1], q[0], q[-1])):
         return "it pads with elements that count, or other axes than the spatial ones"
     assert isinstance(root.op, Pool)
     before = tuple(i + j for i, j in zip(root.op.before, p[1:-1]))
-    return replace(root.op, before=before)(x)  # type: ignore[no-any-return]
+    return replace(root.op, before=before)(x)
 
 
 RULES = [

@@ -1,18 +1,19 @@
 """Channels last everywhere: transposes sink towards the outputs until they cancel.
 
-An importer writes a transpose before and after each operator that keeps its channels last. Each rule
-here moves a transpose from an operator's inputs to its result, where that costs nothing: the other
-inputs are weights (whose transposes are weight expressions), scalars, or transposed in the same way.
-Two transposes that meet become one, or none. What remains stands before operators that need that order
-of axes: attention, a matrix product of two activations, the graph's outputs.
+An importer writes a transpose before and after each operator that keeps its channels last. Each
+rule here moves a transpose from an operator's inputs to its result, where that costs nothing: the
+other inputs are weights (whose transposes are weight expressions), scalars, or transposed in the
+same way. Two transposes that meet become one, or none. What remains stands before operators that
+need that order of axes: attention, a matrix product of two activations, the graph's outputs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from whet.ir.graph import Graph, Op, Value
-from whet.ir.rewrite import rewrite, rule_for
+from whet.ir.rewrite import Rules, rewrite, rule_for
 from whet.ir.sizes import Size
 from whet.ops.contract import MatMul
 from whet.ops.movement import (
@@ -44,8 +45,8 @@ from whet.passes.movement import BROADCASTING, MOVEMENT, only, transpose_is_resh
 def channels_last(graph: Graph) -> Graph:
     """Transposes sink through whatever can compute in another order of axes, and cancel.
 
-    Those that only pass axes of size 1 move no element, but sink like others; what is left of them in the
-    end becomes a reshape.
+    Those that only pass axes of size 1 move no element, but sink like others; what is left of them
+    in the end becomes a reshape.
     """
     graph = rewrite(graph, [*SINK, through_merge, *MOVEMENT])
     return rewrite(graph, [*SETTLE, *SINK, *MOVEMENT])
@@ -59,7 +60,7 @@ def transposed(value: Value) -> tuple[Value, Order] | None:
 
 
 def moved_back(x: Value, order: Order) -> Value | None:
-    """y such that y transposed by `order` broadcasts as x does, where y costs nothing; else None."""
+    """y such that y transposed by `order` broadcasts as x does, where y is free; else None."""
     if x.rank > len(order):
         return None
     if all(size == 1 for size in x.shape):
@@ -101,7 +102,7 @@ def through_concat(value: Value) -> Value | None:
     return None
 
 
-def _permuted(sizes: Sequence[Size], order: Order) -> tuple[Size, ...]:
+def _permuted(sizes: Sequence[Any], order: Order) -> tuple[Any, ...]:
     """Per-axis numbers of a transposed tensor, as those of the tensor before."""
     return tuple(sizes[i] for i in inverse(order))
 
@@ -114,7 +115,9 @@ ALONG_AXES: dict[type[Op], Callable[..., Op]] = {
     Softmax: lambda op, order: Softmax(order[op.axis]),
     LogSoftmax: lambda op, order: LogSoftmax(order[op.axis]),
     Reverse: lambda op, order: Reverse(tuple(sorted(order[a] for a in op.axes))),
-    Slice: lambda op, order: Slice(*(_permuted(s, order) for s in (op.starts, op.sizes, op.steps))),
+    Slice: lambda op, order: Slice(
+        _permuted(op.starts, order), _permuted(op.sizes, order), _permuted(op.steps, order)
+    ),
     Pad: lambda op, order: Pad(_permuted(op.before, order), _permuted(op.after, order), op.mode),
 }
 
@@ -123,7 +126,7 @@ ALONG_AXES: dict[type[Op], Callable[..., Op]] = {
 def through_axes(value: Value) -> Value | None:
     """Operators that name axes name those of the tensor before."""
     x, *others = value.inputs
-    before = x and transposed(x)
+    before = transposed(x) if x is not None else None
     if before is None:
         return None
     y, order = before
@@ -153,7 +156,7 @@ def through_gather(value: Value) -> Value | None:
 def through_norm(value: Value) -> Value | None:
     """The normalised axes are the last ones, before and after."""
     x, *others = value.inputs
-    before = x and transposed(x)
+    before = transposed(x) if x is not None else None
     assert isinstance(value.op, LayerNorm | RMSNorm)
     kept = tuple(range(value.rank - value.op.axes, value.rank))
     if before is None or before[1][-len(kept) :] != kept:
@@ -177,7 +180,7 @@ def through_product(value: Value) -> Value | None:
 
 @rule_for(MatMul)
 def into_weight(value: Value) -> Value | None:
-    """A product of merged axes takes them in the order they have: the weight's rows change places."""
+    """A product of merged axes takes them as they stand: the weight's rows change places."""
     a, b = value.inputs
     assert a is not None
     assert b is not None
@@ -198,9 +201,7 @@ def into_weight(value: Value) -> Value | None:
     weight = reshape(b, *sizes, b.shape[1])
     weight = transpose(weight, *(i - first for i in rows), merged)
     left = transpose(y, *order[:first], *(order[i] for i in rows))
-    return value.op(  # type: ignore[no-any-return]
-        reshape(left, *a.shape), reshape(weight, *b.shape)
-    )
+    return value.op(reshape(left, *a.shape), reshape(weight, *b.shape))
 
 
 def _merged_last(shape: tuple[Size, ...], size: Size) -> int | None:
@@ -239,7 +240,7 @@ def through_reshape(value: Value) -> Value | None:
 
 @rule_for(Reshape)
 def through_merge(value: Value) -> Value | None:
-    """A reshape that merges distant axes: they are brought together where the first of them stands."""
+    """A reshape that merges distant axes: they are brought together where the first stands."""
     before = transposed(only(value))
     if before is None or carried(only(value).shape, value.shape, before[1]) is not None:
         return None
@@ -271,7 +272,7 @@ def interleaved(value: Value) -> Value | None:
     if not moves_only_ones(one, order):
         return None
     pieces = (reshape(p, *(one[i] for i in order)) for p in parts)
-    return Concat(order.index(place))(*pieces)  # type: ignore[no-any-return]
+    return Concat(order.index(place))(*pieces)
 
 
 @rule_for(Transpose)
@@ -287,7 +288,7 @@ def back_through_reshape(value: Value) -> Value | None:
     return reshape(transpose(only(merged), *inverse(before)), *value.shape)
 
 
-SINK = [
+SINK: Rules = [
     through_elementwise,
     through_concat,
     through_axes,
@@ -299,7 +300,7 @@ SINK = [
     through_reshape,
 ]
 
-SETTLE = [
+SETTLE: Rules = [
     transpose_is_reshape,
     interleaved,
     back_through_reshape,

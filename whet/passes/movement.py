@@ -1,11 +1,11 @@
-"""Movement that does nothing, repeats or undoes itself: reshapes, transposes, slices, pads, joins."""
+"""Movement that does nothing, repeats or undoes itself: reshapes, transposes, slices, joins."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from whet.ir.graph import Constant, Value
-from whet.ir.rewrite import number, rule, rule_for
+from whet.ir.rewrite import Rules, number, rule, rule_for
 from whet.ir.sizes import Size, floor_divide, is_less, modulo, product
 from whet.ops.contract import MatMul
 from whet.ops.elementwise import BitCast, Cast, Elementwise, Pow, Where
@@ -28,7 +28,7 @@ from whet.ops.reduce import LayerNorm, RMSNorm, Softmax
 from whet.passes.axes import groups
 
 BROADCASTING = (Elementwise, Where, Pow, Cast, BitCast, Quantize, Dequantize)
-"""Operators each of whose output elements depends on the same element of the inputs, which broadcast."""
+"""Operators whose every element depends on the same element of the inputs, which broadcast."""
 
 
 def only(value: Value) -> Value:
@@ -80,7 +80,7 @@ def broadcast_is_implied(value: Value) -> Value | None:
         if all(a is b for a, b in zip(tried, value.inputs)):
             continue
         if _covers(tried, value.shape):
-            return value.op(*tried)  # type: ignore[no-any-return]
+            return value.op(*tried)
     return None
 
 
@@ -119,7 +119,7 @@ def slice_of_slice(
     f: tuple[int, ...],
 ) -> Value:
     starts = tuple(first + start * step for first, start, step in zip(d, a, f))
-    return Slice(starts, b, tuple(s * t for s, t in zip(c, f)))(x)  # type: ignore[no-any-return]
+    return Slice(starts, b, tuple(s * t for s, t in zip(c, f)))(x)
 
 
 @rule_for(Slice)
@@ -139,14 +139,14 @@ def slice_of_concat(value: Value) -> Value | None:
         end = begin + part.shape[axis]
         if not is_less(low, begin) and is_less(begin - 1, low) and is_less(high, end):
             starts = tuple(s - begin if i == axis else s for i, s in enumerate(op.starts))
-            return Slice(starts, op.sizes, op.steps)(part)  # type: ignore[no-any-return]
+            return Slice(starts, op.sizes, op.steps)(part)
         begin = end
     return None
 
 
 @rule_for(Slice)
 def slice_of_split(value: Value) -> Value | None:
-    """A slice of one axis that a reshape split off in front is a slice of the whole axis, and a reshape."""
+    """A slice of an axis that a reshape split off in front is one of the whole axis, reshaped."""
     split, op = only(value), value.op
     assert isinstance(op, Slice)
     cut = [i for i in range(value.rank) if op.sizes[i] != split.shape[i]]
@@ -163,7 +163,7 @@ def slice_of_split(value: Value) -> Value | None:
 
 @rule_for(Slice)
 def slice_of_merge(value: Value) -> Value | None:
-    """A slice of merged axes that takes whole rows is a slice of the first of them, and a reshape."""
+    """A slice of merged axes that takes whole rows is one of the first of them, reshaped."""
     merged, op = only(value), value.op
     assert isinstance(op, Slice)
     cut = [i for i in range(value.rank) if op.sizes[i] != merged.shape[i]]
@@ -203,7 +203,7 @@ def _rows(value: Value) -> Value:
 
 
 def _treats_rows_alike(value: Value) -> bool:
-    """Whether row i of the result depends on row i of one input, and otherwise on vectors and matrices."""
+    """Whether row i depends on row i of one input, and otherwise on vectors and matrices."""
     if value.rank < 2:
         return False
     if isinstance(value.op, MatMul):
@@ -229,7 +229,7 @@ def concat_of_one(value: Value) -> Value | None:
         return parts[0]
     if not parts or len(parts) == len(value.inputs):
         return None
-    return Concat(axis)(*parts)  # type: ignore[no-any-return]
+    return Concat(axis)(*parts)
 
 
 @rule_for(Concat)
@@ -251,12 +251,14 @@ def _join(a: Value | None, b: Value | None, axis: int) -> Value | None:
     p, q = a.op, b.op
     if a.inputs != b.inputs or p.steps != q.steps:
         return None
-    if any(i != axis and (p.starts[i], p.sizes[i]) != (q.starts[i], q.sizes[i]) for i in range(a.rank)):
+    if any(
+        i != axis and (p.starts[i], p.sizes[i]) != (q.starts[i], q.sizes[i]) for i in range(a.rank)
+    ):
         return None
     if p.starts[axis] + p.sizes[axis] * p.steps[axis] != q.starts[axis]:
         return None
     sizes = tuple(s + q.sizes[i] if i == axis else s for i, s in enumerate(p.sizes))
-    return Slice(p.starts, sizes, p.steps)(only(a))  # type: ignore[no-any-return]
+    return Slice(p.starts, sizes, p.steps)(only(a))
 
 
 @rule_for(Pad)
@@ -275,13 +277,13 @@ def pad_of_pad(
     d: tuple[Size, ...],
 ) -> Value:
     before = tuple(s + t for s, t in zip(a, c))
-    return Pad(before, tuple(s + t for s, t in zip(b, d)))(x, v)  # type: ignore[no-any-return]
+    return Pad(before, tuple(s + t for s, t in zip(b, d)))(x, v)
 
 
 @rule(lambda x, a, b: Reverse(a)(Reverse(b)(x)))
 def reverse_of_reverse(x: Value, a: tuple[int, ...], b: tuple[int, ...]) -> Value:
     axes = tuple(sorted(set(a) ^ set(b)))
-    return Reverse(axes)(x) if axes else x  # type: ignore[no-any-return]
+    return Reverse(axes)(x) if axes else x
 
 
 @rule(lambda x, i, axis: Gather(axis)(x, number(i)))
@@ -313,7 +315,7 @@ def gather_in_a_row(value: Value) -> Value | None:
     return slice_axis(x, axis, int(rows[0]), len(rows), int(steps[0]))
 
 
-MOVEMENT = [
+MOVEMENT: Rules = [
     same_shape,
     reshape_of_reshape,
     broadcast_of_broadcast,

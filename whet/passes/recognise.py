@@ -1,7 +1,7 @@
 """Operators with a name of their own, found in the simpler ones that exporters write them as.
 
-One rule is one meaning; the matcher tries operands and factors in every order. The exporters whose forms
-are known to be read: torch.onnx (both), tf2onnx, keras2onnx, onnxscript, Paddle.
+One rule is one meaning; the matcher tries operands and factors in every order. The exporters whose
+forms are known to be read: torch.onnx (both), tf2onnx, keras2onnx, onnxscript, Paddle.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from whet.ir.graph import Constant, Graph, Pattern, Value, constant
 from whet.ir.match import ReadNumber, no_number
-from whet.ir.rewrite import called, number, once, rewrite, rule, static
+from whet.ir.rewrite import Rules, called, number, once, rewrite, rule, static
 from whet.ir.sizes import product
 from whet.ops.elementwise import (
     Clip,
@@ -43,10 +43,10 @@ from whet.passes.simplify import small_power
 
 @dataclass
 class Numbers:
-    """Weights of one element that rules may look at, and the names of those whose number they used up.
+    """Weights of one element that rules may look at, and the names of those they used up.
 
-    Exporters keep the 0.5 of a GELU as an initializer like any other; what a rule has read is part of the
-    graph from then on and cannot be exchanged.
+    Exporters keep the 0.5 of a GELU as an initializer like any other; what a rule has read is part
+    of the graph from then on and cannot be exchanged.
     """
 
     read: ReadNumber = no_number
@@ -128,9 +128,7 @@ def softmax(x: Value, axes: tuple[int, ...]) -> Value | None:
 
 @rule(
     lambda x, axis: Log()(Softmax(axis)(x)),
-    lambda x, d, axes: (
-        called(d, x - Reduce("max", axes)(x)) - Log()(Reduce("sum", axes)(Exp()(d)))
-    ),
+    lambda x, d, axes: called(d, x - Reduce("max", axes)(x)) - Log()(Reduce("sum", axes)(Exp()(d))),
 )
 def log_softmax(x: Value, root: Value) -> Value | None:
     inner = root.inputs[-1]
@@ -144,7 +142,7 @@ def log_softmax(x: Value, root: Value) -> Value | None:
 
 
 def mean(x: Pattern, axes: Pattern, c: Pattern) -> Pattern:
-    return Reduce("sum", axes)(x) * number(c)  # type: ignore[arg-type,no-any-return]
+    return Reduce("sum", axes)(x) * number(c)  # type: ignore[arg-type]
 
 
 def _is_mean(x: Value, axes: tuple[int, ...], c: float) -> bool:
@@ -181,16 +179,16 @@ def _moments_fit(x: Value, axes: tuple[int, ...], *counts: float) -> str | None:
 def layer_norm(x: Value, axes: tuple[int, ...], c: float, n: float, e: float) -> Value | str | None:
     """Without scale and bias; those that follow are taken in by rules of their own."""
     ones = _ones(x, axes)
-    return (
-        _moments_fit(x, axes, c, n)
-        or (ones and LayerNorm(len(axes), float(e))(x, ones))  # type: ignore[no-any-return]
-    )
+    return _moments_fit(x, axes, c, n) or (ones and LayerNorm(len(axes), float(e))(x, ones))
 
 
 @rule(
     lambda x, g, b, m, axes, c, n, e: (
         x * g / Sqrt()(mean((x - m) * (x - m), axes, n) + number(e))
-        + (b - called(m, mean(x, axes, c)) * g / Sqrt()(mean((x - m) * (x - m), axes, n) + number(e)))
+        + (
+            b
+            - called(m, mean(x, axes, c)) * g / Sqrt()(mean((x - m) * (x - m), axes, n) + number(e))
+        )
     )
 )
 def layer_norm_folded(
@@ -200,7 +198,7 @@ def layer_norm_folded(
     scale, bias = (_over_axes(p, x, len(axes)) for p in (g, b))
     if scale is None or bias is None:
         return "scale or bias vary along other axes than the normalised ones"
-    return _moments_fit(x, axes, c, n) or LayerNorm(len(axes), float(e))(x, scale, bias)  # type: ignore[no-any-return]
+    return _moments_fit(x, axes, c, n) or LayerNorm(len(axes), float(e))(x, scale, bias)
 
 
 @rule(
@@ -210,9 +208,7 @@ def layer_norm_folded(
 )
 def rms_norm(x: Value, axes: tuple[int, ...], c: float, e: float) -> Value | str | None:
     ones = _ones(x, axes)
-    return (
-        _moments_fit(x, axes, c) or (ones and RMSNorm(len(axes), float(e))(x, ones))  # type: ignore[no-any-return]
-    )
+    return _moments_fit(x, axes, c) or (ones and RMSNorm(len(axes), float(e))(x, ones))
 
 
 def _over_axes(p: Value, x: Value, axes: int) -> Value | None:
@@ -246,7 +242,7 @@ def _times(ones: Value, scale: Value) -> Value:
     return scale if all_ones else ones * scale
 
 
-RULES = [
+RULES: Rules = [
     gelu,
     gelu_by_tanh,
     sigmoid,

@@ -1,8 +1,9 @@
 """Attention, found from the product of probabilities and values backwards.
 
-Between that product and the one of queries and keys stand, in any order and number: scaling, of the scores
-or of queries and keys by a root each; masks, added or selected; a cap by tanh; casts; a guard that makes NaN
-0. Heads may be axes of their own or merged with the batch, and keys and values repeated for groups of heads.
+Between that product and the one of queries and keys stand, in any order and number: scaling, of
+the scores or of queries and keys by a root each; masks, added or selected; a cap by tanh; casts; a
+guard that makes NaN 0. Heads may be axes of their own or merged with the batch, and keys and values
+repeated for groups of heads.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 from whet.ir.graph import Value, constant
 from whet.ir.match import Matcher
-from whet.ir.rewrite import Built, once, rule, such
+from whet.ir.rewrite import Built, Rules, once, rule, such
 from whet.ir.sizes import Size, product
 from whet.ir.types import FLOATS, NUMPY_DTYPES
 from whet.ops.attention import Attention
@@ -71,7 +72,7 @@ def softmaxed(value: Value, number: Number) -> Value | None:
 @rule(lambda p, v: MatMul()(once(such(p, is_probability)), v))
 def attention(p: Value, v: Value, root: Value, matcher: Matcher) -> Built:
     scored = softmaxed(p, matcher.number)
-    scores = scored and scores_of(scored, matcher.number)
+    scores = scores_of(scored, matcher.number) if scored is not None else None
     if scores is None:
         return "the softmax is not over products of queries and keys"
     v = only(v) if isinstance(v.op, Cast) and only(v).dtype == scores.q.dtype else v
@@ -161,7 +162,7 @@ def _difference(value: Value, number: Number) -> Scores | None:
 
 
 def _selection(value: Value, number: Number) -> Scores | None:
-    """Scores where a condition holds, and elsewhere one so low that it has no weight (or the other way round)."""
+    """Scores where a condition holds (or does not), elsewhere one so low that it has no weight."""
     condition, *sides = value.inputs
     assert condition is not None
     for seen, x in enumerate(sides):
@@ -182,7 +183,7 @@ def _selection(value: Value, number: Number) -> Scores | None:
 def _hiding(low: float, dtype: str) -> Value:
     """What hides a score when added: -inf, or for a finite number the least there is.
 
-    A query whose keys are all hidden by a finite number weighs them alike, since it absorbs every score.
+    A query whose keys are all hidden by a finite number weighs them alike: it absorbs every score.
     """
     import ml_dtypes
 
@@ -279,7 +280,7 @@ def _grouped(k: Value, v: Value) -> tuple[Value, Value]:
 
 
 def _unrepeated(x: Value) -> Value | None:
-    """[B, G, T, D] where x is that with each of G repeated in a row: unsqueezed, broadcast and merged."""
+    """[B, G, T, D] where x is that with each of G repeated: unsqueezed, broadcast, merged."""
     order = x.op.order if isinstance(x.op, Transpose) else tuple(range(x.rank))
     merged = only(x) if isinstance(x.op, Transpose) else x
     if not isinstance(merged.op, Reshape) or not isinstance(only(merged).op, Broadcast):
@@ -301,20 +302,21 @@ def _unrepeated(x: Value) -> Value | None:
 
 @rule(lambda x, m, s, t: Reshape(t)(Reshape(s)(x) + m))
 def mask_on_split_batch(x: Value, m: Value, s: tuple[Size, ...], t: tuple[Size, ...]) -> Built:
-    """A mask for each window of a batch, added with the windows apart: added to the batch instead."""
+    """A mask for each window of a batch, added with the windows apart, is added to the batch."""
     if x.shape != t or m.rank > len(s) or m.rank < 2:
         return "the reshape does not bring back the shape"
     runs = groups(x.shape, s)
     wide = (1,) * (len(s) - m.rank) + m.shape
     if runs is None or any(len(inputs) > 1 for inputs, _ in runs):
         return "the reshape merges axes"
-    stretched, merged = list(wide), [1] * x.rank
+    stretched: list[Size] = list(wide)
+    merged: list[Size] = [1] * x.rank
     for (axis,), parts in runs:
         if any(wide[i] != 1 for i in parts):
             for i in parts:
                 stretched[i] = s[i]
-            merged[axis] = x.shape[axis]  # type: ignore[call-overload]
+            merged[axis] = x.shape[axis]
     return x + reshape(broadcast_to(reshape(m, *wide), *stretched), *merged)
 
 
-ATTENTION = [mask_on_split_batch, attention]
+ATTENTION: Rules = [mask_on_split_batch, attention]

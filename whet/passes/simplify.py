@@ -1,7 +1,7 @@
 """Identities and no-ops, exact for -0.0, NaN, infinities and every dtype, with one exception.
 
-The exception: x + 0.0 becomes x, which keeps the sign of a negative zero that the sum would lose. ONNX
-Runtime and TensorRT do the same. x * 0 stays, since it is NaN for NaN and infinity.
+The exception: x + 0.0 becomes x, which keeps the sign of a negative zero that the sum would lose.
+ONNX Runtime and TensorRT do the same. x * 0 stays, since it is NaN for NaN and infinity.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from whet.ir.graph import Constant, Graph, Value, constant
-from whet.ir.rewrite import number, rewrite, rule, rule_for
+from whet.ir.rewrite import Rules, number, rewrite, rule, rule_for
 from whet.ir.types import FLOATS, INTEGERS, NUMPY_DTYPES, SIGNED
 from whet.ops.elementwise import (
     And,
@@ -80,7 +80,11 @@ def small_power(x: Value, n: float) -> Value | None:
 @rule(lambda x, c: Div()(x, number(c)))
 def divide_by_power_of_two(x: Value, c: float) -> Value | None:
     """Exact as a product, as long as the reciprocal is a normal number."""
-    if x.dtype not in ("float16", "float32", "float64", "bfloat16") or c == 0 or not math.isfinite(c):
+    if (
+        x.dtype not in ("float16", "float32", "float64", "bfloat16")
+        or c == 0
+        or not math.isfinite(c)
+    ):
         return None
     exponent = math.frexp(c)[1] - 1
     return x * (1 / c) if math.frexp(c)[0] in (0.5, -0.5) and 0 <= exponent <= 14 else None
@@ -150,7 +154,11 @@ WIDENINGS = {
 
 
 def _bits(dtype: str) -> int:
-    return int(dtype.lstrip("uint")) if NUMPY_DTYPES[dtype].kind == "V" else NUMPY_DTYPES[dtype].itemsize * 8
+    return (
+        int(dtype.lstrip("uint"))
+        if NUMPY_DTYPES[dtype].kind == "V"
+        else NUMPY_DTYPES[dtype].itemsize * 8
+    )
 
 
 @rule_for(Where)
@@ -226,7 +234,7 @@ def scale_of_scale(x: Value, a: float, b: float) -> Value | None:
     return x * (a * b) if exact else None
 
 
-RULES = [
+RULES: Rules = [
     neutral_element,
     times_minus_one,
     twice_undone,
