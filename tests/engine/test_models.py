@@ -141,3 +141,13 @@ def test_guards_are_found_again():
     plain["graphs"][-1]["guards"] = []
     (guard,) = decode(plain, constants).guards
     assert guard.node == "the sum" and {str(guard.left), str(guard.right)} == {"n", "m"}
+
+
+def test_a_model_that_is_read_twice_keeps_its_guards():
+    """The second graph's Values are those of the first, which are inferred only once."""
+    nodes = [helper.make_node("Add", ["a", "b"], ["y"], name="the sum")]
+    inputs = [("a", TensorProto.FLOAT, ["n"]), ("b", TensorProto.FLOAT, ["m"])]
+    proto = model(nodes, inputs, [("y", TensorProto.FLOAT, None)])
+    first, second = from_onnx(proto).graph, from_onnx(proto).graph
+    assert first.outputs == second.outputs and len(first.guards) == 1
+    assert first.guards == second.guards

@@ -14,10 +14,8 @@ from whet.engine.plain import Plain, a_list, a_text, an_index, entries, need, re
 from whet.engine.schema import Schema
 from whet.engine.size_table import SizeReader
 from whet.errors import Error, InvalidEngine
-from whet.ir.graph import Graph, Guard, Input, Late, Op, Parameter, Value, infer, make
+from whet.ir.graph import Graph, Guard, Input, Late, Op, Parameter, Value, collect_guards, make
 from whet.ir.sizes import Size
-from whet.ir.types import TensorType
-from whet.ops.elementwise import collect_guards
 
 Arrays = Callable[[str], np.ndarray]
 
@@ -88,13 +86,13 @@ class _GraphReader:
         for index, entry in enumerate(a_list(ops, "operators")):
             with _locate(f"operator {index}"):
                 made.append(self.attributes.op(a_list(entry, "an operator")))
-        values = self.values(a_list(nodes, "nodes"), made)
+        values, needed = self.values(a_list(nodes, "nodes"), made)
         came_from = self.origins(values, a_list(origins, "origins"))
         graph = Graph(
             self.pick(values, inputs, "inputs"),
             self.pick(values, outputs, "outputs"),
             tuple([a_text(n, "an output's name") for n in a_list(names, "output names")]),
-            (*self.guards(a_list(guards, "guards")), *self.missing_guards(values, came_from)),
+            (*self.guards(a_list(guards, "guards")), *self.missing_guards(needed, came_from)),
             came_from,
             self.definers(values, a_list(definers, "definers")),
             None if late is None else self.late(late),
@@ -103,34 +101,35 @@ class _GraphReader:
         _check_ends(graph, values, leaf)
         return graph
 
-    def values(self, nodes: list[Plain], ops: list[tuple[Op, Schema]]) -> list[Value]:
+    def values(
+        self, nodes: list[Plain], ops: list[tuple[Op, Schema]]
+    ) -> tuple[list[Value], list[tuple[Value, Guard]]]:
+        """All results of the nodes, and what these need of named sizes."""
         values: list[Value] = []
-        for index, node in enumerate(nodes):
-            try:
-                values.extend(_node(node, values, ops))
-            except Exception as error:
-                # An operator's `infer` trusts its caller; given nonsense it may raise anything.
-                raise InvalidEngine(f"node {index}: {_reason(error)}") from None
-        return values
+        needed: list[tuple[Value, Guard]] = []
+        found: list[Guard] = []
+        with collect_guards(found):
+            for index, node in enumerate(nodes):
+                try:
+                    results = _node(node, values, ops)
+                except Exception as error:
+                    # An operator's `infer` trusts its caller; given nonsense it may raise anything.
+                    raise InvalidEngine(f"node {index}: {_reason(error)}") from None
+                values.extend(results)
+                needed.extend([(results[0], guard) for guard in found])
+                found.clear()
+        return values, needed
 
     def missing_guards(
-        self, values: list[Value], origins: Mapping[Value, tuple[str, ...]]
+        self, needed: list[tuple[Value, Guard]], origins: Mapping[Value, tuple[str, ...]]
     ) -> Iterator[Guard]:
-        """What the nodes need of named sizes and no guard in the file says: kernels rely on it."""
-        if not self.sizes.table:
-            return
-        for value in values:
-            if not _may_need_guards(value):
-                continue
-            needed: list[Guard] = []
-            with collect_guards(needed):
-                infer(value.op, value.inputs)
-            for guard in needed:
-                key = (guard.left, guard.right, guard.broadcast)
-                if key not in self.guarded:
-                    self.guarded.add(key)
-                    node = " + ".join(origins.get(value, ())) or str(value.op)
-                    yield replace(guard, node=node)
+        """What no guard in the file says and the nodes need: kernels rely on it."""
+        for value, guard in needed:
+            key = (guard.left, guard.right, guard.broadcast)
+            if key not in self.guarded:
+                self.guarded.add(key)
+                node = " + ".join(origins.get(value, ())) or str(value.op)
+                yield replace(guard, node=node)
 
     def pick(self, values: list[Value], indices: Plain, what: str) -> tuple[Value, ...]:
         return tuple([values[an_index(i, len(values), "the value")] for i in a_list(indices, what)])
@@ -191,14 +190,6 @@ def _node(entry: Plain, values: list[Value], ops: list[tuple[Op, Schema]]) -> tu
     for result in results:
         check_type(result.type)
     return results
-
-
-def _may_need_guards(value: Value) -> bool:
-    """Whether sizes that only a run tells are involved; asked for speed."""
-    kinds = [i.type for i in value.inputs if i is not None]
-    return bool(value.op.symbols) or any(
-        isinstance(k, TensorType) and not k.is_static for k in kinds
-    )
 
 
 def _check_order(graph: Graph, values: Sequence[Value]) -> None:
