@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from whet.errors import TypeMismatch
 from whet.frontends.onnx.functions import Expansion, expand_body
 from whet.frontends.onnx.model import Body, Node, Tensor
 from whet.frontends.onnx.registry import INTERNAL, NeedsValue, Refused
 from whet.ir.graph import Graph, Value
 from whet.ir.sizes import Expr, Size
-from whet.ir.types import Type
+from whet.ir.types import INTEGERS, Type
 from whet.ops.movement import reshape, slice_axis
 from whet.ops.select import Extent
 
@@ -47,13 +48,14 @@ class Reading:
 
     def sizes(self, value: Value, what: str) -> tuple[Size, ...]:
         """The elements of an integer tensor of sizes; raises NeedsValue where only a run can tell them."""
+        if value.dtype not in INTEGERS:
+            raise TypeMismatch(f"{what} must be integers, got {value.type}")
         return tuple(self.contents(value, what).ravel().tolist())
 
     def counts(self, value: Value, what: str) -> tuple[Size, ...]:
         """As sizes(), but numbers that only a run can tell get names: for sizes that cannot be negative."""
-        known = self.known(value)
-        if known is not None:
-            return tuple(known.ravel().tolist())
+        if self.known(value) is not None:
+            return self.sizes(value, what)
         length = value.shape[0] if value.rank == 1 else 1
         if not isinstance(length, int) or value.rank > 1 or length > MOST_AXES:
             raise NeedsValue(value, what)
