@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import cache
 from types import ModuleType
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 
 from tests.ops.cases import CASES
 from tests.ops.draw import Case, assert_close
+from whet.engine.weights import ImportedWeights
 from whet.ir.evaluate import evaluate
 from whet.ir.graph import Graph, Op, Value
 from whet.ops import (
@@ -35,6 +37,9 @@ from whet.ops import (
     transcendental,
     window,
 )
+from whet.runtime.program import Runner
+from whet.targets.cpu import host
+from whet.targets.cpu.device import Device
 
 SEED = secrets.randbits(32)
 
@@ -56,7 +61,21 @@ def lowered(value: Value) -> Value:
     return value if value.op.is_primitive else value.op.lower(*value.inputs)
 
 
-TARGETS: dict[str, Run] = {"reference": by_primitives}
+def by_cpu(level: str) -> Run:
+    """The CPU's own machine code, for one processor level."""
+
+    @cache
+    def device() -> Device:
+        return Device(host.architecture(level))
+
+    def run(graph: Graph, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        return Runner(device(), ImportedWeights({}), threads=2).execute(graph, arrays)
+
+    return run
+
+
+LEVELS = ("avx512", "avx2", "sse2")
+TARGETS: dict[str, Run] = {"reference": by_primitives} | {f"cpu-{n}": by_cpu(n) for n in LEVELS}
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -393,7 +393,7 @@ class Shift(Bitwise):
     def reference(self, a: Array, b: Array) -> Array:
         width = a.dtype.itemsize * 8
         shift = np.left_shift if self.left else np.right_shift
-        rest = 0 if self.left else np.where(a < 0, -1, 0)
+        rest = np.where((a < 0) & (not self.left), -1, 0).astype(a.dtype)
         return np.where((b < 0) | (b >= width), rest, shift(a, b % width)).astype(a.dtype)
 
 

@@ -184,9 +184,8 @@ def _mod(f: Function, op: Op, dtype: str, type: str, args: list[str]) -> str:
     assert isinstance(op, ew.Mod)
     a, b = args
     if is_float(dtype):
-        quotient = f.binary("fdiv", type, a, b)
-        whole = f.intrinsic("llvm.trunc" if op.truncated else "llvm.floor", type, quotient)
-        return f.fma(type, f.op(f"fneg {type} {whole}"), b, a)
+        rest = library(f, "fmod", type, args)
+        return rest if op.truncated else _toward_divisor(f, type, rest, b)
     zero = f.compare("eq", type, b, literal(type, 0))
     if dtype in UNSIGNED:
         rest = f.binary("urem", type, a, f.select(zero, type, literal(type, 1), b))
@@ -201,6 +200,16 @@ def _mod(f: Function, op: Op, dtype: str, type: str, args: list[str]) -> str:
     return f.select(wrong, type, f.binary("add", type, rest, b), rest)
 
 
+def _toward_divisor(f: Function, type: str, rest: str, b: str) -> str:
+    """A truncated remainder with the sign of the divisor."""
+    zero = literal(type, 0)
+    crossed = f.binary(
+        "xor", _mask(type), f.compare("olt", type, rest, zero), f.compare("olt", type, b, zero)
+    )
+    wrong = f.binary("and", _mask(type), crossed, f.compare("one", type, rest, zero))
+    return f.select(wrong, type, f.binary("fadd", type, rest, b), rest)
+
+
 def _mask(type: str) -> str:
     return vector("i1", split_type(type)[1])
 
@@ -209,6 +218,9 @@ def _shift(f: Function, op: Op, dtype: str, type: str, args: list[str]) -> str:
     assert isinstance(op, ew.Shift)
     width = int(split_type(type)[0][1:])
     inside = f.compare("ult", type, args[1], literal(type, width))
+    if not op.left and dtype not in UNSIGNED:
+        # All the way to the right only the sign is left.
+        return f.binary("ashr", type, args[0], f.select(inside, type, args[1], literal(type, width - 1)))
     amount = f.select(inside, type, args[1], literal(type, 0))
     shifted = f.binary("shl" if op.left else "lshr", type, args[0], amount)
     return f.select(inside, type, shifted, literal(type, 0))
@@ -232,7 +244,25 @@ def _is_inf(f: Function, op: Op, dtype: str, type: str, args: list[str]) -> str:
 
 
 def _pow(f: Function, op: Op, dtype: str, type: str, args: list[str]) -> str:
-    return library(f, "pow", type, args)
+    return library(f, "pow", type, args) if is_float(dtype) else _integer_power(f, dtype, type, *args)
+
+
+def _integer_power(f: Function, dtype: str, type: str, base: str, exponent: str) -> str:
+    """By squaring, wrapping around; below an exponent of 0 only 1 and -1 leave something."""
+    one, zero = literal(type, 1), literal(type, 0)
+    result, square = one, base
+    for bit in range(int(split_type(type)[0][1:])):
+        wanted = f.compare(
+            "ne", type, f.binary("and", type, exponent, literal(type, 1 << bit)), zero
+        )
+        result = f.select(wanted, type, f.binary("mul", type, result, square), result)
+        square = f.binary("mul", type, square, square)
+    if dtype in UNSIGNED:
+        return result
+    minus = f.compare("eq", type, base, literal(type, -1))
+    unit = f.binary("or", _mask(type), minus, f.compare("eq", type, base, one))
+    kept = f.select(unit, type, result, zero)
+    return f.select(f.compare("slt", type, exponent, zero), type, kept, result)
 
 
 def _intrinsic(name: str) -> Emit:
@@ -257,7 +287,7 @@ def _library(name: str) -> Emit:
 
 LIBRARY = frozenset(
     n + s
-    for n in "exp log tanh erf pow sin cos tan asin acos atan sinh cosh asinh acosh atanh".split()
+    for n in "exp log tanh erf pow fmod sin cos tan asin acos atan sinh cosh asinh acosh atanh".split()
     for s in ("", "f")
 )
 """Functions of the C library that generated code may call."""

@@ -7,13 +7,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from whet.errors import CompileError
-from whet.ir.sizes import Atom, Call, Expr, Size, Symbol, coefficient, substitute
-from whet.ir.types import NUMPY_DTYPES
-from whet.ops.elementwise import Add, Max, Min, Mul
-from whet.ops.reduce import identity
+from whet.ir.graph import Op
+from whet.ir.sizes import Atom, Call, Expr, Size, Symbol, coefficient
+from whet.ir.types import FLOATS
+from whet.ops.elementwise import Add, Cast, Ceil, Equal, Floor, Less, LessOrEqual, Mul, Round, Sign
 from whet.plan.kernel import (
     Apply,
-    Axis,
     Expression,
     Hole,
     Index,
@@ -291,6 +290,11 @@ class Emitter:
             for (v, n), a in zip(pairs, expression.args)
         ]
         dtypes = [a.dtype for a in expression.args]
+        if _steps(expression.op):
+            values = [
+                arithmetic.round_to(self.f, v, a.dtype, lanes) if isinstance(a, Apply) else v
+                for v, a in zip(values, expression.args)
+            ]
         if isinstance(expression.op, Add) and expression.dtype in ("float32", "float64"):
             fused = self._multiply_add(expression, lanes)
             if fused is not None:
@@ -358,7 +362,7 @@ class Emitter:
             return value
         offsets = self.lanes_of(load.offset * size)
         pointers = f.op(f"getelementptr i8, ptr {base}, {vector('i64', self.lanes)} {offsets}")
-        mask = self.mask or f"splat (i1 true)"
+        mask = self.mask or "splat (i1 true)"
         name = f"llvm.masked.gather.{_suffix(kind)}.v{self.lanes}p0"
         return f.call(
             kind,
@@ -454,6 +458,13 @@ class Emitter:
             )
             f.when(some, lambda: f.store("i64", "1", self.error or ""))
         return f.select(inside, kind, i, literal(kind, 0))
+
+
+def _steps(op: Op) -> bool:
+    """Whether a result may jump where an input moves by less than its dtype can tell."""
+    if isinstance(op, Cast):
+        return op.to not in FLOATS
+    return isinstance(op, Floor | Ceil | Round | Sign | Less | LessOrEqual | Equal)
 
 
 def _names(size: Size) -> set[str]:

@@ -6,11 +6,11 @@ from dataclasses import fields
 from typing import Any
 
 from whet.ir.graph import Constant, Graph, Op, Value
-from whet.ir.types import TensorType
+from whet.ir.types import FLOATS, TensorType
 from whet.plan.group import ELEMENTWISE
 from whet.plan.lower import RULES
 from whet.targets.cpu.arithmetic import COMPUTE, EMIT
-from whet.ops.elementwise import Cast
+from whet.ops.elementwise import Cast, Pow
 
 
 def emits(value: Value) -> bool:
@@ -26,12 +26,28 @@ def emits(value: Value) -> bool:
     return all(_has_code(t) for v in (value, *value.inputs) if v is not None for t in (v.type,))
 
 
+def _pow_of_one_dtype(value: Value) -> Value:
+    """A power whose exponent has another dtype, computed in one that holds both."""
+    base, exponent = value.inputs
+    assert base is not None and exponent is not None
+    floats = [v.dtype for v in (base, exponent) if v.dtype in FLOATS]
+    wide = base.dtype if base.dtype in FLOATS else "float64" if floats else "int64"
+    result = Pow()(_cast(base, wide), _cast(exponent, wide))
+    return _cast(result, base.dtype)
+
+
+def _cast(value: Value, dtype: str) -> Value:
+    return value if value.dtype == dtype else Cast(dtype)(value)  # type: ignore[no-any-return]
+
+
 def _has_code(type: Any) -> bool:
     return isinstance(type, TensorType) and type.dtype in COMPUTE
 
 
 def legalize(value: Value) -> Any:
     """One operator in simpler terms, or the Value itself."""
+    if isinstance(value.op, Pow) and len({i.dtype for i in value.inputs if i is not None}) > 1:
+        return _pow_of_one_dtype(value)
     if emits(value) or not hasattr(value.op, "lower"):
         return value
     return value.op.lower(*value.inputs)
