@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from whet.errors import CompileError
 from whet.ir.graph import Op
 from whet.ir.sizes import Atom, Call, Expr, Size, Symbol, coefficient
-from whet.ir.types import FLOATS
 from whet.ops.elementwise import Add, Cast, Ceil, Equal, Floor, Less, LessOrEqual, Mul, Round, Sign
 from whet.plan.kernel import (
     Apply,
@@ -461,10 +460,8 @@ class Emitter:
 
 
 def _steps(op: Op) -> bool:
-    """Whether a result may jump where an input moves by less than its dtype can tell."""
-    if isinstance(op, Cast):
-        return op.to not in FLOATS
-    return isinstance(op, Floor | Ceil | Round | Sign | Less | LessOrEqual | Equal)
+    """Whether an input must be no more precise than its dtype: where a result jumps, or the model casts."""
+    return isinstance(op, Cast | Floor | Ceil | Round | Sign | Less | LessOrEqual | Equal)
 
 
 def _names(size: Size) -> set[str]:
