@@ -6,6 +6,7 @@ read it when they are all in one group and nothing would be computed more often 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -48,6 +49,8 @@ class Group:
     reduces: bool = False
     views: dict[int, tuple[Value, View]] = field(default_factory=dict)
     """For an anchor's inputs: what is in memory, and how the anchor sees it."""
+    output: View | None = None
+    """How the anchor's elements lie in the root's memory, where they don't lie as its own would."""
 
 
 @dataclass(frozen=True)
@@ -211,13 +214,11 @@ class Grouping:
         if value not in self.required and len(groups) == 1 and len(value.siblings) == 1:
             traits = self.traits_of(value, groups[0])
             candidate = groups[0]
-            if (
-                template.has_epilogue
-                and traits.identity
-                and not candidate.host
-                and candidate.anchor is None
-                and not candidate.reduces
-            ):
+            fits = template.has_epilogue and not candidate.host and candidate.anchor is None
+            same = traits.identity and not candidate.reduces
+            if fits and template.has_strided_output and not same:
+                candidate.output = self.moved(value, candidate)
+            if fits and (same or candidate.output is not None):
                 group = candidate
                 self.join(value, group, traits)
                 group.reduces = False
@@ -231,6 +232,20 @@ class Grouping:
                 base = group.views[position][0]
                 if not is_leaf(base):
                     self.required.add(base)
+
+    def moved(self, value: Value, group: Group) -> View | None:
+        """Where value's elements lie in the root, if only movement and elementwise work leads there."""
+        chain: list[Value] = []
+        reader = value
+        while reader is not group.root:
+            readers = self.readers.get(reader, [])
+            if len(readers) != 1:
+                return None
+            (reader,) = readers
+            chain.append(reader)
+        if sum(v not in self.transparent for v in chain) != group.members:
+            return None
+        return view_back(value, chain)
 
     def view(self, reader: Value, position: int, value: Value) -> tuple[Value, View]:
         """How a template sees an input: through movements where it takes that, else the input itself."""
@@ -288,6 +303,48 @@ def view_of(value: Value, through: object) -> tuple[Value, View] | None:
         start = start - i * stride  # type: ignore[operator]
     (base,) = lowering.buffers
     return base, View(0, value.dtype, value.shape, tuple(strides), start)  # type: ignore[arg-type]
+
+
+def view_back(value: Value, chain: Sequence[Value]) -> View | None:
+    """How value's elements lie in the memory of the last of the operators that follow it, if evenly."""
+    root = chain[-1]
+    strides = contiguous(root).strides
+    for after, before in zip(reversed(chain), (*reversed(chain[:-1]), value)):
+        if isinstance(after.op, movement.Transpose):
+            placed = dict(zip(after.op.order, strides))
+            strides = tuple(placed[axis] for axis in range(before.rank))
+        elif isinstance(after.op, movement.Reshape):
+            found = _strides_before(after.shape, strides, before.shape)
+            if found is None:
+                return None
+            strides = found
+        elif not isinstance(after.op, ELEMENTWISE) or before.shape != after.shape:
+            return None
+    return View(0, root.dtype, value.shape, strides)
+
+
+def _strides_before(
+    shape: Sequence[Size], strides: Sequence[Size], source: Sequence[Size]
+) -> tuple[Size, ...] | None:
+    """The strides that a tensor had before a reshape, where each axis has one; inner axes first."""
+    if not all(isinstance(n, int) and n > 0 for n in (*shape, *source)):
+        return None
+    axes = [(n, s) for n, s in zip(shape, strides) if n != 1]
+    result: list[Size] = []
+    for size in reversed(source):
+        step: Size = 0
+        have = 1
+        while have < size:  # type: ignore[operator]
+            n, stride = axes.pop()
+            take = math.gcd(n, size // have)
+            if take == 1 or (have > 1 and stride != step * have):
+                return None
+            step = stride if have == 1 else step
+            have *= take
+            if n != take:
+                axes.append((n // take, stride * take))
+        result.insert(0, step)
+    return tuple(result)
 
 
 def _is_loop(value: Value) -> bool:

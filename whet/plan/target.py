@@ -16,6 +16,9 @@ class Template(Protocol):
     has_epilogue: bool
     """Whether elementwise work on each result can ride along."""
 
+    has_strided_output: bool
+    """Whether results can be stored where movements behind the operator want them."""
+
     def takes(self, op: Op, position: int, view: View) -> bool:
         """Whether input `position` may be read through a view that is not contiguous."""
 

@@ -57,14 +57,14 @@ def test_sizes(level: str, sizes: tuple[int, ...], threads: int) -> None:
 
 
 WINDOWS = [
-    dict(right=0),
-    dict(right=0, offset=7),
-    dict(right=2, left=5),
-    dict(left=3),
-    dict(right=0, left=600, offset=700),
-    dict(right=-3),
-    dict(softcap=2.0),
-    dict(right=0, softcap=1.5),
+    {"right": 0},
+    {"right": 0, "offset": 7},
+    {"right": 2, "left": 5},
+    {"left": 3},
+    {"right": 0, "left": 600, "offset": 700},
+    {"right": -3},
+    {"softcap": 2.0},
+    {"right": 0, "softcap": 1.5},
 ]
 
 
@@ -137,3 +137,15 @@ def test_half_precision_is_computed_in_single(dtype: str) -> None:
     y = Attention(scale=0.25)(q, k, v)
     (got,), (want,) = run([y], feeds, "avx2", 2), expected([y], feeds)
     np.testing.assert_allclose(got.astype(float), want.astype(float), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_heads_are_stored_where_they_are_wanted(level: str) -> None:
+    q, k, v = operands(2, 3, 3, 17, 30, 16, 20)
+    y = merge_heads(Attention(scale=0.2)(q, k, v))
+    gain, other = tensor("gain", "float32", 60), tensor("other", "float32", 2, 17, 60)
+    feeds = draw(np.random.default_rng(4), q, k, v, gain, other)
+    check(y, {x: feeds[x] for x in (q, k, v)}, level, 2)
+    check(Tanh()(y * gain) + other, feeds, level, 2)
+    turned = transpose(Attention(scale=0.2)(q, k, v), 3, 1, 0, 2)
+    check(Tanh()(turned), {x: feeds[x] for x in (q, k, v)}, level, 2)

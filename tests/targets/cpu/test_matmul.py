@@ -148,3 +148,21 @@ def test_no_elements() -> None:
         a, b = tensor("a", "float32", m, k), tensor("b", "float32", k, n)
         (got,) = run([MatMul()(a, b)], feeds_of(np.random.default_rng(0), a, b), LEVELS[-1], 2)
         assert got.shape == (m, n) and not got.any()
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_products_are_stored_where_they_are_wanted(level: str) -> None:
+    a, b = tensor("a", "float32", 2, 3, 18, 7), tensor("b", "float32", 2, 3, 7, 20)
+    product = MatMul()(a, b)
+    gain = tensor("gain", "float32", 60)
+    check(reshape(transpose(product, 0, 2, 1, 3), 2, 18, 60) * gain, [a, b, gain], level, 3, seed=1)
+    check(Tanh()(transpose(product, 3, 2, 1, 0)), [a, b], level, 2, seed=2)
+    check(reshape(transpose(product, 0, 1, 3, 2), 2, 3, 5, 4, 18), [a, b], level, 2, seed=3)
+    thin = MatMul()(tensor("c", "float32", 30, 7), tensor("d", "float32", 7, 1))
+    check(reshape(thin, 1, 5, 6), list(thin.inputs), level, 2, seed=4)
+
+
+def test_movements_that_do_not_step_evenly_take_a_kernel_of_their_own() -> None:
+    a, b = tensor("a", "float32", 6, 7), tensor("b", "float32", 7, 10)
+    y = reshape(transpose(MatMul()(a, b), 1, 0), 4, 15)
+    check(y, [a, b], LEVELS[-1], 2, seed=1, kernels=2)

@@ -31,6 +31,7 @@ class AttentionTemplate:
     """Attention of any head sizes and strides, with grouped heads, mask, window and softcap."""
 
     has_epilogue = True
+    has_strided_output = True
 
     def takes(self, op: Op, position: int, view: View) -> bool:
         return all(isinstance(s, int) for s in (*view.strides, *view.shape, view.offset))

@@ -113,6 +113,7 @@ class Contraction:
     """The template of both packed operators."""
 
     has_epilogue = True
+    has_strided_output = False
 
     def __init__(self, threads: int = 2) -> None:
         self.threads = threads

@@ -36,6 +36,7 @@ class ProductTemplate:
     """a[..., M, K] @ b[..., K, N] in float32."""
 
     has_epilogue = True
+    has_strided_output = True
 
     def takes(self, op: Op, position: int, view: View) -> bool:
         known = all(isinstance(s, int) for s in (*view.strides, *view.shape, view.offset))
