@@ -69,10 +69,14 @@ class Device:
                 self._code[kernel] = self._build(kernel)
             return self._code[kernel].address(codegen.ENTRY)
 
-    def key(self, kernel: Kernel) -> str:
-        """What the cache knows the kernel's code by."""
+    def key(self, kernel: Kernel | str) -> str:
+        """What the cache knows the code of a kernel, or of LLVM text, by."""
         text = f"cpu {codegen.version()} {self.architecture}\n{kernel}"
         return blake2b(text.encode(), digest_size=20).hexdigest()
+
+    def driver(self, text: str, architecture: Architecture, imports: Sequence[str]) -> bytes:
+        """The worker pool's own code, from the cache as kernels are."""
+        return self._cached(self.key(text), lambda: jit.to_object(text, architecture, imports))
 
     def arrays(self, kinds: Sequence[TensorType]) -> list[np.ndarray]:
         """Arrays that lie one after the other in one piece of memory, each at a multiple of 64 bytes."""
@@ -85,15 +89,20 @@ class Device:
 
     def object(self, kernel: Kernel) -> bytes:
         """The kernel's machine code, prebuilt, from the cache, or compiled now."""
-        key = self.key(kernel)
+        return self._cached(self.key(kernel), lambda: self._compile(kernel))
+
+    def _cached(self, key: str, make: Callable[[], bytes]) -> bytes:
         code = self.prebuilt.get(key) or (self.cache.get(key) if self.cache is not None else None)
         if code is None:
-            text = codegen.to_llvm(kernel, self.architecture)
-            code = jit.to_object(text, self.architecture, codegen.imports(text))
+            code = make()
             self.compiled += 1
             if self.cache is not None:
                 self.cache.put(key, code)
         return code
+
+    def _compile(self, kernel: Kernel) -> bytes:
+        text = codegen.to_llvm(kernel, self.architecture)
+        return jit.to_object(text, self.architecture, codegen.imports(text))
 
     def _build(self, kernel: Kernel) -> jit.Code:
         code = self.object(kernel)
@@ -201,7 +210,8 @@ class _Context:
         for value in (*given, *out):
             if value in self.places:
                 self._set(value, values[value])
-        pool, steps = Pool.shared(), self.executable.plan.steps
+        pool = Pool.shared(self.executable.device.driver)
+        steps = self.executable.plan.steps
         for begin, end in self.executable.segments:
             if steps[begin].is_host:
                 self._run_host(steps[begin], values, run_graph)
