@@ -6,12 +6,15 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from whet.engine import atomic
 from whet.engine.atomic import atomic_write
 from whet.errors import WriteError
+
+ROOT = str(Path(__file__).parents[2])
 
 
 @pytest.fixture(params=["unnamed", "named"])
@@ -135,7 +138,9 @@ with atomic_write(sys.argv[1]) as file:
 @pytest.mark.skipif(not hasattr(os, "O_TMPFILE"), reason="needs files without a name")
 def test_a_killed_writer_leaves_nothing(tmp_path):
     run = [sys.executable, "-c", WRITER, str(tmp_path / "file")]
-    with subprocess.Popen(run, stdout=subprocess.PIPE, env={"PYTHONPATH": "."}) as process:
+    with subprocess.Popen(
+        run, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": ROOT}
+    ) as process:
         assert process.stdout.readline() == b"half\n"
         process.send_signal(signal.SIGKILL)
     deadline = time.monotonic() + 5

@@ -2,9 +2,11 @@
 
 import copy
 import json
+import os
 import random
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,6 +37,8 @@ from whet.ir.sizes import symbol
 from whet.ir.types import NUMPY_DTYPES, OptionalType, SequenceType, TensorType, UnrankedType
 from whet.ops.elementwise import Add, Exp, Neg
 from whet.ops.movement import Reshape, Sizes
+
+ROOT = str(Path(__file__).parents[2])
 
 
 def text(graph: Graph) -> tuple[str, bytes]:
@@ -187,7 +191,7 @@ def test_same_data_in_every_process():
     def run(seed: int) -> bytes:
         return subprocess.run(
             [sys.executable, "-c", PROGRAM.format(tokens=seed)],
-            env={"PYTHONHASHSEED": str(seed), "PYTHONPATH": "."},
+            env={**os.environ, "PYTHONHASHSEED": str(seed), "PYTHONPATH": ROOT},
             capture_output=True,
             check=True,
         ).stdout

@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,8 @@ from whet.engine import atomic
 from whet.knobs import knobs
 from whet.runtime import cache as cache_module
 from whet.runtime.cache import Cache, cache_key
+
+ROOT = str(Path(__file__).parents[2])
 
 posix = pytest.mark.skipif(os.name != "posix", reason="folders have no mode here")
 
@@ -273,7 +276,7 @@ print("done", flush=True)
 def start(folder, seed: int, limit: int = 10**9, rounds: int = 400) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-c", WORKER, str(folder), str(seed), str(limit), str(rounds)],
-        env={"PYTHONPATH": "."},
+        env={**os.environ, "PYTHONPATH": ROOT},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )

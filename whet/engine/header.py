@@ -74,9 +74,15 @@ def read_header(data: bytes | memoryview) -> Header:
     return Header(version, *fields)
 
 
-def architecture_bits(names: Collection[str]) -> int:
+def level(architecture: str) -> str:
+    """What the header can say of an architecture: `avx512` of `x86_64-linux-avx512+amx+vnni`."""
+    return architecture.rpartition("-")[2].partition("+")[0]
+
+
+def architecture_bits(architectures: Collection[str]) -> int:
     """The header's bits for architectures; raises Error for one that is not known."""
-    unknown = sorted(set(names) - set(ARCHITECTURES))
+    levels = {level(a) for a in architectures}
+    unknown = sorted(levels - set(ARCHITECTURES))
     if unknown:
         raise Error(f"{unknown} are no architectures; choose among {', '.join(ARCHITECTURES)}")
-    return sum(1 << ARCHITECTURES.index(name) for name in set(names))
+    return sum(1 << ARCHITECTURES.index(name) for name in levels)

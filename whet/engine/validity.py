@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from whet.engine.file import EngineFile
-from whet.engine.header import HEADER_BYTES, STRIPPED, Header, read_header
+from whet.engine.header import HEADER_BYTES, STRIPPED, Header, level, read_header
 from whet.errors import InvalidEngine
 
 Kind = Literal["damage", "version", "architecture", "memory", "weights"]
@@ -45,7 +45,7 @@ def check_header(
 ) -> Validity:
     """What the first 64 bytes of an engine tell; the rest need not be there.
 
-    `architecture` is the device's (`avx512`, `sm90`), `memory` the bytes that it has free.
+    `architecture` is the device's (`avx512+vnni`, `sm90`), `memory` the bytes that it has free.
     """
     try:
         header = read_header(data[:HEADER_BYTES])
@@ -83,7 +83,7 @@ def check_file(
 def _findings(header: Header, architecture: str | None, memory: int | None) -> list[Finding]:
     found = []
     built = header.architectures
-    if architecture is not None and built and architecture not in built:
+    if architecture is not None and built and level(architecture) not in built:
         names = ", ".join(built)
         reason = f"its kernels are for {names}; on {architecture} the first start compiles its own"
         found.append(Finding("architecture", reason, False))
