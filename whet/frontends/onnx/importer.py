@@ -309,6 +309,8 @@ class Importer:
     def outcomes(self, node: Node, scope: Scope) -> Sequence[Any]:
         """The results of a node, or what stands for them."""
         values = [scope.find(name) for name in node.reads]
+        if any(isinstance(v, Poison | Postponed) for v in values):
+            self.require_readers(node, scope.prefix)
         if any(isinstance(v, Poison) for v in values):
             return [Poison()] * len(node.outputs)
         reader = self.meaning(node)
@@ -328,7 +330,19 @@ class Importer:
                 raise
             if self.is_late and all(v in self.levels[0].leaves or self.is_fixed(v) for v in values):
                 raise Refused(f"{reason.what} depends on more data than can be looked at") from None
+            self.require_readers(node, scope.prefix)
             return self.postpone(node)
+
+    def require_readers(self, node: Node, prefix: str) -> None:
+        """Notes what cannot be read in inner graphs that are not read now."""
+        prefix = f"{prefix}{node.label}/"
+        for inner in (n for body in node.bodies for n in body.nodes):
+            try:
+                if called(inner, self.functions) is None:
+                    self.meaning(inner)
+            except Refused as reason:
+                self.refuse(inner, prefix + inner.label, str(reason))
+            self.require_readers(inner, prefix)
 
     def require_ranks(self, inputs: Iterable[Value | None]) -> None:
         for value in inputs:

@@ -59,17 +59,19 @@ def _scan_some(
     if length is None:
         return scan(body, states, scanned, node)
 
+    count = len(states)
+
     def step(values: Sequence[Value]) -> tuple[Value, ...]:
         number, *rest = values
         results = node.inline(body, rest)
         going = ew.Less()(number, length)
-        kept = [ew.Where()(going, a, b) for a, b in zip(results, rest[: len(states)])]
-        given = [ew.Where()(going, r, constant(0, r.dtype)) for r in results[len(states) :]]
+        kept = [ew.Where()(going, a, b) for a, b in zip(results, rest[:count])]
+        given = [ew.Where()(going, r, constant(0, r.dtype)) for r in results[count:]]
         return (number + 1, *kept, *given)
 
-    states = (constant(0, "int64"), *states)
-    types = [*(s.type for s in states), *map(_slice, scanned)]
-    return _close(node.trace(step, types), states, scanned, node)[1:]
+    numbered = (constant(0, "int64"), *states)
+    types = [*(s.type for s in numbered), *map(_slice, scanned)]
+    return _close(node.trace(step, types), numbered, scanned, node)[1:]
 
 
 @onnx_op
@@ -155,8 +157,7 @@ def _close(
     for other in scanned[1:]:
         length = ew.require_equal(length, other.shape[0], "the lengths of scanned inputs")
     for before, after in zip(states, inner.outputs):
-        if sq.join(before.type, after.type) != before.type:
-            raise ShapeError(f"a state is {before.type} before a step and {after.type} after it")
+        _require_same(before.type, after.type)
     types: list[Type] = [s.type for s in states]
     for i, value in enumerate(inner.outputs[len(states) :]):
         item = outer_type(value.tensor, inner.sizes, node, f"scan{i}")
@@ -166,6 +167,18 @@ def _close(
     op = control.Scan(graph, len(states), len(scanned), tuple(types))
     result = op(*states, *scanned, *captures)
     return result if isinstance(result, tuple) else (result,)
+
+
+def _require_same(before: Type, after: Type) -> None:
+    """Raises unless a state may keep its type over a step; sizes that may differ are checked at each run."""
+    if before == after:
+        return
+    if isinstance(before, TensorType) and isinstance(after, TensorType):
+        if before.dtype == after.dtype and before.rank == after.rank:
+            for a, b in zip(before.shape, after.shape):
+                ew.require_equal(a, b, "the sizes of a state before and after a step")
+            return
+    raise ShapeError(f"a state is {before} before a step and {after} after it")
 
 
 def unrolled(
