@@ -14,7 +14,8 @@ from whet.ir.graph import Constant, Graph, Input, Op, Parameter, Value, Weight
 from whet.ir.sizes import Size, coefficient, product
 from whet.ir.types import TensorType
 from whet.ops import elementwise as ew
-from whet.ops import movement
+from whet.ops import gather, movement
+from whet.ops.index import Iota
 from whet.ops.reduce import Reduce
 from whet.plan.kernel import Load, View
 from whet.plan.lower import RULES, Lowering, literal_of, loop_index
@@ -22,6 +23,15 @@ from whet.plan.target import Capabilities
 
 MOVEMENT = (movement.Reshape, movement.Transpose, movement.Broadcast, movement.Slice)
 ELEMENTWISE = (ew.Elementwise, ew.Pow, ew.Where, ew.Cast)
+READS = (
+    movement.Concat,
+    movement.Pad,
+    movement.Sizes,
+    movement.Gather,
+    gather.GatherElements,
+    gather.GatherND,
+    Iota,
+)
 CHEAP = (
     ew.Add,
     ew.Sub,
@@ -83,6 +93,7 @@ class Grouping:
         self.traits: dict[Value, Traits] = {}
         self.readers: dict[Value, list[Value]] = {}
         self.wanted: dict[Value, dict[int, Group]] = {}
+        self._follows: dict[Value, bool] = {}
         for value in graph.values:
             if value.index == 0 or value.siblings[0] not in self.readers:
                 for i in value.inputs:
@@ -195,6 +206,8 @@ class Grouping:
         """Whether computing value inside the group costs no more than keeping it in memory."""
         if group.host or group.members >= MOST_MEMBERS or group.anchor is group.root:
             return False
+        if not traits.identity and self.follows_template(value):
+            return False  # better at the end of the template than spread over the loops of a reader
         if group.anchor is not None and not isinstance(value.op, ELEMENTWISE):
             return _count(value) == _count(group.root) and not _reduces(value)
         hoisted = traits.aligned and _is_prefix(value.shape, group.root.shape)
@@ -206,6 +219,19 @@ class Grouping:
             return False
         smaller = _static(_count(value)) * 4 <= _static(_count(group.root))
         return hoisted or not smaller
+
+    def follows_template(self, value: Value) -> bool:
+        """Whether value is elementwise work that can ride along with a template."""
+        if value not in self._follows:
+            self._follows[value] = isinstance(value.op, ELEMENTWISE) and any(
+                i is not None and i.type == value.tensor.with_dtype(i.dtype) and self._leads(i)
+                for i in value.inputs
+            )
+        return self._follows[value]
+
+    def _leads(self, value: Value) -> bool:
+        template = self.target.templates.get(type(value.op))
+        return template.has_epilogue if template is not None else self.follows_template(value)
 
     def place_template(self, value: Value) -> None:
         template = self.target.templates[type(value.op)]
@@ -353,9 +379,7 @@ def _is_loop(value: Value) -> bool:
 
 def _reduces(value: Value) -> bool:
     """Whether each element takes a loop of its own to compute."""
-    return not isinstance(value.op, (*ELEMENTWISE, *MOVEMENT)) and not isinstance(
-        value.op, movement.Concat | movement.Pad | movement.Gather | movement.Sizes
-    )
+    return not isinstance(value.op, (*ELEMENTWISE, *MOVEMENT, *READS))
 
 
 def _count(value: Value) -> Size:

@@ -21,7 +21,8 @@ from whet.ir.sizes import (
     symbol,
 )
 from whet.ir.types import NUMPY_DTYPES, TensorType
-from whet.ops import contract, elementwise, movement, reduce, window
+from whet.ops import contract, elementwise, gather, movement, reduce, window
+from whet.ops import index as positions
 from whet.ops.reduce import identity
 from whet.plan.kernel import (
     Apply,
@@ -261,19 +262,59 @@ def _gather(lowering: Lowering, value: Value, index: Indices) -> Expression:
     data, indices = value.inputs
     assert data is not None and indices is not None
     axis = value.op.axis % data.rank  # type: ignore[attr-defined]
-    middle = index[axis : axis + indices.rank]
-    chosen = lowering.pull(indices, middle)
-    limit = data.shape[axis]
+    chosen = lowering.pull(indices, index[axis : axis + indices.rank])
 
     def at(i: Size) -> Expression:
         return lowering.pull(data, (*index[:axis], i, *index[axis + indices.rank :]))
 
+    return _let(lowering, chosen, data.shape[axis], at)
+
+
+def _let(
+    lowering: Lowering, chosen: Expression, limit: Size, at: Callable[[Size], Expression]
+) -> Expression:
+    """What `at` makes of an index that is data, on an axis of `limit`."""
     if isinstance(chosen, Literal) and isinstance(limit, int) and -limit <= chosen.value < limit:
         return at(int(chosen.value) % limit)
     name, i = lowering.fresh("g", limit)
     if limit == 1:
         i = symbol(name.name, 0, 0)
-    return Let(name.name, chosen, limit, at(i), value.dtype)
+    body = at(i)
+    return Let(name.name, chosen, limit, body, body.dtype)
+
+
+def _gather_elements(lowering: Lowering, value: Value, index: Indices) -> Expression:
+    data, indices = value.inputs
+    assert data is not None and indices is not None
+    axis = value.op.axis % data.rank  # type: ignore[attr-defined]
+
+    def at(i: Size) -> Expression:
+        return lowering.pull(data, (*index[:axis], i, *index[axis + 1 :]))
+
+    return _let(lowering, lowering.pull(indices, index), data.shape[axis], at)
+
+
+def _gather_nd(lowering: Lowering, value: Value, index: Indices) -> Expression:
+    data, indices = value.inputs
+    assert data is not None and indices is not None
+    depth, batch = indices.shape[-1], value.op.batch  # type: ignore[attr-defined]
+    lead, rest = index[: indices.rank - 1], index[indices.rank - 1 :]
+
+    def at(place: Indices) -> Expression:
+        axis = len(place)
+        if axis == batch + depth:
+            return lowering.pull(data, (*place, *rest))
+        chosen = lowering.pull(indices, (*lead, axis - batch))
+        return _let(lowering, chosen, data.shape[axis], lambda i: at((*place, i)))
+
+    return at(index[:batch])
+
+
+def _iota(lowering: Lowering, value: Value, index: Indices) -> Expression:
+    position = Index(index[0])
+    if value.dtype == "int64":
+        return position
+    return Apply(elementwise.Cast(value.dtype), (position,), value.dtype)
 
 
 def _sizes(lowering: Lowering, value: Value, index: Indices) -> Expression:
@@ -391,6 +432,9 @@ RULES: dict[type[Op], Rule] = {
     movement.Pad: _pad,
     movement.Concat: _concat,
     movement.Gather: _gather,
+    gather.GatherElements: _gather_elements,
+    gather.GatherND: _gather_nd,
+    positions.Iota: _iota,
     reduce.Reduce: _reduce,
     reduce.ArgReduce: _arg_reduce,
     window.Pool: _pool,
