@@ -72,6 +72,11 @@ class Product:
         return Product(self.below, self.above, scale, self.has_number)
 
 
+def scaling_operators() -> frozenset[type[Op]]:
+    """Multiplication and division: what products are made of."""
+    return frozenset({OPERATORS["*"], OPERATORS["/"]})  # type: ignore[arg-type]
+
+
 class Matcher:
     """Matches patterns; `uses` says how often a Value is read, `read` what number a weight is."""
 
@@ -89,7 +94,7 @@ class Matcher:
         self.products: dict[Pattern, Product] = {}
 
         self.multiply: type[Op] = OPERATORS["*"]  # type: ignore[assignment]
-        self.scaling: tuple[type[Op], ...] = (self.multiply, OPERATORS["/"])  # type: ignore[assignment]
+        self.scaling = tuple(scaling_operators())
 
     def note(self, reason: str) -> None:
         """Remembers why something did not match, when somebody asks."""

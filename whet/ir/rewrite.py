@@ -8,7 +8,17 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from whet.ir.graph import Anything, Graph, Op, Pattern, Value, make
-from whet.ir.match import Bound, Called, Matcher, Number, Once, ReadNumber, Such, no_number
+from whet.ir.match import (
+    Bound,
+    Called,
+    Matcher,
+    Number,
+    Once,
+    ReadNumber,
+    Such,
+    no_number,
+    scaling_operators,
+)
 from whet.ir.sizes import is_different
 from whet.ir.types import TensorType
 
@@ -32,7 +42,10 @@ class Rule:
 
     @property
     def roots(self) -> tuple[type[Op], ...]:
-        return tuple(dict.fromkeys(type(p.op) for p in self.patterns))
+        found = dict.fromkeys(type(p.op) for p in self.patterns)
+        if not scaling_operators().isdisjoint(found):
+            found |= dict.fromkeys(scaling_operators())
+        return tuple(found)
 
     @cached_property
     def arguments(self) -> frozenset[str]:
