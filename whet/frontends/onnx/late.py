@@ -97,7 +97,7 @@ class Stages:
 
     def get(self, captured: Mapping[str, Any], weights: Weights | None = None) -> Imported:
         """The stage for these values, made now where none fits."""
-        key = tuple(_shape(captured[name]) for name in self.region.captured)
+        key = self.key(captured)
         with self.lock:
             for stage in self.made.get(key, ()):
                 if self._fits(stage, captured):
@@ -109,6 +109,10 @@ class Stages:
             self.values[id(stage)] = {name: _copy(captured[name]) for name in stage.needed}
             self._forget()
         return stage
+
+    def key(self, captured: Mapping[str, Any]) -> tuple[Any, ...]:
+        """What all stages depend on: dtypes and shapes."""
+        return tuple(_shape(captured[name]) for name in self.region.captured)
 
     def _fits(self, stage: Imported, captured: Mapping[str, Any]) -> bool:
         known = self.values[id(stage)]
