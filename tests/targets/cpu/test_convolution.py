@@ -279,3 +279,30 @@ def test_products(level: str, rows: int) -> None:
     for depth, columns in ((1, 1), (7, 33), (64, 10), (300, 129)):
         c = product(rows, depth, columns)
         check(c, None, architecture(level), 3, rows, "residual")
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("threads", [1, 2, 7])
+def test_every_candidate_is_right(level: str, threads: int) -> None:
+    arch = architecture(level)
+    convolutions = [
+        Convolution(1, (14, 14), 40, 72, (3, 3), before=(1, 1), after=(1, 1)),
+        Convolution(2, (7, 7), 64, 64, (5, 5), (2, 2), (1, 1), (2, 2), (2, 2), groups=64),
+        Convolution(1, (30, 31), 3, 20, (7, 7), (2, 2), before=(3, 3), after=(3, 3)),
+        product(1, 200, 300),
+        product(50, 96, 80),
+    ]
+    for c in convolutions:
+        schedules = candidates(c, arch, threads, transforms=True)
+        assert 1 <= len(schedules) <= 8
+        assert len(set(schedules)) == len(schedules)
+        for schedule in schedules:
+            check(c, schedule, arch, threads, threads, "residual", 4e-7)
+
+
+def test_only_who_asks_gets_transformed_weights() -> None:
+    c = Convolution(1, (56, 56), 64, 64, (3, 3), before=(1, 1), after=(1, 1))
+    arch = architecture("sse2")
+    assert not any(s.winograd for s in candidates(c, arch, 2))
+    first = candidates(c, arch, 2, transforms=True)[0]
+    assert first.winograd and packing(c, first, arch).matrices
