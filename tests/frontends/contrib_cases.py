@@ -27,9 +27,10 @@ class Node:
     fixed: tuple[int, ...] = ()  # inputs that are initializers
     skipped: tuple[int, ...] = ()  # outputs that are not asked for
     domain: str = "com.microsoft"
+    opset: int = 20
 
-    def model(self) -> onnx.ModelProto:
-        """A model of this node alone, with every size of its inputs fixed."""
+    def model(self, named: bool = False) -> onnx.ModelProto:
+        """A model of this node alone; its inputs' sizes are fixed, or have names."""
         names = [f"x{i}" if x is not None else "" for i, x in enumerate(self.inputs)]
         outputs = [f"y{i}" if i not in self.skipped else "" for i in range(self.outputs)]
         node = helper.make_node(
@@ -37,14 +38,14 @@ class Node:
         )
         given = [(n, x) for n, x in zip(names, self.inputs) if x is not None]
         inputs = [
-            helper.make_tensor_value_info(n, element_type(x), x.shape)
+            helper.make_tensor_value_info(n, element_type(x), sizes(n, x, named))
             for i, (n, x) in enumerate(zip(names, self.inputs))
             if x is not None and i not in self.fixed
         ]
         stored = [numpy_helper.from_array(x, n) for n, x in given if int(n[1:]) in self.fixed]
         results = [onnx.ValueInfoProto(name=o) for o in outputs if o]
         graph = helper.make_graph([node], "contrib", inputs, results, stored)
-        opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
+        opsets = [helper.make_opsetid("", self.opset), helper.make_opsetid("com.microsoft", 1)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=9)
 
     def feeds(self) -> dict[str, Array]:
@@ -52,6 +53,11 @@ class Node:
         return {
             f"x{i}": x for i, x in enumerate(self.inputs) if x is not None and i not in self.fixed
         }
+
+
+def sizes(name: str, x: Array, named: bool) -> list[str] | list[int]:
+    """The array's sizes, or a name for each."""
+    return [f"{name}.{axis}" for axis in range(x.ndim)] if named else list(x.shape)
 
 
 def element_type(x: Array) -> int:

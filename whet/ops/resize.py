@@ -22,6 +22,7 @@ from whet.ops.elementwise import (
     Cast,
     Ceil,
     Clip,
+    Equal,
     Floor,
     Less,
     LessOrEqual,
@@ -67,25 +68,18 @@ class Resampling:
             case "pytorch_half_pixel":
                 return Where()(single, constant(0.0, "float32"), centred)
             case "align_corners":
-                return Where()(single, i, i * (old - 1.0) / (self._length() - 1.0))
+                return i * (old - 1.0) / Max()(new - 1.0, 1.0)
             case "asymmetric":
                 return i / scale
             case "tf_half_pixel_for_nn":
-                return (i + 0.5) / scale
+                # Without a change of size there is no shift, as ONNX Runtime has it.
+                return Where()(Equal()(scale, 1.0), i, (i + 0.5) / scale)
             case "tf_crop_and_resize":
                 assert self.start is not None and self.end is not None
                 step = (self.end - self.start) * (old - 1.0) / Max()(new - 1.0, 1.0)
                 middle = (self.start + self.end) * 0.5 * (old - 1.0)
                 return Where()(single, middle, self.start * (old - 1.0) + i * step)
         raise Error(f"there is no coordinate transformation {self.transform!r}")
-
-    def _length(self) -> Value:
-        """The new size; not rounded where a scale gave it, as ONNX's cases have it."""
-        if isinstance(self.size, int) and isinstance(self.new_size, int):
-            exact = self.size * self.scale if isinstance(self.scale, float) else self.new_size
-            if abs(exact - self.new_size) > 1e-3:
-                return constant(exact, "float32")
-        return number(self.new_size, "float32")
 
     def outside(self) -> Value:
         """Which output elements stand before the first or after the last input element."""

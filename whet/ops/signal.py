@@ -34,7 +34,7 @@ class Fourier(Op):
     onesided: bool = False
 
     def infer(self, x: TensorType) -> TensorType:
-        if x.rank < 2 or x.shape[-1] not in (1, 2):
+        if x.rank < 2 or (isinstance(x.shape[-1], int) and x.shape[-1] not in (1, 2)):
             raise ShapeError(f"the last axis of {x} must hold real and imaginary part")
         count = self.length
         if self.onesided and not self.inverse:
@@ -55,7 +55,7 @@ class Fourier(Op):
 
     def lower(self, x: Value) -> Value:
         n = self.length
-        if not isinstance(n, int):
+        if not isinstance(n, int) or not isinstance(x.shape[-1], int):
             return self(x)
         wide = widened(x)
         if self.onesided and self.inverse:

@@ -82,7 +82,7 @@ def _float(x: float) -> Value:
 
 def _is_identity(s: Resampling) -> bool:
     same = s.size == s.new_size and isinstance(s.scale, float) and s.scale == 1.0
-    return same and s.transform not in ("tf_crop_and_resize", "tf_half_pixel_for_nn")
+    return same and s.transform != "tf_crop_and_resize"
 
 
 @onnx_op

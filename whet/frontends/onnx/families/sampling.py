@@ -94,7 +94,8 @@ def _normalised(size: Size, dtype: str, align: bool) -> Value:
     """Where the elements of an axis stand between -1 and 1."""
     i, length = positions(size, 1, 0, dtype), number(size, dtype)
     if align:
-        return i * 2.0 / Max()(length - 1.0, 1.0) - 1.0
+        # A single element stands in the middle.
+        return (i * 2.0 - (length - 1.0)) / Max()(length - 1.0, 1.0)
     return (i * 2.0 + 1.0) / length - 1.0
 
 
