@@ -67,7 +67,7 @@ class Group:
 class Traits:
     """How a member's elements relate to its group's root."""
 
-    identity: bool  # same index, elementwise all the way
+    identity: bool  # same row-major offset, elementwise and reshaped all the way
     pure: bool  # one root element for each of its own
     aligned: bool  # same axes, stretched or reduced
     turns: int  # how often each element is computed
@@ -186,8 +186,12 @@ class Grouping:
             known = [t for t in outer if t is not None]
             same = _count(value) == _count(reader)
             pure = same and isinstance(reader.op, movement.Reshape | movement.Transpose)
+            flat = same and isinstance(reader.op, movement.Reshape)
             return Traits(
-                False, pure and all(t.pure for t in known), False, sum(t.turns for t in known)
+                flat and all(t.identity for t in known),
+                pure and all(t.pure for t in known),
+                False,
+                sum(t.turns for t in known),
             )
         t = self.traits.get(reader, OPAQUE)
         if isinstance(reader.op, ELEMENTWISE):

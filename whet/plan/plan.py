@@ -13,7 +13,7 @@ from whet.ops.movement import Concat
 from whet.plan.group import Group, Grouping, contiguous, is_leaf
 from whet.plan.kernel import Axis, Kernel, Loops, Nest, Store, Template, View
 from whet.plan.loops import rewrite_sizes, simplify
-from whet.plan.lower import Lowering, flatten, loop_index, unflatten
+from whet.plan.lower import Lowering, flatten, loop_index, reshaped_index, unflatten
 from whet.plan.memory import Lifetime, assign
 from whet.plan.target import Capabilities
 
@@ -167,10 +167,12 @@ def _template_step(grouping: Grouping, group: Group, nodes: tuple[str, ...]) -> 
         base, view = group.views[position]
         buffer = lowering.buffers.setdefault(base, len(lowering.buffers))
         views.append(View(buffer, view.dtype, view.shape, view.strides, view.offset))
-    axes, index = _axes(root if group.output is None else anchor)
-    output = contiguous(root)
-    if group.output is not None:
-        output = group.output
+    axes, index = _axes(anchor)
+    output = group.output
+    if output is None:
+        output = contiguous(anchor)
+        index = reshaped_index(index, anchor.shape, root.shape)
+    else:
         offset = sum((i * s for i, s in zip(index, output.strides)), start=0)
         index = unflatten(offset, root.shape)
     epilogue = rewrite_sizes(lowering.pull(root, index), lambda size: size)
@@ -182,7 +184,7 @@ def _template_step(grouping: Grouping, group: Group, nodes: tuple[str, ...]) -> 
         (*(v.dtype for v in reads), *(v.dtype for v in outputs)),
         axes,
         epilogue,
-        View(len(reads), output.dtype, output.shape, output.strides),
+        View(len(reads), root.dtype, output.shape, output.strides),
     )
     return Step(kernel, reads, outputs, anchor, nodes)
 
