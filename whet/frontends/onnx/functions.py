@@ -10,6 +10,8 @@ from whet.errors import InvalidModel
 from whet.frontends.onnx.model import Body, Function, FunctionKey, Node, Reference, Tensor
 from whet.ir.graph import Value
 
+MOST_NODES = 1 << 18  # with functions expanded and loops unrolled; a small file may ask for 2**64
+
 
 def called(node: Node, functions: Mapping[FunctionKey, Function]) -> Function | None:
     """The function that a node calls, or None for an operator."""
@@ -133,33 +135,47 @@ class Call:
         )
 
 
-def refuse_recursion(functions: Mapping[FunctionKey, Function]) -> None:
-    """Raises InvalidModel where a function calls itself, be it through others."""
-    done: set[FunctionKey] = set()
-    path: list[FunctionKey] = []
-
-    def visit(start: FunctionKey) -> None:
-        stack = [(start, iter(_calls(functions[start].nodes, functions)))]
-        path.append(start)
-        while stack:
-            key, calls = stack[-1]
-            callee = next(calls, None)
-            if callee is None:
-                done.add(key)
-                path.pop()
-                stack.pop()
-            elif callee in path:
-                raise InvalidModel(f"the function {callee[1]!r} calls itself")
-            elif callee not in done:
-                path.append(callee)
-                stack.append((callee, iter(_calls(functions[callee].nodes, functions))))
-
+def check_calls(nodes: Sequence[Node], functions: Mapping[FunctionKey, Function]) -> None:
+    """Raises InvalidModel where a function calls itself, or where calls expand to more than MOST_NODES."""
+    sizes: dict[FunctionKey, int] = {}
     for key in functions:
-        if key not in done:
-            visit(key)
+        _measure(key, functions, sizes)
+    total = _expanded(nodes, functions, sizes)
+    if total > MOST_NODES:
+        raise InvalidModel(
+            f"the model has {total:,} nodes once its functions are expanded, {MOST_NODES:,} at most "
+            "can be read: fewer calls within calls are needed"
+        )
 
 
-def _calls(nodes: tuple[Node, ...], functions: Mapping[FunctionKey, Function]) -> list[FunctionKey]:
+def _measure(
+    start: FunctionKey, functions: Mapping[FunctionKey, Function], sizes: dict[FunctionKey, int]
+) -> None:
+    """Adds to `sizes` how many nodes a function, and each that it calls, expands to."""
+    path = {start: iter(_calls(functions[start].nodes, functions))}
+    while path:
+        key, calls = next(reversed(path.items()))
+        callee = next((c for c in calls if c not in sizes), None)
+        if callee in path:
+            raise InvalidModel(f"the function {callee[1]!r} calls itself")
+        if callee is not None:
+            path[callee] = iter(_calls(functions[callee].nodes, functions))
+            continue
+        sizes[key] = _expanded(functions[key].nodes, functions, sizes)
+        del path[key]
+
+
+def _expanded(
+    nodes: Sequence[Node],
+    functions: Mapping[FunctionKey, Function],
+    sizes: Mapping[FunctionKey, int],
+) -> int:
+    """How many nodes there are, with calls expanded and inner graphs counted."""
+    calls = _calls(nodes, functions)
+    return len(nodes) + sum(sizes[key] for key in calls)
+
+
+def _calls(nodes: Sequence[Node], functions: Mapping[FunctionKey, Function]) -> list[FunctionKey]:
     """The functions that nodes call, those in inner graphs among them."""
     found = []
     for node in nodes:

@@ -12,7 +12,7 @@ import numpy as np
 
 from whet.errors import Error, InvalidModel, Refusal, UnsupportedModel
 from whet.frontends.onnx import families
-from whet.frontends.onnx.functions import Expansion, called, expand, refuse_recursion
+from whet.frontends.onnx.functions import MOST_NODES, Expansion, called, check_calls, expand
 from whet.frontends.onnx.known import Known
 from whet.frontends.onnx.model import (
     Body,
@@ -47,8 +47,6 @@ if TYPE_CHECKING:
 
 families.load()
 
-MOST_NODES = 1 << 18  # with functions expanded and loops unrolled; a small file may ask for 2**64
-
 
 @dataclass(frozen=True)
 class Imported:
@@ -70,7 +68,7 @@ def from_onnx(source: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Impor
 
 def import_model(model: Model) -> Imported:
     """The first stage of a model: all that does not depend on what only a run can tell."""
-    refuse_recursion(model.functions)
+    check_calls(model.body.nodes, model.functions)
     importer = Importer(model.functions)
     scope = Scope()
     inputs = []
@@ -303,7 +301,7 @@ class Importer:
         self.read_nodes += 1
         if self.read_nodes > MOST_NODES:
             raise InvalidModel(
-                f"the model has more than {MOST_NODES} nodes once its functions are expanded"
+                f"the model has more than {MOST_NODES:,} nodes once its loops are unrolled"
             )
 
     def outcomes(self, node: Node, scope: Scope) -> Sequence[Any]:
