@@ -19,10 +19,13 @@ from whet.targets.cpu.templates.specification import Convolution
 
 
 def candidates(
-    convolution: Convolution, architecture: Architecture, threads: int
+    convolution: Convolution, architecture: Architecture, threads: int, transforms: bool = False
 ) -> list[Schedule]:
-    """Schedules worth measuring, the best guess first."""
-    return costs.candidates(convolution, architecture, threads)
+    """Schedules worth measuring, the best guess first.
+
+    With `transforms`, also those whose Packing has matrices (Winograd), which the caller follows.
+    """
+    return costs.candidates(convolution, architecture, threads, transforms)
 
 
 def packing(convolution: Convolution, schedule: Schedule, architecture: Architecture) -> Packing:

@@ -218,16 +218,23 @@ class WinogradCost:
 def _lanewise_candidates(
     c: Convolution, architecture: Architecture, threads: int
 ) -> list[Schedule]:
-    """A width that the registers hold, and a height that keeps x in the caches."""
-    row, width = c.in_three_dimensions().outputs[1:]
+    """Widths that the registers hold, and heights that keep x in the caches."""
+    width = c.outputs[-1]
     taps = min(c.kernel[-1], lanewise.MOST_COLUMNS)
     most = max(1, min(14, architecture.vector_registers - taps - 2))
-    outputs = -(-width // -(-width // most))
+    # A few taps don't repay the wider tile, whose borders have more variants.
+    widths = [most, 8] if taps > 3 or width <= most else [8, most]
     fits_l2 = 4 * math.prod(c.size) * c.channels <= threads * L2
-    found = []
-    for most_rows in (7, 14, 4, 1) if fits_l2 else (1, 4):
-        parts = -(-row // most_rows)
-        tiles = c.batch * parts * -(-width // outputs)
-        teams = 0 if tiles < 2 * threads and tiles % threads else 1
-        found.append(Schedule(outputs, rows=-(-row // parts), teams=teams))
+    heights = (7, 14, 4, 1) if fits_l2 else (1, 4)
+    found = [_lanewise_tile(c, threads, widths[0], height) for height in heights]
+    found.append(_lanewise_tile(c, threads, min(widths[1], most), heights[0]))
     return list(dict.fromkeys(found))
+
+
+def _lanewise_tile(c: Convolution, threads: int, most_width: int, most_height: int) -> Schedule:
+    """A tile of at most that size; threads share the chunks where tiles would not come out even."""
+    height, width = c.in_three_dimensions().outputs[1:]
+    columns, rows = -(-width // most_width), -(-height // most_height)
+    tiles = c.batch * rows * columns
+    teams = 0 if tiles < 2 * threads and tiles % threads else 1
+    return Schedule(-(-width // columns), rows=-(-height // rows), teams=teams)
