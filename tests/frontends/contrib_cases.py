@@ -363,6 +363,26 @@ def quantised_products(d: Draw) -> Iterator[Node]:
     yield Node("wide", "MatMulInteger16", wide)
 
 
+def quantised_layers(d: Draw) -> Iterator[Node]:
+    ids, segments = d.ints(0, 10, 2, 5), d.ints(0, 2, 2, 5)
+    tables = [d.codes(n, 16) for n in (10, 8, 2)]
+    codes = [*tables, d.codes(16), d.codes(16)]
+    scales, zeros = [f32(x) for x in d.scale(5)], [u8(int(z)) for z in d.ints(100, 140, 5)]
+    mask = np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], np.int32)
+    inputs = (ids, segments, *codes, mask, *scales, *zeros)
+    yield Node("embed", "QEmbedLayerNormalization", inputs, 2, tolerance=1e-4)
+    for direction, count in (("forward", 1), ("bidirectional", 2)):
+        w, r = d.codes(count, 3, 16, dtype=np.int8), d.codes(count, 4, 16, dtype=np.int8)
+        scale, zero = np.full(count, 0.004, np.float32), np.zeros(count, np.int8)
+        states = None, d(count, 2, 4), d(count, 2, 4)
+        inputs = (d(5, 2, 3), w, r, d(count, 32), *states, None, scale, zero, scale, zero)
+        attributes = {"direction": direction, "hidden_size": 4}
+        name = f"lstm-{direction}"
+        # ONNX Runtime rounds each step's inputs and states to 8 bits.
+        common = {"tolerance": 0.05, "fixed": (1, 2, 8, 9, 10, 11)}
+        yield Node(name, "DynamicQuantizeLSTM", inputs, 3, attributes, **common)
+
+
 def few_bits(d: Draw) -> Iterator[Node]:
     for bits, block, inner in ((4, 16, 40), (4, 32, 64), (8, 32, 64), (2, 32, 64)):
         blocks = -(-inner // block)
@@ -407,6 +427,7 @@ GROUPS = {
     "multi_head": multi_head,
     "grouped": grouped,
     "quantised": quantised,
+    "quantised_layers": quantised_layers,
     "few_bits": few_bits,
 }
 
