@@ -48,7 +48,7 @@ def channels_last(graph: Graph) -> Graph:
     Those that only pass axes of size 1 move no element, but sink like others; what is left of them
     in the end becomes a reshape.
     """
-    graph = rewrite(graph, [*SINK, through_merge, *MOVEMENT])
+    graph = rewrite(graph, [*SINK, through_merge, interleaved, transposed_parts, *MOVEMENT])
     return rewrite(graph, [*SETTLE, *SINK, *MOVEMENT])
 
 
@@ -276,6 +276,19 @@ def interleaved(value: Value) -> Value | None:
 
 
 @rule_for(Transpose)
+def transposed_parts(value: Value) -> Value | None:
+    """A transpose that moves only axes along which each joined part has size 1."""
+    joined, order = only(value), value.op.order  # type: ignore[attr-defined]
+    if not isinstance(joined.op, Concat):
+        return None
+    parts = [i for i in joined.inputs if i is not None]
+    if not all(moves_only_ones(p.shape, order) for p in parts):
+        return None
+    pieces = (reshape(p, *(p.shape[i] for i in order)) for p in parts)
+    return Concat(order.index(joined.op.axis))(*pieces)
+
+
+@rule_for(Transpose)
 def back_through_reshape(value: Value) -> Value | None:
     """Two transposes around a reshape that merges axes become one before it."""
     merged = only(value)
@@ -303,5 +316,6 @@ SINK: Rules = [
 SETTLE: Rules = [
     transpose_is_reshape,
     interleaved,
+    transposed_parts,
     back_through_reshape,
 ]

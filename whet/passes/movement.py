@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from whet.ir.graph import Constant, Value
@@ -68,33 +70,21 @@ def transpose_is_reshape(value: Value) -> Value | None:
 
 
 @rule_for(*BROADCASTING)
-def broadcast_is_implied(value: Value) -> Value | None:
-    """An operator that broadcasts needs no input broadcast before, where another has the shape."""
+def broadcast_after(value: Value) -> Value | None:
+    """An operator that broadcasts by itself is applied before a broadcast, to fewer elements."""
     inputs = tuple(
         only(i) if i is not None and isinstance(i.op, Broadcast) else i for i in value.inputs
     )
-    if len(inputs) < 2 or all(a is b for a, b in zip(inputs, value.inputs)):
+    if all(a is b for a, b in zip(inputs, value.inputs)):
         return None
-    for keep in [None, *range(len(inputs))]:
-        tried = tuple(value.inputs[i] if i == keep else x for i, x in enumerate(inputs))
-        if all(a is b for a, b in zip(tried, value.inputs)):
-            continue
-        if _covers(tried, value.shape):
-            return value.op(*tried)
-    return None
-
-
-def _covers(inputs: tuple[Value | None, ...], shape: tuple[Size, ...]) -> bool:
-    """Whether every axis of the shape is provably that of an input, and the others are it or 1."""
     shapes = [i.shape for i in inputs if i is not None]
-    rank = max(map(len, shapes))
-    if rank != len(shape):
-        return False
-    aligned = zip(*((1,) * (rank - len(s)) + s for s in shapes))
-    return all(
-        wanted in sizes and all(s in (1, wanted) for s in sizes)
-        for sizes, wanted in zip(aligned, shape)
-    )
+    return broadcast_to(value.op(*inputs), *value.shape) if _fit(shapes, value.shape) else None
+
+
+def _fit(shapes: Sequence[tuple[Size, ...]], shape: tuple[Size, ...]) -> bool:
+    """Whether every size is provably 1 or that of the axis it belongs to."""
+    aligned = [(1,) * (len(shape) - len(s)) + s for s in shapes]
+    return all(a in (1, b) for sizes in aligned for a, b in zip(sizes, shape))
 
 
 @rule_for(Slice)
@@ -320,7 +310,7 @@ MOVEMENT: Rules = [
     reshape_of_reshape,
     broadcast_of_broadcast,
     transpose_of_transpose,
-    broadcast_is_implied,
+    broadcast_after,
     slice_of_everything,
     slice_of_slice,
     slice_of_concat,

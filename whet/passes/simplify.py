@@ -11,6 +11,7 @@ import math
 import numpy as np
 
 from whet.ir.graph import Constant, Graph, Value, constant
+from whet.ir.match import Matcher
 from whet.ir.rewrite import Rules, number, rewrite, rule, rule_for
 from whet.ir.types import FLOATS, INTEGERS, NUMPY_DTYPES, SIGNED
 from whet.ops.elementwise import (
@@ -77,17 +78,17 @@ def small_power(x: Value, n: float) -> Value | None:
     return x * x * x if n == 3 else None
 
 
-@rule(lambda x, c: Div()(x, number(c)))
-def divide_by_power_of_two(x: Value, c: float) -> Value | None:
+@rule(lambda x, c: x * number(c))
+def divide_by_power_of_two(x: Value, c: float, root: Value) -> Value | None:
     """Exact as a product, as long as the reciprocal is a normal number."""
-    if (
-        x.dtype not in ("float16", "float32", "float64", "bfloat16")
-        or c == 0
-        or not math.isfinite(c)
-    ):
+    if not isinstance(root.op, Div) or root.inputs[0] is not x or x.dtype not in MANTISSA:
         return None
-    exponent = math.frexp(c)[1] - 1
-    return x * (1 / c) if math.frexp(c)[0] in (0.5, -0.5) and 0 <= exponent <= 14 else None
+    return x * c if _is_power_of_two(c) else None
+
+
+def _is_power_of_two(c: float) -> bool:
+    """Whether a product with it is exact for all but the largest and the smallest numbers."""
+    return math.frexp(abs(c))[0] == 0.5 and 2**-14 <= abs(c) <= 2**14
 
 
 @rule(lambda x, a, b: Max()(Max()(x, number(a)), number(b)))
@@ -225,13 +226,16 @@ def reduce_of_reduce(x: Value, kind: str, a: tuple[int, ...], b: tuple[int, ...]
     return Reduce(kind, tuple(sorted({*a, *b})))(x)
 
 
-@rule(lambda x, a, b: Mul()(Mul()(x, number(a)), number(b)))
-def scale_of_scale(x: Value, a: float, b: float) -> Value | None:
+@rule(lambda y, b: y * number(b))
+def scale_of_scale(y: Value, b: float, root: Value, matcher: Matcher) -> Value | None:
     """Merged where one of the numbers is a power of two: then rounding is the same."""
-    if x.dtype not in ("float32", "float64"):
+    if not isinstance(root.op, Mul) or not isinstance(y.op, Mul):
         return None
-    exact = any(math.frexp(abs(c))[0] == 0.5 and 2**-14 <= abs(c) <= 2**14 for c in (a, b))
-    return x * (a * b) if exact else None
+    for x, c in (y.inputs, y.inputs[::-1]):
+        a = matcher.number(c) if c is not None else None
+        if a is not None and x is not None and (_is_power_of_two(a) or _is_power_of_two(b)):
+            return x * (a * b)
+    return None
 
 
 RULES: Rules = [
