@@ -112,6 +112,29 @@ def transcendental() -> Iterator[Case]:
     yield from rows(FLOATING, "log1p-special", tr.Log1p(), special(50), ulps=8)
 
 
+def empty() -> Iterator[Case]:
+    """Tensors of no elements, and of one."""
+    for op in (ew.Add(), ew.Less(), ew.Max()):
+        yield from rows(NUMERIC, f"{_name(op)}-empty", op, x(0, 3), x(3))
+        yield from rows(NUMERIC, f"{_name(op)}-scalar", op, x(), x())
+    for op in (ew.Exp(), ew.Erf(), tr.Asinh(), reduce.Softmax(), reduce.LogSoftmax(0)):
+        yield from rows(FLOATING, f"{_name(op)}-empty", op, x(0, 3))
+    yield from rows(NUMERIC, "where-empty", ew.Where(), flags(0, 1), x(3), x(1, 1))
+    yield row("cast-empty", cast.Cast("int8"), x(2, 0))
+    yield row("transpose-empty", movement.Transpose((1, 0)), x(0, 3))
+    yield row("reshape-empty", movement.Reshape((3, 0, 2)), x(0, 3))
+    yield row("concat-empty", movement.Concat(0), x(0, 3), x(0, 3))
+    yield row("pad-empty", movement.Pad((2, 0), (1, 0)), x(0, 3), x())
+    yield row("gather-empty", movement.Gather(0), x(4, 3), ints(0, 2))
+    yield row("gatherelements-empty", gather.GatherElements(0), x(4, 3), ints(0, 3))
+    yield row("gathernd-empty", gather.GatherND(), x(4, 3), ints(0, 1))
+    yield row("scatternd-empty", gather.ScatterND("sum"), x(4, 3), ints(0, 1), x(0, 3))
+    for kind in ("sum", "prod", "max", "min"):
+        yield from rows(NUMERIC, f"reduce-{kind}-nothing", reduce.Reduce(kind, (0, 1)), x(0, 3))
+    yield row("cumulative-empty", reduce.Cumulative("sum", 0), x(0, 3))
+    yield row("layernorm-empty", reduce.LayerNorm(), x(0, 3), x(3), x(3))
+
+
 def casts() -> Iterator[Case]:
     small = ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float4_e2m1fn")
     for to in (*NUMERIC, "uint16", "uint32", "bool", "int4", "uint4", "int2", "uint2", *small):
@@ -313,6 +336,7 @@ CASES = [
     for family in (
         elementwise,
         transcendental,
+        empty,
         casts,
         moves,
         gathers,

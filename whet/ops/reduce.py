@@ -157,6 +157,8 @@ class LogSoftmax(Op):
         return x
 
     def reference(self, x: np.ndarray) -> np.ndarray:
+        if x.size == 0:
+            return x
         wide = x.astype(np.float64)
         shifted = wide - wide.max(self.axis, keepdims=True)
         return (shifted - np.log(np.exp(shifted).sum(self.axis, keepdims=True))).astype(x.dtype)
