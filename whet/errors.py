@@ -1,4 +1,5 @@
-"""Everything whet raises on purpose. Each class is also the built-in error a caller would expect."""
+"""Everything whet raises on purpose. Each class is also the built-in error a caller would
+expect."""
 
 from __future__ import annotations
 
@@ -47,7 +48,8 @@ class CacheError(Error, OSError):
 
 
 class WriteError(Error, OSError):
-    """A file that could not be written whole; nothing of it is left, and what was there before is."""
+    """A file that could not be written whole; nothing of it is left, and what was there before
+    is."""
 
 
 class InvalidSetting(Error, ValueError):

@@ -34,12 +34,14 @@ Class = TypeVar("Class", bound=type)
 
 @dataclass_transform(frozen_default=True)
 def operator(cls: Class) -> Class:
-    """Makes an operator: a frozen dataclass whose equality is by the type and the bits of its attributes."""
-    return dataclass(frozen=True, eq=False, repr=False)(cls)
+    """Makes an operator: a frozen dataclass whose equality is by the type and the bits of its
+    attributes."""
+    return dataclass(frozen=True, eq=False, repr=False)(cls)  # type: ignore[return-value]
 
 
 class Op:
-    """What to compute. A subclass is one frozen dataclass whose fields are the operator's attributes."""
+    """What to compute. A subclass is one frozen dataclass whose fields are the operator's
+    attributes."""
 
     infer: Callable[..., Any]
     """Input types -> output type, or a tuple of them. Raises ShapeError or TypeMismatch."""
@@ -48,7 +50,8 @@ class Op:
     """The meaning, in NumPy: the judge in tests, the constant folder, the host kernel."""
 
     lower: Callable[..., Any]
-    """The same result from simpler operators. An operator without it is primitive: targets emit it."""
+    """The same result from simpler operators. An operator without it is primitive: targets emit
+    it."""
 
     has_effect: ClassVar[bool] = False
     """Never merged with an equal one, never folded: random numbers, debug output, user code."""
@@ -57,7 +60,8 @@ class Op:
     """Whether named sizes in its results' shapes become known only when it runs."""
 
     runs_graphs: ClassVar[bool] = False
-    """Whether `reference` first takes a function that runs an inner graph: (graph, arrays) -> outputs."""
+    """Whether `reference` first takes a function that runs an inner graph: (graph, arrays) ->
+    outputs."""
 
     folds: ClassVar[bool] = False
     """Whether results may be computed while a model is read, where all inputs are known then."""
@@ -77,7 +81,8 @@ class Op:
 
     @cached_property
     def key(self) -> tuple[Any, ...]:
-        """The class, and the attributes by type and bits: 0.0 is neither -0.0 nor False, NaN equals itself."""
+        """The class, and the attributes by type and bits: 0.0 is neither -0.0 nor False, NaN equals
+        itself."""
         return type(self), *(attribute_key(getattr(self, f.name)) for f in fields(self))  # type: ignore[arg-type]
 
     @cached_property
@@ -88,7 +93,7 @@ class Op:
         return self._hash
 
     def __eq__(self, other: object) -> bool:
-        return self is other or (type(self) is type(other) and self.key == other.key)  # type: ignore[attr-defined]
+        return self is other or (type(self) is type(other) and self.key == other.key)
 
     def __repr__(self) -> str:
         shown = ((f.name, getattr(self, f.name)) for f in fields(self))  # type: ignore[arg-type]
@@ -110,11 +115,13 @@ class Op:
         return not hasattr(self, "lower")
 
     def bind(self, sizes: Mapping[str, Size], inner: bool = True) -> Op:
-        """The operator with the named sizes in its attributes replaced, in inner graphs unless told not to."""
+        """The operator with the named sizes in its attributes replaced, in inner graphs unless told
+        not to."""
         return self._changed(lambda x: _bind(x, sizes) if inner or not isinstance(x, Graph) else x)
 
     def map_graphs(self, fn: Callable[[Graph], Graph]) -> Op:
-        """The operator with each of its inner graphs g replaced by fn(g), which has the same inputs."""
+        """The operator with each of its inner graphs g replaced by fn(g), which has the same
+        inputs."""
         return self._changed(lambda x: fn(x) if isinstance(x, Graph) else x)
 
     def _changed(self, fn: Callable[[Any], Any]) -> Op:
@@ -212,7 +219,8 @@ def _short(x: Any) -> str:
 
 
 class Token:
-    """Equal only to itself: what keeps one inner graph's parameter, or one effect, apart from another's."""
+    """Equal only to itself: what keeps one inner graph's parameter, or one effect, apart from
+    another's."""
 
     _count = itertools.count()
     __slots__ = ("number",)
@@ -257,7 +265,8 @@ OPERATORS: dict[str, Callable[[], Op]] = {}  # filled by ops/, so that ir/ impor
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Value(Arithmetic):
-    """One result of `op` on `inputs` (None where an optional input is absent). Equal Values are one object."""
+    """One result of `op` on `inputs` (None where an optional input is absent). Equal Values are one
+    object."""
 
     op: Op
     inputs: tuple[Value | None, ...]
@@ -300,7 +309,8 @@ class Value(Arithmetic):
 
     @property
     def contents(self) -> np.ndarray | None:
-        """The elements where they are known from sizes and constants alone; symbolic ones as objects."""
+        """The elements where they are known from sizes and constants alone; symbolic ones as
+        objects."""
         stack: list[Value] = [self]
         while stack:
             value = stack[-1]
@@ -427,14 +437,15 @@ _lock = threading.RLock()
 
 
 def make(op: Op, inputs: Sequence[Value | None]) -> tuple[Value, ...]:
-    """The Values for (op, inputs), always the same objects: common subexpressions merge as they are built."""
+    """The Values for (op, inputs), always the same objects: common subexpressions merge as they are
+    built."""
     inputs = tuple(inputs)
     key = (op, *map(id, inputs))
     with _lock:
         first = _interned.get((0, *key))
         if first is not None:
             note_guards(first.__dict__["guards"])
-            return first.__dict__["siblings"]
+            return first.siblings
         needed: list[Guard] = []
         token = _guards.set(needed)
         try:
@@ -482,7 +493,8 @@ def as_pattern(x: Any) -> Pattern:
 
 @dataclass(frozen=True)
 class Guard:
-    """Two sizes that a node needs equal (or broadcastable: equal, or one of them 1), checked at each run."""
+    """Two sizes that a node needs equal (or broadcastable: equal, or one of them 1), checked at
+    each run."""
 
     left: Size
     right: Size
@@ -496,7 +508,8 @@ class Guard:
             return
         rule = "must be equal or 1" if self.broadcast else "must be equal"
         raise ShapeError(
-            f'at node "{self.node}": {self.left} is {left} and {self.right} is {right} in this run; they {rule}'
+            f'at node "{self.node}": {self.left} is {left} and {self.right} is {right} in this run; '
+            f"they {rule}"
         )
 
 
@@ -505,7 +518,8 @@ _guards: ContextVar[list[Guard] | None] = ContextVar("guards", default=None)
 
 @contextmanager
 def collect_guards(into: list[Guard]) -> Iterator[None]:
-    """Within it, what the Values that are made need of sizes is noted in `into`: each run checks it."""
+    """Within it, what the Values that are made need of sizes is noted in `into`: each run checks
+    it."""
     token = _guards.set(into)
     try:
         yield
@@ -530,13 +544,17 @@ class Late(Protocol):
     def outputs(self) -> tuple[str, ...]:
         """Names of the whole model's outputs, in order, from whichever stage they come."""
 
-    def stage(self, captured: Mapping[str, Any], weights: Callable[[str], np.ndarray] | None) -> Graph:
-        """The graph of the next stage, for captured values as they are now; inputs are among them, by name."""
+    def stage(
+        self, captured: Mapping[str, Any], weights: Callable[[str], np.ndarray] | None
+    ) -> Graph:
+        """The graph of the next stage, for captured values as they are now; inputs are among them,
+        by name."""
 
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """What to compute: `outputs` from `inputs`. Values that no output needs are simply not part of it."""
+    """What to compute: `outputs` from `inputs`. Values that no output needs are simply not part of
+    it."""
 
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
@@ -545,12 +563,15 @@ class Graph:
     origins: Mapping[Value, tuple[str, ...]] = field(default_factory=dict)
     """Which nodes of the user's model a Value came from."""
     definers: Mapping[str, Value] = field(default_factory=dict)
-    """Where the sizes that depend on data become known: their names, and Values whose shapes show them."""
+    """Where the sizes that depend on data become known: their names, and Values whose shapes show
+    them."""
     late: Late | None = None
-    """What can be planned only once this graph has run; the outputs after the named ones are for it."""
+    """What can be planned only once this graph has run; the outputs after the named ones are for
+    it."""
 
     def __iter__(self) -> Iterator[Value]:
-        """Every Value the outputs need, each after its inputs and after what defines the sizes it uses."""
+        """Every Value the outputs need, each after its inputs and after what defines the sizes it
+        uses."""
         return topological(self.outputs, needs=self.needs if self.definers else None)
 
     def needs(self, value: Value) -> list[Value]:
@@ -689,7 +710,8 @@ class Graph:
 
 
 def map_inner(graph: Graph, fn: Callable[[Graph], Graph]) -> Graph:
-    """The graph with every inner graph g of its operators replaced by fn(g), which must keep g's inputs.
+    """The graph with every inner graph g of its operators replaced by fn(g), which must keep g's
+    inputs.
 
     fn goes deeper itself: `def tidy(graph): return rewrite(map_inner(graph, tidy), RULES)`.
     """

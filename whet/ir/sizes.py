@@ -1,7 +1,9 @@
 """Integer expressions over named sizes: shapes, index maps and buffer offsets.
 
-An expression is a polynomial with integer coefficients over atoms; an atom is a named size or one of
-`//`, `%`, `min`, `max` applied to expressions. Equal polynomials are equal expressions, so `2*n - n == n`.
+An expression is a polynomial with integer coefficients over atoms; an atom is a named size or one
+of
+`//`, `%`, `min`, `max` applied to expressions. Equal polynomials are equal expressions, so `2*n - n
+== n`.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ class Atom:
 
 
 class Symbol(Atom):
-    """A named size or loop index, with the range it is known to lie in (`high` inclusive, or None)."""
+    """A named size or loop index, with the range it is known to lie in (`high` inclusive, or
+    None)."""
 
     __slots__ = ("high", "low", "name")
 
@@ -135,7 +138,8 @@ class Expr:
 
     @cached_property
     def bounds(self) -> tuple[float, float]:
-        """The least and the greatest value, from the ranges of the symbols; infinite where unknown."""
+        """The least and the greatest value, from the ranges of the symbols; infinite where
+        unknown."""
         low = high = 0.0
         for mono, factor in self.terms:
             a, b = _monomial_bounds(mono)
@@ -310,7 +314,7 @@ def _divide_terms(a: Size, b: Size) -> tuple[Size, Size]:
 
 def _divide_by_polynomial(a: Size, b: Size) -> tuple[Size, Size]:
     """Long division by the divisor's leading term, kept only where nothing remains."""
-    lead, lead_factor = tuple(_terms(b))[0]
+    lead, lead_factor = next(iter(_terms(b)))
     quotient: Size = 0
     rest = a
     for _ in range(8):
@@ -413,7 +417,8 @@ def is_less(a: Size, b: Size) -> bool:
 
 
 def _use_symbolic_highs(size: Size) -> Size:
-    """A lower bound of `size`: symbols that count negatively are set to their symbolic upper bound."""
+    """A lower bound of `size`: symbols that count negatively are set to their symbolic upper
+    bound."""
     if not isinstance(size, Expr):
         return size
     for mono, factor in size.terms:
@@ -474,7 +479,8 @@ def product(sizes: Iterable[Size]) -> Size:
 
 
 def coefficient(size: Size, name: str) -> Size | None:
-    """c where size == c*name + rest and neither c nor rest uses name; None where it is not linear in name."""
+    """c where size == c*name + rest and neither c nor rest uses name; None where it is not linear
+    in name."""
     if not isinstance(size, Expr) or not _uses(size, name):
         return 0
     total: Size = 0

@@ -12,10 +12,25 @@ import numpy as np
 from whet.errors import TypeMismatch
 from whet.ir.sizes import Size
 
-_EXTENSION_DTYPES = ["bfloat16", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu", "float4_e2m1fn", "int4", "uint4", "int2", "uint2"]
+_EXTENSION_DTYPES = [
+    "bfloat16",
+    "float8_e4m3fn",
+    "float8_e4m3fnuz",
+    "float8_e5m2",
+    "float8_e5m2fnuz",
+    "float8_e8m0fnu",
+    "float4_e2m1fn",
+    "int4",
+    "uint4",
+    "int2",
+    "uint2",
+]
 
 NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
-    **{name: np.dtype(name) for name in ["bool", "int8", "int16", "int32", "int64", "uint8", "uint16"]},
+    **{
+        name: np.dtype(name)
+        for name in ["bool", "int8", "int16", "int32", "int64", "uint8", "uint16"]
+    },
     **{name: np.dtype(name) for name in ["uint32", "uint64", "float16", "float32", "float64"]},
     **{name: np.dtype(name) for name in ["complex64", "complex128"]},
     **{name: np.dtype(getattr(ml_dtypes, name)) for name in _EXTENSION_DTYPES},
@@ -33,7 +48,8 @@ COMPLEX = frozenset({"complex64", "complex128"})
 
 
 def dtype_name(dtype: Any) -> str:
-    """The name of a NumPy or ml_dtypes dtype; raises TypeMismatch for one that no tensor can have."""
+    """The name of a NumPy or ml_dtypes dtype; raises TypeMismatch for one that no tensor can
+    have."""
     dtype = np.dtype(dtype)
     if dtype.kind in "US":
         return "string"
@@ -47,7 +63,8 @@ def dtype_name(dtype: Any) -> str:
 
 @dataclass(frozen=True)
 class TensorType:
-    """A dtype's name and a shape: one size for each axis, an integer or an expression over named sizes."""
+    """A dtype's name and a shape: one size for each axis, an integer or an expression over named
+    sizes."""
 
     dtype: str
     shape: tuple[Size, ...]
@@ -78,7 +95,8 @@ class TensorType:
 class UnrankedType:
     """A tensor of which only the dtype is known: a run tells even the number of its axes.
 
-    Elements of sequences and optionals have it, and model inputs without a declared shape; operators on
+    Elements of sequences and optionals have it, and model inputs without a declared shape;
+    operators on
     tensors never see it.
     """
 
@@ -92,7 +110,8 @@ class UnrankedType:
 
 @dataclass(frozen=True)
 class SequenceType:
-    """Any number of values of one type; an element's size written `?` differs from one to the next."""
+    """Any number of values of one type; an element's size written `?` differs from one to the
+    next."""
 
     element: Type
 

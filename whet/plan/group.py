@@ -1,6 +1,8 @@
-"""Fusion: which Values are computed together, as one kernel, and which are kept in memory between kernels.
+"""Fusion: which Values are computed together, as one kernel, and which are kept in memory between
+kernels.
 
-Groups grow backwards from the Values that must be in memory: an operator joins the group of the operators that
+Groups grow backwards from the Values that must be in memory: an operator joins the group of the
+operators that
 read it when they are all in one group and nothing would be computed more often than it should be.
 """
 
@@ -10,15 +12,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from whet.ir.graph import Constant, Graph, Input, Op, Parameter, Value, Weight
+from whet.ir.graph import Constant, Graph, Input, Parameter, Value, Weight
 from whet.ir.sizes import Size, coefficient, product
-from whet.ir.types import TensorType
 from whet.ops import elementwise as ew
 from whet.ops import gather, movement
 from whet.ops.index import Iota
 from whet.ops.reduce import Reduce
 from whet.plan.kernel import Load, View
-from whet.plan.lower import RULES, Lowering, literal_of, loop_index
+from whet.plan.lower import RULES, Lowering, loop_index
 from whet.plan.target import Capabilities
 
 MOVEMENT = (movement.Reshape, movement.Transpose, movement.Broadcast, movement.Slice)
@@ -50,7 +51,8 @@ MOST_MEMBERS = 100  # operators in one group; beyond, code grows without gain
 
 @dataclass(eq=False)
 class Group:
-    """What one kernel computes: `root`, through its members; `anchor` is run by a template, `host` by NumPy."""
+    """What one kernel computes: `root`, through its members; `anchor` is run by a template, `host`
+    by NumPy."""
 
     root: Value
     anchor: Value | None = None
@@ -130,7 +132,8 @@ class Grouping:
             self.place_loop(value)
 
     def place_static(self, value: Value, needed: bool) -> None:
-        """What depends on weights alone is computed once, before the first run; not so its mere stretching."""
+        """What depends on weights alone is computed once, before the first run; not so its mere
+        stretching."""
         if not needed:
             return
         shares_memory = isinstance(value.op, movement.Broadcast | movement.Reshape)
@@ -172,7 +175,6 @@ class Grouping:
     def traits_of(self, value: Value, group: Group) -> Traits:
         """How value relates to the root, from how its readers do; movements are looked through."""
         found = [self.trait_through(value, reader) for reader in self.readers.get(value, ())]
-        found = [t for t in found if t is not None]
         return Traits(
             all(t.identity for t in found),
             all(t.pure for t in found),
@@ -180,10 +182,9 @@ class Grouping:
             sum(t.turns for t in found),
         )
 
-    def trait_through(self, value: Value, reader: Value) -> Traits | None:
+    def trait_through(self, value: Value, reader: Value) -> Traits:
         if reader in self.transparent:
-            outer = [self.trait_through(reader, r) for r in self.readers.get(reader, ())]
-            known = [t for t in outer if t is not None]
+            known = [self.trait_through(reader, r) for r in self.readers.get(reader, ())]
             same = _count(value) == _count(reader)
             pure = same and isinstance(reader.op, movement.Reshape | movement.Transpose)
             flat = same and isinstance(reader.op, movement.Reshape)
@@ -269,7 +270,8 @@ class Grouping:
                     self.required.add(base)
 
     def moved(self, value: Value, group: Group) -> View | None:
-        """Where value's elements lie in the root, if only movement and elementwise work leads there."""
+        """Where value's elements lie in the root, if only movement and elementwise work leads
+        there."""
         chain: list[Value] = []
         reader = value
         while reader is not group.root:
@@ -283,7 +285,8 @@ class Grouping:
         return view_back(value, chain)
 
     def view(self, reader: Value, position: int, value: Value) -> tuple[Value, View]:
-        """How a template sees an input: through movements where it takes that, else the input itself."""
+        """How a template sees an input: through movements where it takes that, else the input
+        itself."""
         template = self.target.templates[type(reader.op)]
         seen = view_of(value, lambda v: v not in self.required)
         if seen is not None and template.takes(reader.op, position, seen[1]):
@@ -320,7 +323,8 @@ def contiguous(value: Value) -> View:
 
 
 def view_of(value: Value, through: object) -> tuple[Value, View] | None:
-    """The Value in memory behind movements, and the strides with which they read it, where it is affine."""
+    """The Value in memory behind movements, and the strides with which they read it, where it is
+    affine."""
     if not isinstance(value.op, MOVEMENT):
         return None
     assert callable(through)
@@ -341,7 +345,8 @@ def view_of(value: Value, through: object) -> tuple[Value, View] | None:
 
 
 def view_back(value: Value, chain: Sequence[Value]) -> View | None:
-    """How value's elements lie in the memory of the last of the operators that follow it, if evenly."""
+    """How value's elements lie in the memory of the last of the operators that follow it, if
+    evenly."""
     root = chain[-1]
     strides = contiguous(root).strides
     for after, before in zip(reversed(chain), (*reversed(chain[:-1]), value)):

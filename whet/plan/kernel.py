@@ -1,6 +1,8 @@
-"""Kernels: what runs, said without any target. Immutable, hashable, printable: the unit of compiling and caching.
+"""Kernels: what runs, said without any target. Immutable, hashable, printable: the unit of
+compiling and caching.
 
-A kernel's body is an expression over loop indices. Offsets count elements of a buffer, and are integer
+A kernel's body is an expression over loop indices. Offsets count elements of a buffer, and are
+integer
 expressions over the loop indices (and over named sizes, where a kernel serves more than one size).
 """
 
@@ -9,15 +11,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar, dataclass_transform
 
 from whet.ir.graph import Op, attribute_key
 from whet.ir.sizes import Expr as SizeExpr
 from whet.ir.sizes import Size
 
+Class = TypeVar("Class", bound=type)
+
 
 class Expression:
-    """One element of a tensor, computed. Equal expressions may be different objects; their hashes are cached."""
+    """One element of a tensor, computed. Equal expressions may be different objects; their hashes
+    are cached."""
 
     dtype: str
 
@@ -66,8 +71,9 @@ def size_symbols(*sizes: Size) -> frozenset[str]:
     return frozenset(s.name for size in sizes if isinstance(size, SizeExpr) for s in size.symbols)
 
 
-def _node(cls: type) -> Any:
-    return dataclass(frozen=True, eq=False, repr=False)(cls)
+@dataclass_transform(frozen_default=True, eq_default=False)
+def _node(cls: Class) -> Class:
+    return dataclass(frozen=True, eq=False, repr=False)(cls)  # type: ignore[return-value]
 
 
 @_node
@@ -156,7 +162,8 @@ Range = tuple[
 
 @_node
 class Select(Expression):
-    """`inside` where every index lies within its size, `outside` elsewhere; only the chosen one is computed."""
+    """`inside` where every index lies within its size, `outside` elsewhere; only the chosen one is
+    computed."""
 
     ranges: tuple[Range, ...]
     inside: Expression
@@ -182,7 +189,8 @@ class Select(Expression):
 class Let(Expression):
     """`body`, in which the loop index `name` is an element's value, checked to lie within `limit`.
 
-    Negative values count from the end. One that is still outside is clamped and raises the error flag.
+    Negative values count from the end. One that is still outside is clamped and raises the error
+    flag.
     """
 
     name: str
@@ -222,7 +230,8 @@ class Axis:
 
 @_node
 class Reduction(Expression):
-    """`kind` ("sum", "prod", "max", "min", "argmax", "argmin", with "_last") of the body over inner loops."""
+    """`kind` ("sum", "prod", "max", "min", "argmax", "argmin", with "_last") of the body over inner
+    loops."""
 
     kind: str
     axes: tuple[Axis, ...]
@@ -248,7 +257,8 @@ class Reduction(Expression):
 
 @dataclass(frozen=True)
 class Store:
-    """Where a loop's element goes. `combine` is a binary operator with what stands there already."""
+    """Where a loop's element goes. `combine` is a binary operator with what stands there
+    already."""
 
     buffer: int
     offset: Size
@@ -298,7 +308,8 @@ class Loops:
 
 @dataclass(frozen=True)
 class View:
-    """How a template sees a buffer: element (i, j, …) lies at offset + i*strides[0] + j*strides[1] + …."""
+    """How a template sees a buffer: element (i, j, …) lies at offset + i*strides[0] + j*strides[1]
+    + …."""
 
     buffer: int
     dtype: str
@@ -308,14 +319,17 @@ class View:
 
     def __str__(self) -> str:
         shape = ",".join(map(str, self.shape))
-        return f"b{self.buffer}:{self.dtype}[{shape}]@{self.offset}+({','.join(map(str, self.strides))})"
+        strides = ",".join(map(str, self.strides))
+        return f"b{self.buffer}:{self.dtype}[{shape}]@{self.offset}+({strides})"
 
 
 @dataclass(frozen=True)
 class Template:
-    """An operator run whole by a target's hand-scheduled code, and what is computed from each result element.
+    """An operator run whole by a target's hand-scheduled code, and what is computed from each
+    result element.
 
-    `inputs` has None for an absent optional input. The epilogue is an expression over `axes`, one per axis
+    `inputs` has None for an absent optional input. The epilogue is an expression over `axes`, one
+    per axis
     of the operator's result, in which Hole is the result's element; `output` is where it goes.
     """
 

@@ -1,9 +1,11 @@
-"""Loop nests in their simplest form: indices split where maps divide them, then merged where none tells them apart."""
+"""Loop nests in their simplest form: indices split where maps divide them, then merged where none
+tells them apart."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 from whet.ir.sizes import Call, Expr, Size, coefficient, substitute, symbol
 from whet.plan.kernel import (
@@ -16,7 +18,6 @@ from whet.plan.kernel import (
     Nest,
     Reduction,
     Select,
-    Store,
     walk,
 )
 from whet.plan.lower import loop_index, within
@@ -92,7 +93,8 @@ def _rebuild(
 
 
 def merge_reduction(reduction: Reduction) -> Reduction:
-    """The reduction with neighbouring loops joined where every map steps evenly from one to the next."""
+    """The reduction with neighbouring loops joined where every map steps evenly from one to the
+    next."""
     axes, body = reduction.axes, reduction.body
     place = 0
     while place + 1 < len(axes) and not reduction.kind.startswith("arg"):
@@ -121,14 +123,13 @@ def _split_one(nest: Nest) -> Nest | None:
         outer, inner = Axis(f"{axis.name}a", axis.size // factor), Axis(f"{axis.name}b", factor)
         by = loop_index(outer.name, outer.size) * factor + loop_index(inner.name, inner.size)
         axes = (*nest.axes[:place], outer, inner, *nest.axes[place + 1 :])
-        return _map_sizes(
-            nest, axes, lambda size, name=axis.name, by=by: substitute(size, {name: by})
-        )  # type: ignore[misc]
+        return _map_sizes(nest, axes, partial(substitute, values={axis.name: by}))
     return None
 
 
 def _divisor(nest: Nest, axis: Axis) -> int | None:
-    """The largest number that divides the loop's size and by which a map divides (a multiple of) its index."""
+    """The largest number that divides the loop's size and by which a map divides (a multiple of)
+    its index."""
     found: list[int] = []
     for size in sizes_of(nest):
         for call in _calls(size):
@@ -139,7 +140,7 @@ def _divisor(nest: Nest, axis: Axis) -> int | None:
                 continue
             by = call.args[1]
             factor = by // abs(step) if by % abs(step) == 0 else 0
-            if 1 < factor < int(axis.size) and int(axis.size) % factor == 0:  # type: ignore[call-overload]
+            if 1 < factor < int(axis.size) and int(axis.size) % factor == 0:
                 found.append(factor)
     return max(found, default=None)
 
@@ -156,7 +157,8 @@ def _calls(size: Size) -> Iterator[Call]:
 
 
 def merge(nest: Nest, kept: int = 0) -> Nest:
-    """Neighbouring loops as one where every index map steps evenly; the `kept` innermost stay as they are."""
+    """Neighbouring loops as one where every index map steps evenly; the `kept` innermost stay as
+    they are."""
     place = 0
     while place + 1 < len(nest.axes) - kept:
         outer, inner = nest.axes[place], nest.axes[place + 1]
@@ -179,7 +181,8 @@ def _map_sizes(nest: Nest, axes: tuple[Axis, ...], change: Callable[[Size], Size
 
 
 def _joining(outer: Axis, inner: Axis, merged: Axis) -> Callable[[Size], Size]:
-    """outer*inner.size + inner is the merged index: the outer coefficient is the inner one times that size."""
+    """outer*inner.size + inner is the merged index: the outer coefficient is the inner one times
+    that size."""
     index = loop_index(merged.name, merged.size)
 
     def change(size: Size) -> Size:

@@ -1,4 +1,5 @@
-"""Values to expressions: each output element is pulled through the operators, movement becomes index maps."""
+"""Values to expressions: each output element is pulled through the operators, movement becomes
+index maps."""
 
 from __future__ import annotations
 
@@ -10,17 +11,15 @@ import numpy as np
 
 from whet.ir.graph import Constant, Op, Value
 from whet.ir.sizes import (
-    Expr,
     Size,
     floor_divide,
     is_less,
     minimum,
     modulo,
     product,
-    substitute,
     symbol,
 )
-from whet.ir.types import NUMPY_DTYPES, TensorType
+from whet.ir.types import NUMPY_DTYPES
 from whet.ops import contract, elementwise, gather, movement, reduce, window
 from whet.ops import index as positions
 from whet.ops.reduce import identity
@@ -43,7 +42,8 @@ Rule = Callable[["Lowering", Value, Indices], Expression]
 
 
 class Lowering:
-    """Pulls elements of Values; those not in `inside` are loaded from buffers, numbered as they are met."""
+    """Pulls elements of Values; those not in `inside` are loaded from buffers, numbered as they are
+    met."""
 
     def __init__(self, inside: Callable[[Value], bool], anchor: Value | None = None) -> None:
         self.inside = inside
@@ -160,7 +160,8 @@ def _reshape(lowering: Lowering, value: Value, index: Indices) -> Expression:
 
 
 def reshaped_index(index: Indices, shape: Indices, source: Indices) -> Indices:
-    """Where an element of a reshaped tensor lies in the tensor before, run of axes by run of axes."""
+    """Where an element of a reshaped tensor lies in the tensor before, run of axes by run of
+    axes."""
     result: list[Size] = []
     a = b = 0
     while b < len(source):

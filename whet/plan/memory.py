@@ -1,4 +1,5 @@
-"""One arena for all intermediate tensors: offsets such that no two that are alive at once overlap."""
+"""One arena for all intermediate tensors: offsets such that no two that are alive at once
+overlap."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ class Lifetime:
 def assign(lifetimes: Sequence[Lifetime]) -> tuple[dict[Hashable, int], int]:
     """Offsets by key, and the arena's size: largest first, each in the smallest gap that fits.
 
-    Greedy by size (Pisarchyk and Lee, Efficient Memory Management for Deep Neural Net Inference, 2020).
+    Greedy by size (Pisarchyk and Lee, Efficient Memory Management for Deep Neural Net Inference,
+    2020).
     """
     placed: list[tuple[int, int, Lifetime]] = []
     offsets: dict[Hashable, int] = {}

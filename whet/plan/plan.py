@@ -41,7 +41,8 @@ class Step:
 class Plan:
     """What runs for one graph with known sizes.
 
-    Values that the graph is given (inputs, weights, constants) and its outputs have memory of their own;
+    Values that the graph is given (inputs, weights, constants) and its outputs have memory of their
+    own;
     `offsets` are the places of all others in the arena.
     """
 
@@ -58,9 +59,10 @@ class Plan:
         return tuple(name for step in self.steps if step.is_host for name in step.nodes)
 
     def __str__(self) -> str:
-        lines = []
-        for step in self.steps:
-            lines.append(f"{' + '.join(step.nodes) or step.value.op}: {step.kernel or step.name}")
+        lines = [
+            f"{' + '.join(step.nodes) or step.value.op}: {step.kernel or step.name}"
+            for step in self.steps
+        ]
         return "\n".join([*lines, f"arena {self.arena} bytes"])
 
 
@@ -191,7 +193,7 @@ def _template_step(grouping: Grouping, group: Group, nodes: tuple[str, ...]) -> 
 
 def nbytes(type: TensorType) -> int:
     """The bytes of a tensor whose sizes are known."""
-    return math.prod(int(s) for s in type.shape) * type.numpy.itemsize  # type: ignore[arg-type]
+    return math.prod(int(s) for s in type.shape) * type.numpy.itemsize
 
 
 def _place(graph: Graph, steps: tuple[Step, ...]) -> tuple[dict[Value, int], int]:

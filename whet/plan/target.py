@@ -1,4 +1,5 @@
-"""What a target tells the planner: which operators it runs whole, which it can emit, how it prefers its inputs."""
+"""What a target tells the planner: which operators it runs whole, which it can emit, how it prefers
+its inputs."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ class Capabilities:
 
     name: str
     legalize: Callable[[Value], Value]
-    """An operator in the target's own terms: a template's operator with packed weights, or simpler ones."""
+    """An operator in the target's own terms: a template's operator with packed weights, or simpler
+    ones."""
 
     emits: Callable[[Value], bool]
     """Whether a loop nest can hold the operator, with these dtypes."""

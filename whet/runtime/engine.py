@@ -5,11 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from whet.engine.file import EngineFile, write_engine
 from whet.engine.header import REFITTABLE
@@ -79,7 +77,8 @@ class Engine:
     ) -> Session:
         """The engine ready to run on a device, its kernels compiled or taken from the cache.
 
-        `device`: "auto" or "cpu", or "cpu:avx2" for a lower level of it. `threads`: how many take part
+        `device`: "auto" or "cpu", or "cpu:avx2" for a lower level of it. `threads`: how many take
+        part
         in a run (by default one for each physical core). `cache`: "default", a folder, a Cache, or
         False. Raises DeviceError where there is no such device.
         """
@@ -112,15 +111,18 @@ def build(
 ) -> Engine:
     """Reads a model, optimises its graph, and returns the engine; no device is touched.
 
-    `model`: an ONNX file's path, its bytes, or a ModelProto. `profiles`: ranges of the symbolic sizes.
-    `architectures`: for which kernels are compiled now and kept in the engine ("avx2", "avx512+vnni").
+    `model`: an ONNX file's path, its bytes, or a ModelProto. `profiles`: ranges of the symbolic
+    sizes.
+    `architectures`: for which kernels are compiled now and kept in the engine ("avx2",
+    "avx512+vnni").
     Raises InvalidModel for a damaged model, UnsupportedModel with all nodes that cannot be read.
     """
     from whet.frontends.onnx import from_onnx
 
     if precision is not None:
         raise InvalidSetting(
-            f"precision={precision!r}: whet keeps the precision that the model states; convert the model instead"
+            f"precision={precision!r}: whet keeps the precision that the model states; "
+            "convert the model instead"
         )
     imported = from_onnx(model)
     graph = optimise(imported.graph, watch)
@@ -152,10 +154,11 @@ def load(
 
 
 def session(model: str | os.PathLike[str] | bytes | onnx.ModelProto, **options: Any) -> Session:
-    """A session for a model or an engine file in one step; the options are those of `Engine.session`."""
+    """A session for a model or an engine file in one step; the options are those of
+    `Engine.session`."""
     is_path = isinstance(model, str | os.PathLike)
     is_engine = is_path and os.fspath(model).endswith(".whet")  # type: ignore[arg-type]
-    return (load(model) if is_engine else build(model)).session(**options)  # type: ignore[arg-type]
+    return (load(model) if is_engine else build(model)).session(**options)
 
 
 def _cpu_level(device: str) -> str | None:

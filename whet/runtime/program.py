@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from whet.engine.weights import WeightStore
 from whet.ir.evaluate import bind_sizes, check_guards, compute
 from whet.ir.graph import Constant, Graph, Input, Parameter, Value, Weight, make
 from whet.ir.types import TensorType
-from whet.engine.weights import WeightStore
 from whet.plan.plan import Plan, make_plan
 from whet.targets.cpu.device import Device, Executable
 
@@ -20,7 +20,8 @@ Arrays = Sequence[Any]
 
 
 class Runner:
-    """All that runs on one device from one set of weights; results of weight-only work are kept and shared."""
+    """All that runs on one device from one set of weights; results of weight-only work are kept and
+    shared."""
 
     def __init__(self, device: Device, weights: WeightStore, threads: int) -> None:
         self.device, self.weights, self.threads = device, weights, threads
@@ -32,7 +33,8 @@ class Runner:
     def execute(
         self, graph: Graph, arrays: Arrays, out: Mapping[int, np.ndarray] | None = None
     ) -> list[Any]:
-        """The graph's outputs for arrays of any sizes that it accepts; `out` gives arrays for some of them."""
+        """The graph's outputs for arrays of any sizes that it accepts; `out` gives arrays for some
+        of them."""
         sizes: dict[str, int] = {}
         for value, array in zip(graph.inputs, arrays, strict=True):
             bind_sizes(value.type, array, sizes)
@@ -143,7 +145,7 @@ class Program:
                     np.empty(value.shape, value.tensor.numpy) if array is None else array
                 )
         values = self.executable.run(given, buffers, self.runner.run_graph)
-        results = []
+        results: list[Any] = []
         for number, value in enumerate(self.graph.outputs):
             array = values[value]
             if isinstance(array, np.ndarray) and (
@@ -163,7 +165,8 @@ def _as_array(x: Any) -> Any:
 
 
 class Stage:
-    """As much of a graph as can be planned, then the operators whose result sizes only a run can tell, then the rest."""
+    """As much of a graph as can be planned, then the operators whose result sizes only a run can
+    tell, then the rest."""
 
     def __init__(self, runner: Runner, graph: Graph) -> None:
         self.runner, self.graph = runner, graph

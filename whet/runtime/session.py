@@ -9,7 +9,7 @@ import numpy as np
 
 from whet.engine.weights import WeightStore
 from whet.errors import InvalidInput, ShapeError
-from whet.ir.graph import Graph, Input
+from whet.ir.graph import Graph
 from whet.ir.types import TensorType, Type, dtype_name
 from whet.passes.pipeline import optimise
 from whet.runtime.profile import Profile
@@ -47,9 +47,11 @@ class Session:
     ) -> dict[str, Any]:
         """The model's outputs, by name, for inputs by name.
 
-        Inputs are NumPy arrays, or any tensor that speaks DLPack on the CPU, of exactly the model's dtypes.
+        Inputs are NumPy arrays, or any tensor that speaks DLPack on the CPU, of exactly the model's
+        dtypes.
         Outputs are fresh arrays, except those for which `out` gives an array to write to.
-        Raises InvalidInput for wrong names, dtypes or numbers of axes, ShapeError for sizes that do not fit.
+        Raises InvalidInput for wrong names, dtypes or numbers of axes, ShapeError for sizes that do
+        not fit.
         """
         arrays = self._check(inputs)
         self._check_profiles(arrays)

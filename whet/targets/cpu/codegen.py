@@ -10,18 +10,20 @@ from pathlib import Path
 from whet.plan.kernel import Kernel, Loops
 from whet.targets.cpu import loops
 from whet.targets.cpu.architecture import Architecture
-from whet.targets.cpu.arithmetic import LIBRARY
+from whet.targets.cpu.functions import LIBRARY
 from whet.targets.cpu.templates import TEMPLATES
 
 ENTRY = "kernel"
 
 Slot = tuple[int, int] | str | None
-"""An argument: (buffer, offset in bytes), "error" for the address of the error word, None for null."""
+"""An argument: (buffer, offset in bytes), "error" for the address of the error word, None for
+null."""
 
 
 @cache
 def version() -> str:
-    """Part of every cache key: a digest of this folder's sources, since any change may give other code."""
+    """Part of every cache key: a digest of this folder's sources, since any change may give other
+    code."""
     digest = blake2b(digest_size=8)
     for path in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())
@@ -41,7 +43,7 @@ def slots(kernel: Kernel) -> list[Slot]:
     if not isinstance(kernel, Loops):
         template = TEMPLATES[type(kernel.op)]
         if hasattr(template, "slots"):
-            return template.slots(kernel)  # type: ignore[no-any-return]
+            return template.slots(kernel)
     return ["error", *((buffer, 0) for buffer in range(len(kernel.buffers)))]
 
 

@@ -1,4 +1,5 @@
-"""The CPU as a device: compiles a Plan's kernels, lays out their arguments, walks them with the worker pool."""
+"""The CPU as a device: compiles a Plan's kernels, lays out their arguments, walks them with the
+worker pool."""
 
 from __future__ import annotations
 
@@ -16,12 +17,12 @@ from whet.errors import IndexOutOfRange
 from whet.ir.evaluate import compute
 from whet.ir.graph import Value
 from whet.ir.types import TensorType
-from whet.plan.kernel import Kernel, Let, Loops, Template, walk
+from whet.plan.kernel import Kernel
 from whet.plan.plan import Plan, Step, nbytes
 from whet.plan.target import Capabilities
 from whet.targets.cpu import codegen, host, jit
 from whet.targets.cpu.architecture import Architecture
-from whet.targets.cpu.arithmetic import LIBRARY
+from whet.targets.cpu.functions import LIBRARY
 from whet.targets.cpu.legalize import emits, legalize
 from whet.targets.cpu.pool import Pool
 from whet.targets.cpu.templates import TEMPLATES
@@ -79,11 +80,12 @@ class Device:
         return self._cached(self.key(text), lambda: jit.to_object(text, architecture, imports))
 
     def arrays(self, kinds: Sequence[TensorType]) -> list[np.ndarray]:
-        """Arrays that lie one after the other in one piece of memory, each at a multiple of 64 bytes."""
+        """Arrays that lie one after the other in one piece of memory, each at a multiple of 64
+        bytes."""
         places = np.cumsum([0, *(-(-nbytes(kind) // 64) * 64 for kind in kinds)])
         memory = host.aligned_memory(max(int(places[-1]), 64))
         return [
-            memory[at : at + nbytes(kind)].view(kind.numpy).reshape(kind.shape)  # type: ignore[arg-type]
+            memory[at : at + nbytes(kind)].view(kind.numpy).reshape(kind.shape)
             for at, kind in zip(places, kinds)
         ]
 
@@ -137,7 +139,8 @@ class Executable:
     def run(
         self, given: Mapping[Value, Any], out: Mapping[Value, Any], run_graph: Callable[..., Any]
     ) -> dict[Value, Any]:
-        """Computes the plan's outputs into the `out` arrays; `given` are its inputs and what was prepared."""
+        """Computes the plan's outputs into the `out` arrays; `given` are its inputs and what was
+        prepared."""
         context = self._free.pop() if self._free else _Context(self)
         try:
             return context.run(given, out, run_graph)
@@ -179,7 +182,8 @@ class _Context:
             self._set(value, array)
 
     def _arguments(self, plan: Plan) -> np.ndarray:
-        """The argument blocks, one after the other, with the error words set and the buffers still open."""
+        """The argument blocks, one after the other, with the error words set and the buffers still
+        open."""
         layouts = [[] if s.kernel is None else codegen.slots(s.kernel) for s in plan.steps]
         arguments = np.zeros(max(sum(map(len, layouts)), 1), np.int64)
         place = 0

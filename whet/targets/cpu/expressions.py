@@ -29,7 +29,8 @@ from whet.targets.cpu.llvm import Function, array_literal, element_bytes, litera
 
 @dataclass
 class Place:
-    """Where a loop index stands: a register or number, plus a number known when the code is made."""
+    """Where a loop index stands: a register or number, plus a number known when the code is
+    made."""
 
     base: str | int
     delta: int = 0
@@ -46,7 +47,8 @@ class Scope:
 class Emitter:
     """Turns expressions into instructions of one function.
 
-    `vector` is the loop index along which neighbouring elements are lanes; `mask` names the lanes in use.
+    `vector` is the loop index along which neighbouring elements are lanes; `mask` names the lanes
+    in use.
     A value is (register, lanes): one lane where it is the same for all.
     """
 
@@ -145,7 +147,8 @@ class Emitter:
     def divide(
         self, a: str | int, b: str | int, size: Size
     ) -> tuple[Callable[[], str | int], Callable[[], str | int]]:
-        """Floor division and remainder; without the correction where the dividend is not negative."""
+        """Floor division and remainder; without the correction where the dividend is not
+        negative."""
         f = self.f
         if isinstance(size, int) or size.bounds[0] >= 0:
             return (lambda: f.div(a, b)), (lambda: f.rem(a, b))
@@ -158,7 +161,8 @@ class Emitter:
         return (lambda: f.op(f"sdiv i64 {f.sub(a, remainder())}, {b}")), remainder
 
     def offset(self, size: Size) -> tuple[str | int, int]:
-        """An index expression as a register and a number, so that near offsets share the register."""
+        """An index expression as a register and a number, so that near offsets share the
+        register."""
         if isinstance(size, int):
             return 0, size
         delta = 0
@@ -176,7 +180,7 @@ class Emitter:
         bare = {name: Place(p.base) for name, p in self.places.items()}
         key = ("bare", size)
         scope = self.scopes[-1]
-        if key not in scope.sizes:  # type: ignore[comparison-overlap]
+        if key not in scope.sizes:
             kept, self.places = self.places, bare
             memo, self.scopes = self.scopes, [Scope()]
             scope.sizes[key] = self.size(size)  # type: ignore[index]
@@ -328,7 +332,8 @@ class Emitter:
         return arithmetic.to_compute(self.f, value, load.dtype, self.lanes), self.lanes
 
     def step(self, offset: Size) -> int | None:
-        """How far apart the elements of neighbouring lanes lie, or None where that is not constant."""
+        """How far apart the elements of neighbouring lanes lie, or None where that is not
+        constant."""
         if any(name in self.wide for name in _names(offset)):
             return None
         step = coefficient(offset, self.vector or "")
@@ -347,7 +352,8 @@ class Emitter:
         return self.f.address(base, self.f.mul(start, size)), delta * size
 
     def _gather(self, load: Load, base: str, step: int | None) -> str:
-        """Elements that do not lie side by side, one by one; lanes that are masked out are not touched."""
+        """Elements that do not lie side by side, one by one; lanes that are masked out are not
+        touched."""
         f, kind = self.f, storage_type(load.dtype, self.lanes)
         element, size = (
             arithmetic.STORAGE[load.dtype],
@@ -374,7 +380,7 @@ class Emitter:
         )
 
     def _select(self, select: Select) -> tuple[str, int]:
-        ranges = [r for r in select.ranges]
+        ranges = list(select.ranges)
         by_lane = [r for r in ranges if self.varies(frozenset(_names(r[0]) | _names(r[1])))]
         uniform = [r for r in ranges if r not in by_lane]
         lanes = self.lanes if self.varies(select.symbols) else 1
@@ -441,7 +447,8 @@ class Emitter:
         return self.f.convert("zext" if dtype[0] == "u" else "sext", value, source, kind)
 
     def clamped(self, i: str, limit: str, lanes: int) -> str:
-        """A data-dependent index, counted from the end where negative; one outside raises the error flag."""
+        """A data-dependent index, counted from the end where negative; one outside raises the error
+        flag."""
         f, kind = self.f, vector("i64", lanes)
         negative = f.compare("slt", kind, i, literal(kind, 0))
         i = f.select(negative, kind, f.binary("add", kind, i, limit), i)
@@ -460,7 +467,8 @@ class Emitter:
 
 
 def _steps(op: Op) -> bool:
-    """Whether an input must be no more precise than its dtype: where a result jumps, or the model casts."""
+    """Whether an input must be no more precise than its dtype: where a result jumps, or the model
+    casts."""
     return isinstance(op, Cast | Floor | Ceil | Round | Sign | Less | LessOrEqual | Equal)
 
 

@@ -1,16 +1,16 @@
-"""Operators in the CPU's terms: a template's where one fits, else simpler ones, down to what loops can hold."""
+"""Operators in the CPU's terms: a template's where one fits, else simpler ones, down to what loops
+can hold."""
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Any
 
-from whet.ir.graph import Constant, Graph, Op, Value
+from whet.ir.graph import Value
 from whet.ir.types import FLOATS, TensorType
+from whet.ops.elementwise import Cast, Pow
 from whet.plan.group import ELEMENTWISE
 from whet.plan.lower import RULES
 from whet.targets.cpu.arithmetic import COMPUTE, EMIT
-from whet.ops.elementwise import Cast, Pow
 
 
 def emits(value: Value) -> bool:
@@ -37,7 +37,7 @@ def _pow_of_one_dtype(value: Value) -> Value:
 
 
 def _cast(value: Value, dtype: str) -> Value:
-    return value if value.dtype == dtype else Cast(dtype)(value)  # type: ignore[no-any-return]
+    return value if value.dtype == dtype else Cast(dtype)(value)
 
 
 def _has_code(type: Any) -> bool:

@@ -19,15 +19,16 @@ from whet.plan.kernel import (
 from whet.targets.cpu import arithmetic
 from whet.targets.cpu.architecture import Architecture
 from whet.targets.cpu.expressions import Emitter, Place
-from whet.targets.cpu.llvm import Function, Index, Module, element_bytes, vector
-from whet.targets.cpu.reductions import combine, lane_mask
+from whet.targets.cpu.llvm import Function, Index, Module
+from whet.targets.cpu.reductions import lane_mask
 
 # Outer loops are joined until they run this often, so that threads get even shares.
 ENOUGH_TURNS = 64
 
 
 def generate(kernel: Loops, architecture: Architecture, name: str) -> Module:
-    """The function `void name(ptr args, i64 thread, i64 threads)`; args: the error word, then the buffers."""
+    """The function `void name(ptr args, i64 thread, i64 threads)`; args: the error word, then the
+    buffers."""
     module = Module(architecture.vector_bytes * 8)
     f = module.function(name, {"args": "ptr noalias", "thread": "i64", "threads": "i64"})
     error = f.load("ptr", "%args", 0)
@@ -40,7 +41,8 @@ def generate(kernel: Loops, architecture: Architecture, name: str) -> Module:
 
 
 def vector_axis(nest: Nest) -> Axis | None:
-    """The loop whose neighbours should be lanes: where stores lie side by side, unless loads prefer their own."""
+    """The loop whose neighbours should be lanes: where stores lie side by side, unless loads prefer
+    their own."""
     best: Axis | None = None
     most = 0.0
     for axis in nest.axes:
@@ -59,7 +61,8 @@ def _tops(expression: Expression) -> list[Expression]:
 
 
 def _benefit(node: Expression, axis: Axis, weight: float) -> float:
-    """How much a load gains from lanes along the axis; a reduction whose own loop reads along lanes loses."""
+    """How much a load gains from lanes along the axis; a reduction whose own loop reads along lanes
+    loses."""
     if isinstance(node, Load):
         step = coefficient(node.offset, axis.name)
         return weight if step in (0, 1) else -0.05
@@ -129,7 +132,8 @@ class _NestCode:
         )
 
     def join(self, outer: tuple[Axis, ...]) -> tuple[tuple[Axis, ...], tuple[Axis, ...]]:
-        """The outermost loops that become one, to be shared among threads, and those that stay inside."""
+        """The outermost loops that become one, to be shared among threads, and those that stay
+        inside."""
         turns: Size = 1
         for count, axis in enumerate(outer):
             if isinstance(turns, int) and turns >= ENOUGH_TURNS:
@@ -195,7 +199,8 @@ class _NestCode:
             self.e.hoist(store.value, available)
 
     def row(self, axis: Axis, shared: bool) -> None:
-        """The innermost loop, in vectors; the lanes of the last one that are beyond the end are masked."""
+        """The innermost loop, in vectors; the lanes of the last one that are beyond the end are
+        masked."""
         f, lanes = self.f, self.e.full_lanes
         size = self.e.size(axis.size)
         blocks = f.div(size, lanes)

@@ -1,4 +1,5 @@
-"""Reductions inside an expression: over lanes of neighbouring results, or over lanes of their own."""
+"""Reductions inside an expression: over lanes of neighbouring results, or over lanes of their
+own."""
 
 from __future__ import annotations
 
@@ -107,7 +108,8 @@ def _vector_axis(reduction: Reduction) -> Axis | None:
 
 
 def _across_lanes(e: Emitter, reduction: Reduction, inner: Axis) -> str:
-    """Neighbouring elements in lanes, several vectors side by side, joined at the end in a fixed order."""
+    """Neighbouring elements in lanes, several vectors side by side, joined at the end in a fixed
+    order."""
     f, lanes = e.f, e.full_lanes
     kind = compute_type(reduction.dtype, lanes)
     outer = tuple(a for a in reduction.axes if a is not inner)

@@ -1,16 +1,19 @@
-"""Convolutions and products with a constant weight, as the planner sees them: packed, with an epilogue."""
+"""Convolutions and products with a constant weight, as the planner sees them: packed, with an
+epilogue."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import astuple
+from dataclasses import astuple, fields, replace
 
-from whet.ir.graph import Graph, Op, Value, constant, operator
-from whet.ir.sizes import Size
+import numpy as np
+
+from whet.ir.graph import Op, Value, constant, operator
+from whet.ir.sizes import Size, product
 from whet.ir.types import TensorType
 from whet.ops.contract import Convolution, MatMul
-from whet.ops.movement import Pad, Reshape, Transpose, reshape, transpose
+from whet.ops.movement import Pad, Transpose, reshape, transpose
 from whet.plan.kernel import Axis, Load, Nest, Store, Template, View, walk
 from whet.plan.loops import merge
 from whet.plan.lower import flatten, loop_index
@@ -19,20 +22,22 @@ from whet.targets.cpu.architecture import Architecture
 from whet.targets.cpu.expressions import Emitter, Place
 from whet.targets.cpu.llvm import Function
 from whet.targets.cpu.templates import convolution as kernels
+from whet.targets.cpu.templates.dense import taps_innermost
 from whet.targets.cpu.templates.epilogue import FIRST_BUFFER, Epilogue, Origin, Position
 from whet.targets.cpu.templates.packing import Packing
 from whet.targets.cpu.templates.schedule import Schedule
-from whet.targets.cpu.templates.dense import taps_innermost
 from whet.targets.cpu.templates.specification import Convolution as Specification
 from whet.targets.cpu.templates.specification import contiguous
 
 MOST_STRIDED_CHANNELS = 4
-"""With more channels than that, a copy with the channels side by side is faster than reading them apart."""
+"""With more channels than that, a copy with the channels side by side is faster than reading them
+apart."""
 
 
 @operator
 class PackedConvolution(Op):
-    """Convolution of x[N, *S, C] with a weight packed for one schedule; see ops.contract.Convolution."""
+    """Convolution of x[N, *S, C] with a weight packed for one schedule; see
+    ops.contract.Convolution."""
 
     kernel: tuple[int, ...]
     filters: int
@@ -81,7 +86,8 @@ class PackedProduct(Op):
         return x.with_shape(*x.shape[:-1], self.columns)
 
     def specification(self, strides: tuple[int, ...], shape: tuple[int, ...]) -> Specification:
-        """The kernel that is wanted for an x of some strides and shape: a convolution of one tap."""
+        """The kernel that is wanted for an x of some strides and shape: a convolution of one
+        tap."""
         lead = shape[:-1]
         while len(lead) < 2:
             lead, strides = (1, *lead), (0, *strides)
@@ -102,11 +108,23 @@ Packed = PackedConvolution | PackedProduct
 def pack(weight: Value, packing: Packing) -> Value:
     """A channels-last weight in a kernel's layout, as an expression over the weight."""
     zero = constant(0, weight.dtype)
+    for axis, matrix in packing.matrices:
+        weight = _apply_matrix(weight, axis, matrix)
     wide = reshape(weight, *packing.shape)
     after = tuple(more - size for size, more in zip(packing.shape, packing.padded))
     if any(after):
         wide = Pad((0,) * len(after), after)(wide, zero)
     return transpose(reshape(wide, *packing.split), *packing.order)
+
+
+def _apply_matrix(weight: Value, axis: int, matrix: tuple[tuple[float, ...], ...]) -> Value:
+    """new[i] = the sum over j of matrix[i][j] * old[j] along an axis."""
+    front = (axis, *(i for i in range(weight.rank) if i != axis))
+    moved = transpose(weight, *front)
+    rows = reshape(moved, moved.shape[0], product(moved.shape[1:]))
+    made = MatMul()(constant(np.array(matrix), weight.dtype), rows)
+    back = sorted(range(weight.rank), key=front.__getitem__)
+    return transpose(reshape(made, len(matrix), *moved.shape[1:]), *back)
 
 
 class Contraction:
@@ -146,7 +164,7 @@ class Contraction:
             or not w.tensor.is_static
         ):
             return None
-        if x.is_static or math.prod(value.shape) == 0 or math.prod(x.shape) == 0:  # type: ignore[arg-type]
+        if x.is_static or math.prod(value.shape) == 0 or math.prod(x.shape) == 0:
             return None
         if isinstance(op, Convolution):
             return self._convolution(op, x, w, architecture)
@@ -167,10 +185,9 @@ class Contraction:
             shape[1:-1], shape[0], op.strides, op.dilations, before, after, op.groups, order, ()
         )
         spec = plain.specification(contiguous(numbers(x.shape)), numbers(x.shape))
-        schedule = kernels.candidates(spec, architecture, self.threads)[0]
+        schedule = kernels.candidates(spec, architecture, self.threads, transforms=True)[0]
         packed = pack(w, kernels.packing(spec, schedule, architecture))
-        chosen = PackedConvolution(**{**vars_of(plain), "schedule": as_numbers(schedule)})
-        return chosen(x, packed)  # type: ignore[no-any-return]
+        return replace(plain, schedule=as_numbers(schedule))(x, packed)
 
     def _product(self, x: Value, w: Value, architecture: Architecture) -> Value | None:
         columns: int
@@ -184,7 +201,7 @@ class Contraction:
         schedule = kernels.candidates(flat, architecture, self.threads)[0]
         weight = reshape(weight, columns, *flat.kernel, depth)
         packed = pack(weight, kernels.packing(flat, schedule, architecture))
-        return PackedProduct(columns, as_numbers(schedule))(x, packed)  # type: ignore[no-any-return]
+        return PackedProduct(columns, as_numbers(schedule))(x, packed)
 
     def slots(self, kernel: Template) -> list[tuple[int, int] | None]:
         """What the argument block holds: (buffer, offset in bytes), or None for a null pointer."""
@@ -197,7 +214,7 @@ class Contraction:
             None,
             *extra,
             (kernel.output.buffer, 0),
-        ]  # type: ignore[arg-type]
+        ]
 
     def generate(self, kernel: Template, architecture: Architecture, name: str) -> str:
         """The kernel's LLVM text."""
@@ -209,18 +226,20 @@ class Contraction:
         if flat is not spec and (merged := _merged_like(flat, nest)) is not None:
             spec, (nest, axes) = flat, merged
         hole = _Hole(kernel, nest, axes, architecture)
-        schedule = Schedule(*op.schedule[:-1], bool(op.schedule[-1]))
+        schedule = as_schedule(op.schedule)
         return kernels.generate(spec, schedule, architecture, hole.epilogue(), name)
 
 
 def _spatial_axes(op: Packed, axes: tuple[Axis, ...]) -> list[Axis | None]:
-    """The epilogue's axes as the kernel counts its own: a product of a plain matrix has no batch."""
+    """The epilogue's axes as the kernel counts its own: a product of a plain matrix has no
+    batch."""
     missing = 3 - len(axes) if isinstance(op, PackedProduct) else 0
     return [*[None] * max(missing, 0), *axes]
 
 
 def _merged_like(flat: Specification, nest: Nest) -> tuple[Nest, list[Axis | None]] | None:
-    """The nest with axes merged as the kernel's are, and those axes; None where its maps keep them apart."""
+    """The nest with axes merged as the kernel's are, and those axes; None where its maps keep them
+    apart."""
     nest = merge(nest, kept=1)
     outer = [a for a in nest.axes[:-1] if a.size != 1]
     sizes = (flat.batch, *flat.size)
@@ -232,17 +251,19 @@ def _merged_like(flat: Specification, nest: Nest) -> tuple[Nest, list[Axis | Non
 
 def numbers(sizes: Sequence[Size]) -> tuple[int, ...]:
     """Sizes that are all known."""
-    return tuple(int(s) for s in sizes)  # type: ignore[arg-type]
-
-
-def vars_of(op: PackedConvolution) -> dict[str, object]:
-    """The operator's attributes by name."""
-    return {name: getattr(op, name) for name in op.__dataclass_fields__}
+    return tuple(int(s) for s in sizes)
 
 
 def as_numbers(schedule: Schedule) -> tuple[int, ...]:
     """A schedule as an operator's attribute."""
     return tuple(int(x) for x in astuple(schedule))
+
+
+def as_schedule(numbers: tuple[int, ...]) -> Schedule:
+    """The schedule that `as_numbers` gave."""
+    defaults = fields(Schedule)
+    given = zip(defaults, numbers, strict=True)
+    return Schedule(**{f.name: bool(x) if f.type == "bool" else x for f, x in given})
 
 
 def _nest(kernel: Template) -> Nest:
