@@ -16,7 +16,9 @@ N = symbol("n", 1)
 B = weight("b", 8)
 
 
-def convolution(x: Value = X, out: int = 8, pad: int = 1, groups: int = 1, name: str = "w") -> Value:
+def convolution(
+    x: Value = X, out: int = 8, pad: int = 1, groups: int = 1, name: str = "w"
+) -> Value:
     w = weight(name, out, 3, 3, x.shape[-1] // groups)
     return Convolution((1, 1), (1, 1), (pad, pad), (pad, pad), groups)(x, w)
 

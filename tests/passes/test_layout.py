@@ -3,7 +3,7 @@
 import pytest
 
 from tests.passes.graphs import count, given, graph, transformed, weight
-from whet.ir.graph import Value, constant
+from whet.ir.graph import Graph, Value, constant
 from whet.ir.sizes import symbol
 from whet.ops.contract import Convolution, MatMul
 from whet.ops.elementwise import Add, Exp, Relu, Sigmoid, Where
@@ -23,7 +23,7 @@ from whet.ops.quantize import Dequantize
 from whet.ops.reduce import ArgReduce, Cumulative, LayerNorm, Reduce, RMSNorm, Softmax, reduce_mean
 from whet.ops.window import Pool
 from whet.passes.axes import carried, gathered_groups, groups, inverse
-from whet.passes.layout import channels_last
+from whet.passes.layout import channels_last, settle_layout
 
 TO_LAST, TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
 Y = given("y", 2, 4, 5, 6)  # channels last
@@ -31,11 +31,17 @@ FIRST = transpose(Y, *TO_FIRST)  # [2, 6, 4, 5]
 N = symbol("n", 1)
 
 
+def laid_out(graph: Graph) -> Graph:
+    return settle_layout(channels_last(graph))
+
+
 def convolution(x: Value, name: str, out: int, kernel: int = 1, groups: int = 1) -> Value:
     """As an importer writes it: channels first outside."""
     w = weight(name, out, x.shape[1] // groups, kernel, kernel)
     pad = (kernel // 2,) * 2
-    y = Convolution((1, 1), (1, 1), pad, pad, groups)(transpose(x, *TO_LAST), transpose(w, *TO_LAST))
+    y = Convolution((1, 1), (1, 1), pad, pad, groups)(
+        transpose(x, *TO_LAST), transpose(w, *TO_LAST)
+    )
     return transpose(y, *TO_FIRST)
 
 
@@ -45,7 +51,9 @@ PASSES_BY = {
     "a weight for each channel": FIRST + weight("w", 6, 1, 1),
     "a weight of all axes": FIRST + weight("w", 2, 6, 4, 5),
     "two transposed alike": FIRST + Exp()(FIRST),
-    "a condition": Where()(transpose(given("c", 2, 4, 5, 6, dtype="bool"), *TO_FIRST), FIRST, Exp()(FIRST)),
+    "a condition": Where()(
+        transpose(given("c", 2, 4, 5, 6, dtype="bool"), *TO_FIRST), FIRST, Exp()(FIRST)
+    ),
     "a value whose moved axes are 1": FIRST * given("se", 2, 6, 1, 1),
     "a reduction": Reduce("max", (2, 3))(FIRST),
     "a mean": reduce_mean(FIRST, (1,)),
@@ -75,7 +83,7 @@ PASSES_BY = {
 @pytest.mark.parametrize("name", PASSES_BY)
 def test_sinks_past(name):
     """Below a transpose is left, if any, and none above what is computed."""
-    (after,) = transformed(channels_last, PASSES_BY[name])
+    (after,) = transformed(laid_out, PASSES_BY[name])
     above = [v for v in graph(after).values if isinstance(v.op, Transpose) and not v.is_static]
     assert not above or above == [after], str(graph(after))
 
@@ -91,7 +99,7 @@ STOPS_AT = {
 
 @pytest.mark.parametrize("name", STOPS_AT)
 def test_stays_above(name):
-    (after,) = transformed(channels_last, STOPS_AT[name])
+    (after,) = transformed(laid_out, STOPS_AT[name])
     assert count(graph(after), Transpose) == count(graph(STOPS_AT[name]), Transpose)
 
 
@@ -101,7 +109,7 @@ def test_a_residual_network_has_one_transpose():
     y = Relu()(convolution(stem, "a", 8, 3) + weight("b", 8, 1, 1))
     z = Relu()(convolution(y, "c", 8, 3) + stem)
     pooled = reshape(reduce_mean(z, (2, 3)), 1, 8)
-    (after,) = transformed(channels_last, MatMul()(pooled, weight("fc", 8, 10)))
+    (after,) = transformed(laid_out, MatMul()(pooled, weight("fc", 8, 10)))
     left = [v for v in graph(after).values if isinstance(v.op, Transpose) and not v.is_static]
     assert [v.inputs[0] for v in left] == [x]
 
@@ -111,7 +119,7 @@ def test_squeeze_and_excite():
     y = convolution(x, "a", 8, 3)
     squeezed = Relu()(convolution(reduce_mean(y, (2, 3)), "down", 2))
     z = y * Sigmoid()(convolution(squeezed, "up", 8))
-    (after,) = transformed(channels_last, transpose(convolution(z, "b", 4), *TO_LAST))
+    (after,) = transformed(laid_out, transpose(convolution(z, "b", 4), *TO_LAST))
     assert count(graph(after), Transpose) == 1
 
 
@@ -122,7 +130,7 @@ def test_channels_last_blocks_in_a_channels_first_network():
     y = MatMul()(LayerNorm(1)(y, weight("g", 8), weight("h", 8)), weight("up", 8, 32))
     y = MatMul()(Exp()(y), weight("down", 32, 8)) * weight("gamma", 8)
     y = transpose(y, *TO_FIRST) + convolution(x, "skip", 8)
-    (after,) = transformed(channels_last, transpose(convolution(y, "last", 4), *TO_LAST))
+    (after,) = transformed(laid_out, transpose(convolution(y, "last", 4), *TO_LAST))
     assert count(graph(after), Transpose) == 1
 
 
@@ -132,8 +140,11 @@ def test_channel_shuffle(halves):
     joined = Concat(1)(convolution(x, "a", 4), convolution(x, "b", 4))
     shuffled = reshape(transpose(reshape(joined, 1, 2, 4, 6, 6), 0, 2, 1, 3, 4), 1, 8, 6, 6)
     first, second = split(shuffled, (4, 4), 1) if halves else (shuffled, shuffled)
-    ends = (transpose(convolution(first, "c", 4), *TO_LAST), transpose(convolution(second, "d", 4), *TO_LAST))
-    after = transformed(channels_last, Concat(3)(*ends))
+    ends = (
+        transpose(convolution(first, "c", 4), *TO_LAST),
+        transpose(convolution(second, "d", 4), *TO_LAST),
+    )
+    after = transformed(laid_out, Concat(3)(*ends))
     assert count(graph(*after), Transpose) == 1
 
 
@@ -141,14 +152,14 @@ def test_pixel_shuffle_needs_one():
     x = given("x", 1, 4, 3, 5)
     y = reshape(convolution(x, "up", 8), 1, 2, 2, 2, 3, 5)
     y = reshape(transpose(y, 0, 1, 4, 2, 5, 3), 1, 2, 6, 10)
-    (after,) = transformed(channels_last, transpose(convolution(Relu()(y), "c", 2), *TO_LAST))
+    (after,) = transformed(laid_out, transpose(convolution(Relu()(y), "c", 2), *TO_LAST))
     assert count(graph(after), Transpose) == 2, "one at the input, one for the shuffle"
 
 
 def test_a_flatten_goes_into_the_weight():
     x = given("x", N, 3, 4, 4)
     flat = reshape(Relu()(convolution(x, "a", 6, 3)), N, 96)
-    (after,) = transformed(channels_last, MatMul()(flat, weight("fc", 96, 10)))
+    (after,) = transformed(laid_out, MatMul()(flat, weight("fc", 96, 10)))
     assert count(graph(after), Transpose) == 1
 
 
@@ -158,14 +169,14 @@ def test_pooling_between_convolutions():
         transpose(convolution(x, "a", 4), *TO_LAST)
     )
     y = convolution(Relu()(transpose(pooled, *TO_FIRST)), "b", 4)
-    (after,) = transformed(channels_last, transpose(y, *TO_LAST))
+    (after,) = transformed(laid_out, transpose(y, *TO_LAST))
     assert count(graph(after), Transpose) == 1
 
 
 def test_patches_of_a_vision_transformer():
     x = given("x", 1, 3, 8, 8)
     patches = transpose(reshape(convolution(x, "patch", 6), 1, 6, 64), 0, 2, 1)
-    (after,) = transformed(channels_last, patches + weight("pos", 1, 64, 6))
+    (after,) = transformed(laid_out, patches + weight("pos", 1, 64, 6))
     assert count(graph(after), Transpose) == 1
 
 
@@ -173,21 +184,21 @@ def test_keys_transposed_with_heads_merged():
     """As torch writes it: heads go into the batch only to swap the last two axes."""
     k = transpose(given("k", 1, 7, 3, 4), 0, 2, 1, 3)
     swapped = reshape(transpose(reshape(k, 3, 7, 4), 0, 2, 1), 1, 3, 4, 7)
-    assert transformed(channels_last, swapped) == (transpose(given("k", 1, 7, 3, 4), 0, 2, 3, 1),)
+    assert transformed(laid_out, swapped) == (transpose(given("k", 1, 7, 3, 4), 0, 2, 3, 1),)
 
 
 def test_weights_are_left_alone():
     w = transpose(weight("w", 2, 3), 1, 0) + weight("z", 3, 1)
     before = graph(given("x", 3, 2) * w)
-    assert channels_last(before) is before
+    assert laid_out(before) is before
 
 
 def test_a_layout_that_pays_for_nobody_is_not_chosen():
     """A transposed value and one that is not meet, and both are wanted as they are."""
     z = given("z", 2, 6, 4, 5)
     before = graph(MatMul()(FIRST + z, weight("w", 5, 3)))
-    assert count(channels_last(before), Transpose) == 1
-    assert count(channels_last(before), Add) == 1
+    assert count(laid_out(before), Transpose) == 1
+    assert count(laid_out(before), Add) == 1
 
 
 @pytest.mark.parametrize(

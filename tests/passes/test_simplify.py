@@ -119,7 +119,10 @@ BECOMES = {
         slice_axis(slice_axis(T, 3, 1, 4), 3, 1, 2, 2),
         slice_axis(T, 3, 2, 2, 2),
     ),
-    "slice of a joined part": (slice_axis(Concat(1)(X, Exp()(X)), 1, 4, 2), slice_axis(Exp()(X), 1, 1, 2)),
+    "slice of a joined part": (
+        slice_axis(Concat(1)(X, Exp()(X)), 1, 4, 2),
+        slice_axis(Exp()(X), 1, 1, 2),
+    ),
     "slice of a split axis": (
         slice_axis(reshape(given("q", 4, 12), 4, 3, 4), 1, 1, 1),
         reshape(slice_axis(given("q", 4, 12), 1, 4, 4), 4, 1, 4),
@@ -176,7 +179,9 @@ STAYS = {
     "slice within merged rows": slice_axis(reshape(T, 2, 3, 20), 2, 3, 4),
     "joined in another order": Concat(1)(slice_axis(X, 1, 1, 2), slice_axis(X, 1, 0, 1)),
     "pads with other numbers": Pad((1, 0), (0, 0))(Pad((1, 0), (0, 0))(X, 0.0), 1.0),
-    "pads by reflection": Pad((1, 0), (0, 0), "reflect")(Pad((0, 1), (0, 0), "reflect")(X, 0.0), 0.0),
+    "pads by reflection": Pad((1, 0), (0, 0), "reflect")(
+        Pad((0, 1), (0, 0), "reflect")(X, 0.0), 0.0
+    ),
     "gather without a step": Gather(2)(T, constant([0, 1, 3])),
     "gather outside": Gather(1)(X, constant(7)),
     "reductions of two kinds": Reduce("max", (0,))(Reduce("sum", (1,))(X)),
@@ -248,7 +253,7 @@ def test_every_movement_rule_has_a_case():
 
 
 def test_transposes_of_ones_are_reshapes_in_the_end():
-    from whet.passes.layout import channels_last
+    from whet.passes.layout import settle_layout
 
     one = given("one", 2, 1, 3)
-    assert transformed(channels_last, Transpose((1, 0, 2))(one)) == (reshape(one, 1, 2, 3),)
+    assert transformed(settle_layout, Transpose((1, 0, 2))(one)) == (reshape(one, 1, 2, 3),)

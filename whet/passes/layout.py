@@ -45,10 +45,13 @@ from whet.passes.movement import BROADCASTING, MOVEMENT, only, transpose_is_resh
 def channels_last(graph: Graph) -> Graph:
     """Transposes sink through whatever can compute in another order of axes, and cancel.
 
-    Those that only pass axes of size 1 move no element, but sink like others; what is left of them
-    in the end becomes a reshape.
+    Those that only pass axes of size 1 move no element, but sink like others.
     """
-    graph = rewrite(graph, [*SINK, through_merge, interleaved, transposed_parts, *MOVEMENT])
+    return rewrite(graph, [*SINK, through_merge, interleaved, transposed_parts, *MOVEMENT])
+
+
+def settle_layout(graph: Graph) -> Graph:
+    """What is left of transposes when they have sunk becomes a reshape, or part of another one."""
     return rewrite(graph, [*SETTLE, *SINK, *MOVEMENT])
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from whet.ir.graph import Graph, map_inner
 from whet.passes.fold import fold_constants
 from whet.passes.fold_weights import fold_weights
-from whet.passes.layout import channels_last
+from whet.passes.layout import channels_last, settle_layout
 from whet.passes.recognise import Numbers, looking_at, read_numbers, recognise
 from whet.passes.simplify import simplify
 
@@ -20,6 +20,7 @@ PASSES: tuple[Pass, ...] = (
     simplify,
     channels_last,
     recognise,
+    settle_layout,
     fold_weights,
     fold_constants,
     simplify,

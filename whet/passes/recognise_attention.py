@@ -95,9 +95,15 @@ def _product(value: Value, number: Number) -> Scores | None:
     k_transposed, by_k = unscaled(k_transposed, number)
     if k_transposed.rank != q.rank:
         return None
-    last = q.rank - 1
-    k = transpose(k_transposed, *range(last - 1), last, last - 1)
-    return Scores(q, k, by_q * by_k)
+    return Scores(q, swapped(k_transposed), by_q * by_k)
+
+
+def swapped(x: Value) -> Value:
+    """x with its last two axes in each other's place, by one transpose or none."""
+    order: tuple[int, ...] = tuple(range(x.rank))
+    if isinstance(x.op, Transpose):
+        x, order = only(x), x.op.order
+    return transpose(x, *order[:-2], order[-1], order[-2])
 
 
 def unscaled(value: Value, number: Number) -> tuple[Value, float]:
