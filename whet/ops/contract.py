@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from whet.errors import ShapeError
 from whet.ir.graph import Op, operator
-from whet.ir.sizes import Size, floor_divide, is_less
+from whet.ir.sizes import Size, floor_divide, is_less, maximum
 from whet.ir.types import TensorType
 from whet.ops.elementwise import broadcast, require_equal, same_dtype
 
@@ -41,6 +42,28 @@ def _accumulator(dtype: np.dtype, wanted: str | None) -> str:
     return "float64"
 
 
+def check_windows(
+    strides: tuple[int, ...], dilations: tuple[int, ...], *sides: tuple[Size, ...]
+) -> None:
+    """Raises ShapeError where windows would not move on, or padding be negative."""
+    if any(len(line) != len(strides) for line in (dilations, *sides)):
+        raise ShapeError(f"strides {strides}, dilations {dilations}, pads {sides} differ in axes")
+    if min((*strides, *dilations), default=1) < 1:
+        raise ShapeError(f"strides {strides} and dilations {dilations} must be positive")
+    for side in (size for line in sides for size in line):
+        if is_less(side, 0):
+            raise ShapeError(f"padding by {side} is negative; slice instead")
+
+
+def window_count(size: Size, span: Size, stride: int) -> Size:
+    """How many windows fit on an axis; raises ShapeError where not even one does."""
+    room = size - span
+    if is_less(room, 0):
+        raise ShapeError(f"a window of {span} is larger than the padded axis of {size}")
+    require_equal(maximum(-room, 0), 0, "what a window reaches beyond the padded axis")
+    return floor_divide(room, stride) + 1
+
+
 @operator
 class Convolution(Op):
     """x[N, *S, C] with w[O, *K, C/groups], channels last, giving y[N, *S', O]; S has any rank.
@@ -65,16 +88,16 @@ class Convolution(Op):
             w.shape[-1] * self.groups,
             "the input channels and the weight's times groups",
         )
-        spatial = []
-        for size, kernel, stride, dilation, before, after in zip(
-            x.shape[1:-1], w.shape[1:-1], self.strides, self.dilations, self.before, self.after
-        ):
-            room = size + before + after - (kernel - 1) * dilation - 1
-            if is_less(room, 0):
-                raise ShapeError(
-                    f"a kernel of {kernel} by {dilation} is larger than the padded axis of {size}"
-                )
-            spatial.append(floor_divide(room, stride) + 1)
+        if self.groups < 1:
+            raise ShapeError(f"there are {self.groups} groups")
+        require_equal(w.shape[0] % self.groups, 0, "the output channels beyond whole groups")
+        check_windows(self.strides, self.dilations, self.before, self.after)
+        axes = zip(x.shape[1:-1], w.shape[1:-1], self.before, self.after)
+        padded = [(n + b + a, k) for n, k, b, a in axes]
+        spatial = (
+            window_count(n, (k - 1) * d + 1, s)
+            for (n, k), s, d in zip(padded, self.strides, self.dilations)
+        )
         return TensorType(self.accumulate or same_dtype(x, w), (x.shape[0], *spatial, w.shape[0]))
 
     def reference(self, x: np.ndarray, w: np.ndarray) -> np.ndarray:
@@ -91,7 +114,7 @@ class Convolution(Op):
         n, spatial, out = x.shape[0], windows.shape[1 : x.ndim - 1], w.shape[0]
         # windows: n, *s', c, *k  ->  groups of columns against groups of rows
         cols = np.moveaxis(windows, x.ndim - 1, -1).reshape(
-            n, *spatial, -1, self.groups, x.shape[-1] // self.groups
+            n, *spatial, math.prod(kernel), self.groups, w.shape[-1]
         )
         rows = w.astype(wide).reshape(self.groups, out // self.groups, -1, w.shape[-1])
         product = np.einsum("...kgc,gokc->...go", cols, rows, optimize=True)

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from whet.errors import ShapeError
 from whet.ir.graph import Op, Value, constant, operator
 from whet.ir.sizes import Size, maximum
 from whet.ir.types import FLOATS, TensorType, dtype_name
+from whet.ops.contract import check_windows
 from whet.ops.elementwise import And, Less, LessOrEqual, Or, Where
 from whet.ops.index import number, positions
 from whet.ops.movement import Pad, Slice, broadcast_to
 from whet.ops.reduce import identity
+
+
+def _check(op: Pool | ArgPool, x: TensorType) -> None:
+    if x.rank != len(op.kernel) + 2 or not len(op.kernel) == len(op.shape) == len(op.strides):
+        raise ShapeError(f"pooling over {len(op.kernel)} axes does not fit {x}")
+    if min(op.kernel, default=1) < 1:
+        raise ShapeError(f"windows of {op.kernel} elements are empty")
+    check_windows(op.strides, op.dilations, op.before)
 
 
 @operator
@@ -29,8 +40,7 @@ class Pool(Op):
     shape: tuple[Size, ...]
 
     def infer(self, x: TensorType) -> TensorType:
-        if x.rank != len(self.kernel) + 2:
-            raise ShapeError(f"pooling over {len(self.kernel)} axes does not fit {x}")
+        _check(self, x)
         return x.with_shape(x.shape[0], *self.shape, x.shape[-1])
 
     def reference(self, x: np.ndarray) -> np.ndarray:
@@ -53,8 +63,7 @@ class ArgPool(Op):
     shape: tuple[Size, ...]
 
     def infer(self, x: TensorType) -> TensorType:
-        if x.rank != len(self.kernel) + 2:
-            raise ShapeError(f"pooling over {len(self.kernel)} axes does not fit {x}")
+        _check(self, x)
         return TensorType("int64", (x.shape[0], *self.shape, x.shape[-1]))
 
     def reference(self, x: np.ndarray) -> np.ndarray:
@@ -63,7 +72,8 @@ class ArgPool(Op):
         where = windows_of(plane, self, -1)
         elements = windows_of(x, self, identity("max", x.dtype))
         # An element outside never wins against one inside that holds the least value.
-        inside = np.broadcast_to(where >= 0, elements.shape).reshape(*elements.shape[: x.ndim], -1)
+        taps = *elements.shape[: x.ndim], math.prod(self.kernel)
+        inside = np.broadcast_to(where >= 0, elements.shape).reshape(taps)
         flat = elements.reshape(inside.shape)
         best = flat.max(-1, keepdims=True)
         # Where nothing equals the greatest (a NaN), the first element inside stands for it.

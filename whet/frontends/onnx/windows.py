@@ -7,17 +7,20 @@ from collections.abc import Sequence
 from whet.frontends.onnx.registry import Refused
 from whet.ir.graph import Value
 from whet.ir.sizes import Size, ceil_divide, floor_divide, maximum, minimum
+from whet.ops.contract import window_count
 from whet.ops.movement import transpose
 
 Sizes = tuple[Size, ...]
 
 
 def each(values: Sequence[int] | None, count: int, default: int, what: str) -> tuple[int, ...]:
-    """One number for each spatial axis."""
+    """One number for each spatial axis, none below the default."""
     if not values:
         return (default,) * count
     if len(values) != count:
         raise Refused(f"{what} has {len(values)} numbers, {count} are needed")
+    if min(values) < default:
+        raise Refused(f"{what} {list(values)} has numbers below {default}")
     return tuple(values)
 
 
@@ -45,8 +48,6 @@ def padding(
     if auto_pad not in ("NOTSET", ""):
         raise Refused(f"auto_pad {auto_pad!r} is none of NOTSET, SAME_UPPER, SAME_LOWER, VALID")
     flat = each(pads, 2 * count, 0, "pads")
-    if min(flat, default=0) < 0:
-        raise Refused(f"pads {list(flat)} has negative numbers; slice the input instead")
     return flat[:count], flat[count:]
 
 
@@ -72,7 +73,7 @@ def window_counts(
         if ceil_mode:
             counts.append(minimum(ceil_divide(room, s), floor_divide(n + b - 1, s)) + 1)
         else:
-            counts.append(floor_divide(room, s) + 1)
+            counts.append(window_count(n + b + a, k, s))
     return tuple(counts)
 
 
