@@ -105,6 +105,7 @@ class Knobs:
     cache_size = Knob(2 * 2**30, a_size, "how large it may get")
     threads = Knob[int | None](None, a_count, "how many threads a session uses")
     dump = Knob[Path | None](None, Path, "folder for every stage of every kernel")
+    debug = Knob(False, a_flag, "the command line shows where errors come from")
     check = Knob(False, a_flag, "check the graph after each pass")
 
     def __init__(self) -> None:

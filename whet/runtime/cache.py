@@ -59,6 +59,15 @@ class CacheInfo:
     problem: str | None
 
 
+@dataclass(frozen=True)
+class Entry:
+    """One compiled kernel: its key, its file's bytes, and when it was last used, to a day."""
+
+    key: str
+    bytes: int
+    used: float
+
+
 class Cache:
     """Compiled kernels in a folder of the user's own, for any number of threads and processes.
 
@@ -129,6 +138,15 @@ class Cache:
         """The folder and what lies in it."""
         sizes = [status.st_size for path, status in self._files() if path.suffix == SUFFIX]
         return CacheInfo(self.folder, len(sizes), sum(sizes), self.limit, self.problem)
+
+    def entries(self) -> list[Entry]:
+        """What lies in the folder, the entry used last first."""
+        found = [
+            Entry(path.stem, status.st_size, status.st_mtime)
+            for path, status in self._files()
+            if path.suffix == SUFFIX
+        ]
+        return sorted(found, key=lambda entry: -entry.used)
 
     def _opened(self) -> Path | None:
         """The folder, made where it is missing; None where it must not or cannot be used."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -74,13 +74,15 @@ class Engine:
         cache: str | os.PathLike[str] | Cache | bool = "default",
         specialize: str = "lazy",
         deterministic: bool = False,
+        watch: Callable[[int, int], None] | None = None,
     ) -> Session:
         """The engine ready to run on a device, its kernels compiled or taken from the cache.
 
         `device`: "auto" or "cpu", or "cpu:avx2" for a lower level of it. `threads`: how many take
         part
         in a run (by default one for each physical core). `cache`: "default", a folder, a Cache, or
-        False. Raises DeviceError where there is no such device.
+        False. `watch` is told how many kernels are compiled, and of how many. Raises DeviceError
+        where there is no such device.
         """
         from whet.targets.cpu import host
         from whet.targets.cpu.device import Device
@@ -95,6 +97,7 @@ class Engine:
             raise InvalidSetting(f"threads={threads}; a number from 1 on is needed")
         start = time.perf_counter()
         opened = Device(host.architecture(level), _cache(cache), self.kernels, count)
+        opened.watch = watch
         session = Session(self.graph, self.weights, opened, count, self.profiles)
         _report(opened, time.perf_counter() - start)
         return session

@@ -14,6 +14,7 @@ from whet.ir.evaluate import bind_sizes, check_guards, compute
 from whet.ir.graph import Constant, Graph, Input, Parameter, Value, Weight, make
 from whet.ir.types import TensorType
 from whet.plan.plan import Plan, make_plan
+from whet.plan.trace import tracing
 from whet.targets.cpu.device import Device, Executable
 
 Arrays = Sequence[Any]
@@ -29,6 +30,11 @@ class Runner:
         self.reference_ops: dict[str, None] = {}
         self._stages: dict[tuple[Graph, tuple[tuple[str, int], ...]], Stage] = {}
         self._lock = threading.RLock()
+
+    @property
+    def plans(self) -> tuple[Plan, ...]:
+        """The plans of all stages compiled so far, in that order."""
+        return tuple(stage.program.plan for stage in list(self._stages.values()))
 
     def execute(
         self, graph: Graph, arrays: Arrays, out: Mapping[int, np.ndarray] | None = None
@@ -68,7 +74,8 @@ class Runner:
                 return
             program = Program(self, legal(Graph((), rest), self.device), prepare=True)
             room = self.device.arrays([v.tensor for v in rest])
-            self.prepared.update(zip(rest, program.run((), dict(enumerate(room)))))
+            with tracing(None):
+                self.prepared.update(zip(rest, program.run((), dict(enumerate(room)))))
             for value in program.given:
                 self._let_go(value, keep=missing)
 
@@ -99,12 +106,7 @@ def legal(graph: Graph, device: Device) -> Graph:
 
 def compile_ahead(graph: Graph, device: Device) -> dict[str, bytes]:
     """The code of all kernels that can be known before a run, by cache key; nothing is run."""
-    ready = _ready(graph)
-    first = replace(
-        graph, outputs=tuple(v for v in graph.values if v in ready and not v.is_static), late=None
-    )
-    kept = first if len(ready) < len(graph.values) else replace(graph, late=None)
-    plan = make_plan(legal(kept, device), device.capabilities)
+    plan = plan_ahead(graph, device)
     before = legal(Graph((), tuple(v for v in plan.prepared)), device)
     kernels = [
         s.kernel
@@ -112,6 +114,16 @@ def compile_ahead(graph: Graph, device: Device) -> dict[str, bytes]:
         for s in p.steps
     ]
     return {device.key(k): device.object(k) for k in kernels if k is not None}
+
+
+def plan_ahead(graph: Graph, device: Device) -> Plan:
+    """The plan of all that can be known before a run; nothing is compiled."""
+    ready = _ready(graph)
+    first = replace(
+        graph, outputs=tuple(v for v in graph.values if v in ready and not v.is_static), late=None
+    )
+    kept = first if len(ready) < len(graph.values) else replace(graph, late=None)
+    return make_plan(legal(kept, device), device.capabilities)
 
 
 def is_given(value: Value) -> bool:

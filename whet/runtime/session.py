@@ -12,6 +12,8 @@ from whet.errors import InvalidInput, ShapeError
 from whet.ir.graph import Graph
 from whet.ir.types import TensorType, Type, dtype_name
 from whet.passes.pipeline import optimise
+from whet.plan.plan import Plan
+from whet.plan.trace import Look, Trace, tracing
 from whet.runtime.profile import Profile
 from whet.runtime.program import Runner
 
@@ -41,6 +43,21 @@ class Session:
     def reference_ops(self) -> tuple[str, ...]:
         """Names of the model's nodes that run their NumPy reference so far."""
         return tuple(self._runner.reference_ops)
+
+    @property
+    def plans(self) -> tuple[Plan, ...]:
+        """What has been compiled so far: one Plan for each stage, for each set of sizes seen."""
+        return self._runner.plans
+
+    def trace(self, inputs: Mapping[str, Any], look: Look | None = None) -> Trace:
+        """Runs once and gives the seconds of each step; `look` is shown what each one wrote.
+
+        Raises what `run` raises. Runs of other threads are not in it.
+        """
+        trace = Trace(look)
+        with tracing(trace):
+            self.run(inputs)
+        return trace
 
     def run(
         self, inputs: Mapping[str, Any], out: Mapping[str, np.ndarray] | None = None

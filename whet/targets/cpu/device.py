@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from hashlib import blake2b
@@ -18,6 +19,7 @@ from whet.ir.evaluate import compute
 from whet.ir.graph import Value
 from whet.ir.types import TensorType
 from whet.plan.kernel import Kernel
+from whet.plan import trace
 from whet.plan.plan import Plan, Step, nbytes
 from whet.plan.target import Capabilities
 from whet.targets.cpu import codegen, host, jit
@@ -50,6 +52,8 @@ class Device:
         self.cache, self.prebuilt, self.threads = cache, prebuilt or {}, threads
         self.capabilities = Capabilities("cpu", self.legalize, emits, TEMPLATES)
         self.compiled = 0
+        self.watch: Callable[[int, int], None] | None = None
+        """Is told how many steps of a plan are compiled, and of how many."""
         self._code: dict[Kernel, jit.Code] = {}
         self._lock = threading.Lock()
 
@@ -131,9 +135,11 @@ class Executable:
     def __init__(self, plan: Plan, device: Device, threads: int) -> None:
         self.plan, self.device, self.threads = plan, device, threads
         self.segments = _segments(plan.steps)
-        for step in plan.steps:
+        for number, step in enumerate(plan.steps, 1):
             if step.kernel is not None:
                 device.code(step.kernel)
+            if device.watch is not None:
+                device.watch(number, len(plan.steps))
         self._free: list[_Context] = []
 
     def run(
@@ -216,6 +222,10 @@ class _Context:
                 self._set(value, values[value])
         pool = Pool.shared(self.executable.device.driver)
         steps = self.executable.plan.steps
+        watched = trace.current.get()
+        if watched is not None:
+            self._run_traced(pool, values, run_graph, watched)
+            return {o: values[o] for o in self.executable.plan.graph.outputs}
         for begin, end in self.executable.segments:
             if steps[begin].is_host:
                 self._run_host(steps[begin], values, run_graph)
@@ -224,6 +234,31 @@ class _Context:
             if self.errors.any():
                 self._raise()
         return {o: values[o] for o in self.executable.plan.graph.outputs}
+
+    def _run_traced(
+        self,
+        pool: Pool,
+        values: dict[Value, Any],
+        run_graph: Callable[..., Any],
+        watched: trace.Trace,
+    ) -> None:
+        """As `run` does it, with the time of each step taken."""
+        steps, threads = self.executable.plan.steps, self.executable.threads
+        segments = self.executable.segments
+        if watched.look is not None:
+            segments = [(number, number + 1) for number in range(len(steps))]
+        for begin, end in segments:
+            times = np.zeros(end - begin + 1, np.int64)
+            if steps[begin].is_host:
+                times[0] = time.perf_counter_ns()
+                self._run_host(steps[begin], values, run_graph)
+                times[1] = time.perf_counter_ns()
+            else:
+                pool.run_timed(self.tables.ctypes.data + 16 * begin, end - begin, threads, times)
+                if self.errors.any():
+                    self._raise()
+            for step, taken in zip(steps[begin:end], np.diff(times)):
+                watched.add(step, float(taken) * 1e-9, values)
 
     def _run_host(
         self, step: Step, values: dict[Value, Any], run_graph: Callable[..., Any]
