@@ -1,6 +1,7 @@
 """Primitive operators as instructions: EMIT, on scalars and vectors alike.
 
-An element is computed in its dtype's compute type: 16-bit floats as float, bool as i1, the rest as they are.
+An element is computed in its dtype's compute type: 16-bit floats as float, bool as i1, the rest
+as they are.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from whet.errors import CompileError
 from whet.ir.graph import Op
 from whet.ir.types import FLOATS, UNSIGNED
 from whet.ops import elementwise as ew
-from whet.targets.cpu import functions
+from whet.targets.cpu import functions, power
+from whet.targets.cpu.functions import library
 from whet.targets.cpu.llvm import Function, literal, split_type, suffix, vector
 
 COMPUTE: dict[str, str] = {
@@ -87,7 +89,9 @@ def emit(f: Function, op: Op, dtypes: list[str], result: str, args: list[str], l
         return cast(f, args[0], dtypes[0], result, lanes)
     rule = EMIT.get(type(op))
     if rule is None:
-        raise CompileError(f"cpu has no instruction for {op}; give it a `lower`, or an entry in EMIT")
+        raise CompileError(
+            f"cpu has no instruction for {op}; give it a `lower`, or an entry in EMIT"
+        )
     dtype = dtypes[1] if isinstance(op, ew.Where) else dtypes[0]
     return rule(f, op, dtype, compute_type(dtype, lanes), args)
 
@@ -98,7 +102,8 @@ def is_float(dtype: str) -> bool:
 
 def _either(integer: str, floating: str, unsigned: str = "") -> Emit:
     def rule(f: Function, op: Op, dtype: str, type: str, args: list[str]) -> str:
-        name = floating if is_float(dtype) else unsigned if unsigned and dtype in UNSIGNED else integer
+        name = unsigned if unsigned and dtype in UNSIGNED else integer
+        name = floating if is_float(dtype) else name
         return f.binary(name, type, *args)
 
     return rule
@@ -110,7 +115,8 @@ def _integer_only(name: str) -> Emit:
 
 def _compare(signed: str, unsigned: str, floating: str) -> Emit:
     def rule(f: Function, op: Op, dtype: str, type: str, args: list[str]) -> str:
-        predicate = floating if is_float(dtype) else unsigned if dtype in UNSIGNED or dtype == "bool" else signed
+        predicate = unsigned if dtype in UNSIGNED or dtype == "bool" else signed
+        predicate = floating if is_float(dtype) else predicate
         return f.compare(predicate, type, *args)
 
     return rule
@@ -139,7 +145,11 @@ def is_number(value: str) -> bool:
 
 
 def _neg(f: Function, op: Op, dtype: str, type: str, args: list[str]) -> str:
-    return f.op(f"fneg {type} {args[0]}") if is_float(dtype) else f.binary("sub", type, literal(type, 0), args[0])
+    return (
+        f.op(f"fneg {type} {args[0]}")
+        if is_float(dtype)
+        else f.binary("sub", type, literal(type, 0), args[0])
+    )
 
 
 def _abs(f: Function, op: Op, dtype: str, type: str, args: list[str]) -> str:
@@ -220,14 +230,18 @@ def _shift(f: Function, op: Op, dtype: str, type: str, args: list[str]) -> str:
     inside = f.compare("ult", type, args[1], literal(type, width))
     if not op.left and dtype not in UNSIGNED:
         # All the way to the right only the sign is left.
-        return f.binary("ashr", type, args[0], f.select(inside, type, args[1], literal(type, width - 1)))
+        return f.binary(
+            "ashr", type, args[0], f.select(inside, type, args[1], literal(type, width - 1))
+        )
     amount = f.select(inside, type, args[1], literal(type, 0))
     shifted = f.binary("shl" if op.left else "lshr", type, args[0], amount)
     return f.select(inside, type, shifted, literal(type, 0))
 
 
 def _not(f: Function, op: Op, dtype: str, type: str, args: list[str]) -> str:
-    return f.binary("xor", type, args[0], literal(type, -1) if type[0] != "<" else literal(type, True))
+    return f.binary(
+        "xor", type, args[0], literal(type, -1) if type[0] != "<" else literal(type, True)
+    )
 
 
 def _invert(f: Function, op: Op, dtype: str, type: str, args: list[str]) -> str:
@@ -244,7 +258,14 @@ def _is_inf(f: Function, op: Op, dtype: str, type: str, args: list[str]) -> str:
 
 
 def _pow(f: Function, op: Op, dtype: str, type: str, args: list[str]) -> str:
-    return library(f, "pow", type, args) if is_float(dtype) else _integer_power(f, dtype, type, *args)
+    if not is_float(dtype):
+        return _integer_power(f, dtype, type, *args)
+    simple = power.by_literal(f, type, *args)
+    if simple is not None:
+        return simple
+    if split_type(type)[0] == "float":
+        return power.power(f, type, *args)
+    return library(f, "pow", type, args)
 
 
 def _integer_power(f: Function, dtype: str, type: str, base: str, exponent: str) -> str:
@@ -276,34 +297,17 @@ def _function(single: Callable[[Function, str, str], str], name: str) -> Emit:
     """Our own vector code for float, the C library's function, lane by lane, for double."""
 
     def rule(f: Function, op: Op, dtype: str, type: str, args: list[str]) -> str:
-        return single(f, type, args[0]) if split_type(type)[0] == "float" else library(f, name, type, args)
+        return (
+            single(f, type, args[0])
+            if split_type(type)[0] == "float"
+            else library(f, name, type, args)
+        )
 
     return rule
 
 
 def _library(name: str) -> Emit:
     return lambda f, op, dtype, type, args: library(f, name, type, args)
-
-
-LIBRARY = frozenset(
-    n + s
-    for n in "exp log tanh erf pow fmod sin cos tan asin acos atan sinh cosh asinh acosh atanh".split()
-    for s in ("", "f")
-)
-"""Functions of the C library that generated code may call."""
-
-
-def library(f: Function, name: str, type: str, args: list[str]) -> str:
-    """A function of the C library, applied lane by lane."""
-    element, lanes = split_type(type)
-    name += "f" if element == "float" else ""
-    if lanes == 1:
-        return f.call(element, name, [(element, a) for a in args])
-    result = "poison"
-    for lane in range(lanes):
-        scalars = [(element, f.extract(type, a, lane)) for a in args]
-        result = f.insert(type, result, f.call(element, name, scalars), lane)
-    return result
 
 
 EMIT: dict[type[Op], Emit] = {
@@ -326,8 +330,8 @@ EMIT: dict[type[Op], Emit] = {
     ew.Log: _function(functions.log, "log"),
     ew.Tanh: _function(functions.tanh, "tanh"),
     ew.Erf: _function(functions.erf, "erf"),
-    ew.Sin: _library("sin"),
-    ew.Cos: _library("cos"),
+    ew.Sin: _function(functions.sin, "sin"),
+    ew.Cos: _function(functions.cos, "cos"),
     ew.Atan: _library("atan"),
     ew.Not: _not,
     ew.BitwiseNot: _invert,
@@ -348,7 +352,7 @@ EMIT: dict[type[Op], Emit] = {
 
 
 def cast(f: Function, x: str, source: str, target: str, lanes: int) -> str:
-    """An element of one dtype as another, as ONNX's Cast has it (floats to integers round toward zero)."""
+    """An element of one dtype as another; floats become integers by rounding toward zero."""
     from_type, to_type = compute_type(source, lanes), compute_type(target, lanes)
     if is_float(target):
         if is_float(source):
@@ -370,7 +374,7 @@ def _resize_float(f: Function, x: str, source: str, target: str) -> str:
 
 
 def _float_to_integer(f: Function, x: str, source: str, target: str, lanes: int) -> str:
-    """Through a wide integer, as the processor and NumPy do: what is out of range wraps, and is not poison."""
+    """Through a wide integer, as NumPy does: what is out of range wraps, and is not poison."""
     wide = vector("i64", lanes)
     if target == "uint64":
         # Numbers from 2**63 up do not fit a signed one.
@@ -380,7 +384,9 @@ def _float_to_integer(f: Function, x: str, source: str, target: str, lanes: int)
         high = _saturating(f, less, source, wide)
         flipped = f.binary("xor", wide, high, literal(wide, -(2**63)))
         return f.select(big, wide, flipped, low)
-    narrow = vector("i32", lanes) if target in ("int32", "int16", "uint16", "int8", "uint8") else wide
+    narrow = (
+        vector("i32", lanes) if target in ("int32", "int16", "uint16", "int8", "uint8") else wide
+    )
     value = _saturating(f, x, source, narrow if target != "uint32" else wide)
     have = narrow if target != "uint32" else wide
     want = compute_type(target, lanes)
@@ -397,4 +403,6 @@ def _resize_integer(f: Function, x: str, source: str, from_type: str, to_type: s
         return x
     if have > want:
         return f.convert("trunc", x, from_type, to_type)
-    return f.convert("zext" if source in UNSIGNED or source == "bool" else "sext", x, from_type, to_type)
+    return f.convert(
+        "zext" if source in UNSIGNED or source == "bool" else "sext", x, from_type, to_type
+    )

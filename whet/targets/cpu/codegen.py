@@ -8,7 +8,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from whet.plan.kernel import Kernel, Loops
-from whet.targets.cpu import loops
+from whet.targets.cpu import half, loops
 from whet.targets.cpu.architecture import Architecture
 from whet.targets.cpu.functions import LIBRARY
 from whet.targets.cpu.templates import TEMPLATES
@@ -32,6 +32,13 @@ def version() -> str:
 
 def to_llvm(kernel: Kernel, architecture: Architecture) -> str:
     """A module whose function ENTRY runs the kernel: `void (ptr args, i64 thread, i64 threads)`."""
+    text = _generate(kernel, architecture)
+    if architecture.half_conversion or " half" not in text:
+        return text
+    return text + half.TEXT
+
+
+def _generate(kernel: Kernel, architecture: Architecture) -> str:
     if isinstance(kernel, Loops):
         return loops.generate(kernel, architecture, ENTRY).text()
     module = TEMPLATES[type(kernel.op)].generate(kernel, architecture, ENTRY)

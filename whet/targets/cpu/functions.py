@@ -1,8 +1,8 @@
 """Elementary functions of float32 vectors, from additions and multiplications.
 
-Each is a range reduction and a polynomial, fitted here by Chebyshev interpolation in double precision
-(Trefethen, Approximation Theory and Approximation Practice, 2013). Errors are below 2 units in the last place,
-of erf below 1e-7.
+Each is a range reduction and a polynomial, fitted here by Chebyshev interpolation in double
+precision (Trefethen, Approximation Theory and Approximation Practice, 2013). Errors are below 2
+units in the last place, of erf below 1.5e-7, which is also what its rounding costs near 1.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ import numpy as np
 from whet.targets.cpu.llvm import Function, literal, split_type, vector
 
 
-def fit(function: Callable[[np.ndarray], np.ndarray], low: float, high: float, degree: int) -> list[float]:
-    """Coefficients, constant first, of the polynomial that meets the function at the Chebyshev points."""
+def fit(
+    function: Callable[[np.ndarray], np.ndarray], low: float, high: float, degree: int
+) -> list[float]:
+    """Coefficients, constant first, of the polynomial through the Chebyshev points."""
     nodes = np.cos((np.arange(degree + 1) + 0.5) / (degree + 1) * np.pi)
     x = (high - low) / 2 * nodes + (high + low) / 2
     series = np.polynomial.Chebyshev.fit(x, function(x), degree, domain=[low, high])
@@ -44,22 +46,6 @@ def clamp(f: Function, type: str, x: str, low: float, high: float) -> str:
     return f.select(under, type, literal(type, low), x)
 
 
-def round_to_int(f: Function, type: str, x: str) -> tuple[str, str]:
-    """The nearest integer of a small x, as a float and as an i32: by adding and taking away 1.5 * 2**23."""
-    magic = literal(type, 12582912.0)
-    shifted = f.binary("fadd", type, x, magic)
-    number = f.binary("fsub", type, shifted, magic)
-    bits = f.convert("bitcast", shifted, type, _integer(type))
-    return number, f.binary("sub", _integer(type), bits, literal(_integer(type), 0x4B400000))
-
-
-def power_of_two(f: Function, type: str, n: str) -> str:
-    """2**n of an i32 between -126 and 127."""
-    ints = _integer(type)
-    biased = f.binary("add", ints, n, literal(ints, 127))
-    return f.convert("bitcast", f.binary("shl", ints, biased, literal(ints, 23)), ints, type)
-
-
 _LOG2_HIGH = 0.693359375  # ln 2 in nine bits: its products with small integers are exact
 
 
@@ -67,46 +53,50 @@ _LOG2_HIGH = 0.693359375  # ln 2 in nine bits: its products with small integers 
 def _exp_coefficients() -> list[float]:
     # exp(r) = 1 + r + r*r*p(r), so that the leading terms are exact.
     def p(r: np.ndarray) -> np.ndarray:
-        return np.where(np.abs(r) < 1e-4, 0.5 + r / 6, (np.expm1(r) - r) / np.where(r == 0, 1, r * r))
+        return np.where(
+            np.abs(r) < 1e-4, 0.5 + r / 6, (np.expm1(r) - r) / np.where(r == 0, 1, r * r)
+        )
 
     return fit(p, -0.35, 0.35, 4)
 
 
-def exp(f: Function, type: str, x: str) -> str:
-    """e**x; overflows to infinity and underflows through the denormal numbers."""
-    x = clamp(f, type, x, -104.0, 89.0)
-    n, ints = round_to_int(f, type, f.binary("fmul", type, x, literal(type, math.log2(math.e))))
-    negated = f.op(f"fneg {type} {n}")
-    high = float(np.float32(0.693359375))
-    r = f.fma(type, negated, literal(type, high), x)
-    r = f.fma(type, negated, literal(type, math.log(2) - high), r)
-    square = f.binary("fmul", type, r, r)
-    p = f.fma(type, horner(f, type, r, _exp_coefficients()), square, r)
-    value = f.binary("fadd", type, p, literal(type, 1.0))
-    # n may be beyond what one power of two can be: two halves.
-    half = f.binary("ashr", _integer(type), ints, literal(_integer(type), 1))
-    rest = f.binary("sub", _integer(type), ints, half)
-    value = f.binary("fmul", type, value, power_of_two(f, type, half))
-    return f.binary("fmul", type, value, power_of_two(f, type, rest))
-
-
-def exp_below_zero(f: Function, type: str, x: str) -> str:
-    """e**x of x up to 0, in fewer instructions: what would be below 2**-125 is 0."""
-    lowest = literal(type, -86.5)
-    vanishes = f.compare("olt", type, x, lowest)
-    x = f.select(f.compare("ogt", type, lowest, x), type, lowest, x)
-    magic = literal(type, 12582912.0)
+def _reduced(f: Function, type: str, x: str) -> tuple[str, str]:
+    """e**r and the bits n << 23, where x = n * ln 2 + r and |r| is at most half of ln 2."""
+    magic, ints = literal(type, 12582912.0), _integer(type)
     shifted = f.fma(type, x, literal(type, math.log2(math.e)), magic)
     n = f.binary("fsub", type, shifted, magic)
     r = f.fma(type, n, literal(type, -_LOG2_HIGH), x)
     r = f.fma(type, n, literal(type, _LOG2_HIGH - math.log(2)), r)
     square = f.binary("fmul", type, r, r)
     p = f.fma(type, horner(f, type, r, _exp_coefficients()), square, r)
-    value = f.binary("fadd", type, p, literal(type, 1.0))
-    # The lowest bits of `shifted` are n: shifted up, they are what n adds to an exponent.
+    # Adding 1.5 * 2**23 left n in the lowest bits; above an exponent's place nothing is left of it.
+    bits = f.convert("bitcast", shifted, type, ints)
+    return f.binary("fadd", type, p, literal(type, 1.0)), f.binary(
+        "shl", ints, bits, literal(ints, 23)
+    )
+
+
+def exp(f: Function, type: str, x: str) -> str:
+    """e**x; overflows to infinity and underflows through the denormal numbers."""
     ints = _integer(type)
-    exponent = f.convert("bitcast", shifted, type, ints)
-    exponent = f.binary("shl", ints, exponent, literal(ints, 23))
+    x = clamp(f, type, x, -104.0, 89.0)
+    value, exponent = _reduced(f, type, x)
+    # n may be beyond what one power of two can be: 64 of it are taken off and multiplied in later.
+    small = f.compare("olt", type, x, literal(type, 0.0))
+    offset = f.select(small, ints, literal(ints, 64 << 23), literal(ints, -64 << 23))
+    factor = f.select(small, type, literal(type, 2.0**-64), literal(type, 2.0**64))
+    exponent = f.binary("add", ints, exponent, offset)
+    bits = f.binary("add", ints, f.convert("bitcast", value, type, ints), exponent)
+    scaled = f.binary("fmul", type, f.convert("bitcast", bits, ints, type), factor)
+    return f.select(f.compare("uno", type, x, x), type, x, scaled)
+
+
+def exp_below_zero(f: Function, type: str, x: str) -> str:
+    """e**x of x up to 0, in fewer instructions: what would be below 2**-124 is 0."""
+    ints, lowest = _integer(type), literal(type, -86.5)
+    vanishes = f.compare("olt", type, x, lowest)
+    x = f.select(f.compare("ogt", type, lowest, x), type, lowest, x)
+    value, exponent = _reduced(f, type, x)
     bits = f.binary("add", ints, f.convert("bitcast", value, type, ints), exponent)
     return f.select(vanishes, type, literal(type, 0.0), f.convert("bitcast", bits, ints, type))
 
@@ -116,7 +106,9 @@ def _log_coefficients() -> list[float]:
     # log(m) = 2s + s**3 * p(s*s) where s = (m-1)/(m+1).
     def p(z: np.ndarray) -> np.ndarray:
         s = np.sqrt(z)
-        return np.where(z < 1e-6, 2 / 3 + 2 * z / 5, (2 * np.arctanh(s) - 2 * s) / np.where(s == 0, 1, s**3))
+        return np.where(
+            z < 1e-6, 2 / 3 + 2 * z / 5, (2 * np.arctanh(s) - 2 * s) / np.where(s == 0, 1, s**3)
+        )
 
     return fit(p, 0.0, 0.0296, 4)
 
@@ -135,10 +127,15 @@ def log(f: Function, type: str, x: str) -> str:
     e = f.convert("sitofp", exponent, ints, type)
     e = f.select(tiny, type, f.binary("fsub", type, e, literal(type, 24.0)), e)
     s = f.binary(
-        "fdiv", type, f.binary("fadd", type, m, literal(type, -1.0)), f.binary("fadd", type, m, literal(type, 1.0))
+        "fdiv",
+        type,
+        f.binary("fadd", type, m, literal(type, -1.0)),
+        f.binary("fadd", type, m, literal(type, 1.0)),
     )
     z = f.binary("fmul", type, s, s)
-    cubic = f.binary("fmul", type, f.binary("fmul", type, s, z), horner(f, type, z, _log_coefficients()))
+    cubic = f.binary(
+        "fmul", type, f.binary("fmul", type, s, z), horner(f, type, z, _log_coefficients())
+    )
     high = float(np.float32(0.693359375))
     low = f.fma(type, e, literal(type, math.log(2) - high), cubic)
     low = f.fma(type, s, literal(type, 2.0), low)
@@ -164,37 +161,158 @@ def _tanh_coefficients() -> list[float]:
 def tanh(f: Function, type: str, x: str) -> str:
     """The hyperbolic tangent: a polynomial near 0, 1 - 2/(exp(2x) + 1) elsewhere."""
     z = f.binary("fmul", type, x, x)
-    cubic = f.binary("fmul", type, f.binary("fmul", type, x, z), horner(f, type, z, _tanh_coefficients()))
+    cubic = f.binary(
+        "fmul", type, f.binary("fmul", type, x, z), horner(f, type, z, _tanh_coefficients())
+    )
     near = f.binary("fadd", type, x, cubic)
     size = f.intrinsic("llvm.fabs", type, x)
     grown = exp(f, type, f.binary("fadd", type, size, size))
-    quotient = f.binary("fdiv", type, literal(type, -2.0), f.binary("fadd", type, grown, literal(type, 1.0)))
+    quotient = f.binary(
+        "fdiv", type, literal(type, -2.0), f.binary("fadd", type, grown, literal(type, 1.0))
+    )
     far = f.binary("fadd", type, quotient, literal(type, 1.0))
-    far = f.intrinsic("llvm.copysign", type, far, x)
     small = f.compare("olt", type, size, literal(type, 0.625))
-    return f.select(small, type, near, far)
+    return f.intrinsic("llvm.copysign", type, f.select(small, type, near, far), x)
+
+
+ERF_END = 3.88  # from here on erf is 1, but for 4e-8
 
 
 @cache
-def _erf_coefficients() -> tuple[list[float], list[float]]:
-    def near(z: np.ndarray) -> np.ndarray:
-        return np.array([math.erf(math.sqrt(v)) / math.sqrt(v) if v > 1e-12 else 2 / math.sqrt(math.pi) for v in z])
+def _erf_coefficients() -> list[float]:
+    """erf(x) / x - 1/2 by the square of x, mapped to [-1, 1]."""
 
-    def far(a: np.ndarray) -> np.ndarray:
-        return np.array([math.log(math.erfc(v)) for v in a])
+    def ratio(t: np.ndarray) -> np.ndarray:
+        x = np.sqrt((t + 1) / 2) * ERF_END
+        return np.array([math.erf(v) / v for v in x]) - 0.5
 
-    return fit(near, 0.0, 1.0, 7), fit(far, 1.0, 4.0, 8)
+    return fit(ratio, -1.0, 1.0, 16)
 
 
 def erf(f: Function, type: str, x: str) -> str:
-    """The error function: x*p(x*x) up to 1, 1 - exp(q(x)) up to 4, 1 beyond."""
-    near_c, far_c = _erf_coefficients()
-    size = f.intrinsic("llvm.fabs", type, x)
-    capped = clamp(f, type, size, 0.0, 4.0)
-    z = f.binary("fmul", type, x, x)
-    z = clamp(f, type, z, 0.0, 1.0)
-    near = f.binary("fmul", type, x, horner(f, type, z, near_c))
-    far = f.binary("fsub", type, literal(type, 1.0), exp(f, type, horner(f, type, capped, far_c)))
-    far = f.intrinsic("llvm.copysign", type, far, x)
-    small = f.compare("ole", type, size, literal(type, 1.0))
-    return f.select(small, type, near, far)
+    """The error function: x times a polynomial of x*x; 1 beyond 3.88."""
+    x = clamp(f, type, x, -ERF_END, ERF_END)
+    square = f.binary("fmul", type, x, x)
+    t = f.fma(type, square, literal(type, 2 / ERF_END**2), literal(type, -1.0))
+    half = f.binary("fmul", type, x, literal(type, 0.5))
+    return f.fma(type, x, horner(f, type, t, _erf_coefficients()), half)
+
+
+@cache
+def _wave_coefficients() -> tuple[list[float], list[float]]:
+    # sin(r) = r + r**3 * p(r*r) and cos(r) = 1 - r*r/2 + r**4 * q(r*r), up to pi/4.
+    def sine(z: np.ndarray) -> np.ndarray:
+        r = np.sqrt(z)
+        return np.where(z < 1e-4, -1 / 6 + z / 120, (np.sin(r) - r) / np.where(r == 0, 1, r**3))
+
+    def cosine(z: np.ndarray) -> np.ndarray:
+        rest = np.cos(np.sqrt(z)) - 1 + z / 2
+        return np.where(z < 1e-2, 1 / 24 - z / 720, rest / np.where(z == 0, 1, z * z))
+
+    return fit(sine, 0.0, 0.62, 2), fit(cosine, 0.0, 0.62, 2)
+
+
+# pi / 2 in 33 bits, whose products with integers below 2**20 are exact, and the rest of it.
+QUARTER_HIGH = float.fromhex("0x1.921fb544p+0")
+QUARTER_LOW = 6.077100506506192e-11
+WAVE_END = 1e6  # beyond, the C library reduces the argument
+
+
+def sin(f: Function, type: str, x: str) -> str:
+    """The sine, by its distance from the nearest multiple of pi/2."""
+    return _wave(f, type, x, "sin", 0)
+
+
+def cos(f: Function, type: str, x: str) -> str:
+    """The cosine: the sine a quarter of a turn later."""
+    return _wave(f, type, x, "cos", 1)
+
+
+def _wave(f: Function, type: str, x: str, name: str, quarter: int) -> str:
+    lanes = split_type(type)[1]
+    far = f.compare("uge", type, f.intrinsic("llvm.fabs", type, x), literal(type, WAVE_END))
+    (value,) = f.when(
+        any_lane(f, far, lanes),
+        lambda: [library(f, name, type, [x])],
+        lambda: [_near_wave(f, type, x, quarter)],
+        [type],
+    )
+    return value
+
+
+def _near_wave(f: Function, type: str, x: str, quarter: int) -> str:
+    lanes = split_type(type)[1]
+    wide, ints = vector("double", lanes), _integer(type)
+    magic = literal(wide, 1.5 * 2.0**52)
+    precise = f.convert("fpext", x, type, wide)
+    shifted = f.fma(wide, precise, literal(wide, 2 / math.pi), magic)
+    n = f.binary("fsub", wide, shifted, magic)
+    rest = f.fma(wide, n, literal(wide, -QUARTER_HIGH), precise)
+    rest = f.fma(wide, n, literal(wide, -QUARTER_LOW), rest)
+    r = f.convert("fptrunc", rest, wide, type)
+    bits = f.convert("bitcast", shifted, wide, vector("i64", lanes))
+    turns = f.convert("trunc", bits, vector("i64", lanes), ints)
+    turns = f.binary("add", ints, turns, literal(ints, quarter))
+    sine, cosine = _sine_and_cosine(f, type, r)
+    odd = f.binary("and", ints, turns, literal(ints, 1))
+    value = f.select(f.compare("ne", ints, odd, literal(ints, 0)), type, cosine, sine)
+    sign = f.binary("shl", ints, f.binary("and", ints, turns, literal(ints, 2)), literal(ints, 30))
+    signed = f.binary("xor", ints, f.convert("bitcast", value, type, ints), sign)
+    return f.convert("bitcast", signed, ints, type)
+
+
+def _sine_and_cosine(f: Function, type: str, r: str) -> tuple[str, str]:
+    """Of an angle up to pi/4."""
+    sine_c, cosine_c = _wave_coefficients()
+    z = f.binary("fmul", type, r, r)
+    cubic = f.binary("fmul", type, f.binary("fmul", type, r, z), horner(f, type, z, sine_c))
+    sine = f.binary("fadd", type, r, cubic)
+    sine = f.select(f.compare("oeq", type, r, literal(type, 0.0)), type, r, sine)
+    cosine = f.fma(type, z, literal(type, -0.5), literal(type, 1.0))
+    fourth = f.binary("fmul", type, z, z)
+    return sine, f.fma(type, fourth, horner(f, type, z, cosine_c), cosine)
+
+
+def any_lane(f: Function, mask: str, lanes: int) -> str:
+    """Whether a mask names any lane."""
+    if lanes == 1:
+        return mask
+    return f.call("i1", f"llvm.vector.reduce.or.v{lanes}i1", [(f"<{lanes} x i1>", mask)])
+
+
+LIBRARY = frozenset(
+    n + s
+    for n in [
+        "exp",
+        "log",
+        "tanh",
+        "erf",
+        "pow",
+        "sin",
+        "cos",
+        "tan",
+        "asin",
+        "acos",
+        "atan",
+        "sinh",
+        "cosh",
+        "asinh",
+        "acosh",
+        "atanh",
+    ]
+    for s in ("", "f")
+)
+"""Functions of the C library that generated code may call."""
+
+
+def library(f: Function, name: str, type: str, args: list[str]) -> str:
+    """A function of the C library, applied lane by lane."""
+    element, lanes = split_type(type)
+    name += "f" if element == "float" else ""
+    if lanes == 1:
+        return f.call(element, name, [(element, a) for a in args])
+    result = "poison"
+    for lane in range(lanes):
+        scalars = [(element, f.extract(type, a, lane)) for a in args]
+        result = f.insert(type, result, f.call(element, name, scalars), lane)
+    return result
