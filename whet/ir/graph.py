@@ -508,8 +508,8 @@ class Guard:
             return
         rule = "must be equal or 1" if self.broadcast else "must be equal"
         raise ShapeError(
-            f'at node "{self.node}": {self.left} is {left} and {self.right} is {right} in this run; '
-            f"they {rule}"
+            f'at node "{self.node}": {self.left} is {left} and {self.right} is {right} in this '
+            f"run; they {rule}"
         )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from whet.engine.weights import WeightStore
+from whet.errors import InvalidInput
 from whet.ir.evaluate import bind_sizes, check_guards, compute
 from whet.ir.graph import Constant, Graph, Input, Parameter, Value, Weight, make
 from whet.ir.types import TensorType
@@ -151,11 +152,11 @@ class Program:
         given = {**self.given, **dict(zip(self.graph.inputs, map(_as_array, arrays)))}
         buffers: dict[Value, Any] = {}
         for number, value in enumerate(self.graph.outputs):
+            if number in out:
+                self._check_out(number, value, out[number])
             if value in self.made and value not in buffers and isinstance(value.type, TensorType):
-                array = out.get(number)
-                buffers[value] = (
-                    np.empty(value.shape, value.tensor.numpy) if array is None else array
-                )
+                fresh = number not in out
+                buffers[value] = np.empty(value.shape, value.tensor.numpy) if fresh else out[number]
         values = self.executable.run(given, buffers, self.runner.run_graph)
         results: list[Any] = []
         for number, value in enumerate(self.graph.outputs):
@@ -169,6 +170,14 @@ class Program:
                 array = out[number]
             results.append(array)
         return results
+
+    def _check_out(self, number: int, value: Value, array: np.ndarray) -> None:
+        if array.dtype != value.tensor.numpy or array.shape != value.shape:
+            name = self.graph.output_names[number]
+            raise InvalidInput(
+                f"output {name!r} is {value.type} in this run, the array given for it is "
+                f"{array.dtype}{list(array.shape)}"
+            )
 
 
 def _as_array(x: Any) -> Any:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import astuple, fields, replace
+from typing import Any
 
 import numpy as np
 
@@ -261,9 +262,9 @@ def as_numbers(schedule: Schedule) -> tuple[int, ...]:
 
 def as_schedule(numbers: tuple[int, ...]) -> Schedule:
     """The schedule that `as_numbers` gave."""
-    defaults = fields(Schedule)
-    given = zip(defaults, numbers, strict=True)
-    return Schedule(**{f.name: bool(x) if f.type == "bool" else x for f, x in given})
+    given = zip(fields(Schedule), numbers, strict=True)
+    choices: dict[str, Any] = {f.name: bool(x) if f.type == "bool" else x for f, x in given}
+    return Schedule(**choices)
 
 
 def _nest(kernel: Template) -> Nest:
