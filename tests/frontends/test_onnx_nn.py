@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from dataclasses import replace
 from typing import Any
 
+import onnx
 import pytest
 
 from benchmarks.conformance import as_value, collect, judge, operators
 from whet.frontends.onnx import from_onnx
-from whet.frontends.onnx.registry import READERS
+from whet.frontends.onnx.registry import READERS, meaning
 from whet.ir.evaluate import evaluate
 
 FAMILIES = {
@@ -68,3 +70,31 @@ def test_case(case: Any) -> None:
 def test_gaps_are_gaps() -> None:
     """Every pattern still names a case: the list shrinks as cases come out right."""
     assert all(any(re.match(pattern, case.name) for case in CASES) for pattern in GAPS)
+
+
+def schemas() -> list[Any]:
+    """ONNX's schemas of these operators from opset 7 on, the one in force at opset 7 among them."""
+    all_ = [s for s in onnx.defs.get_all_schemas_with_history() if s.name in READ_HERE]
+    at_seven = {
+        s.name: max(t.since_version for t in all_ if t.name == s.name and t.since_version <= 7)
+        for s in all_
+        if s.domain == "" and s.since_version <= 7
+    }
+    return [
+        s
+        for s in all_
+        if (not s.deprecated and s.since_version >= at_seven.get(s.name, 0)) or s.domain
+    ]
+
+
+@pytest.mark.parametrize("schema", schemas(), ids=lambda s: f"{s.name}-{s.since_version}")
+def test_every_opset_is_read(schema: Any) -> None:
+    """Each schema's attributes and inputs are understood by the reader in force."""
+    opset = schema.since_version if schema.domain else max(schema.since_version, 7)
+    reader = meaning(schema.domain, schema.name, opset)
+    assert reader is not None
+    assert set(schema.attributes) <= reader.attributes
+    parameters = inspect.signature(reader.read).parameters.values()
+    positional = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    assert variadic or len(schema.inputs) <= len(positional)

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from whet.ir.graph import Op, Value, constant, operator
+from whet.ir.graph import MOST_CONTENTS, Op, Value, constant, operator
 from whet.ir.sizes import Size
 from whet.ir.types import NUMPY_DTYPES, TensorType
 from whet.ops.elementwise import Cast
@@ -51,7 +51,7 @@ def as_int(size: Size) -> int:
 def positions(size: Size, rank: int, axis: int, dtype: str = "int64") -> Value:
     """0 … size - 1 along one axis of a tensor of `rank` axes, the others of size 1."""
     shape = tuple(size if i == axis % rank else 1 for i in range(rank))
-    if isinstance(size, int):
+    if isinstance(size, int) and size <= MOST_CONTENTS:
         return constant(np.arange(size).reshape(shape), dtype)
     return reshape(Iota(size, dtype)(), *shape)
 
