@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from whet.errors import Error, InvalidModel
+from whet.errors import InvalidModel
 from whet.frontends.onnx.model import (
     DTYPES,
     Body,
@@ -36,12 +36,7 @@ def read_model(source: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Mode
     proto, folder = parse(source)
     if not proto.HasField("graph"):
         raise InvalidModel(f"{_where(source)} is not an ONNX model: it has no graph")
-    try:
-        return Reader(folder).model(proto)
-    except Error:
-        raise
-    except UnicodeDecodeError as error:
-        raise InvalidModel(f"{_where(source)} holds a name that is not UTF-8: {error}") from None
+    return Reader(folder).model(proto)
 
 
 def parse(
@@ -57,14 +52,21 @@ def parse(
     if isinstance(source, bytes | bytearray | memoryview):
         data = bytes(source)
     else:
-        path = pathlib.Path(source)
-        data, folder = path.read_bytes(), path.resolve().parent
+        data, folder = _contents(source)
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(data)
     except (DecodeError, ValueError, RecursionError) as error:
         raise InvalidModel(f"{_where(source)} is not an ONNX model: {error}") from None
     return proto, folder
+
+
+def _contents(source: str | os.PathLike[str]) -> tuple[bytes, pathlib.Path]:
+    try:
+        path = pathlib.Path(source)
+        return path.read_bytes(), path.resolve().parent
+    except (OSError, ValueError) as error:
+        raise InvalidModel(f"{_where(source)} cannot be read: {error}") from None
 
 
 def _where(source: Any) -> str:
@@ -82,7 +84,7 @@ class Reader:
         opsets = _opsets(proto.opset_import)
         functions: dict[FunctionKey, Function] = {}
         for f in proto.functions:
-            key = (_domain(f.domain), f.name, getattr(f, "overload", ""))
+            key = (_domain(f.domain), _name(f.name), _name(getattr(f, "overload", "")))
             if key in functions:
                 raise InvalidModel(
                     f"the model defines the function {f.name!r} of {f.domain!r} twice"
@@ -93,12 +95,12 @@ class Reader:
     def function(self, proto: Any, outer: Mapping[str, int]) -> Function:
         opsets = {**outer, **_opsets(proto.opset_import)}
         return Function(
-            proto.name,
+            _name(proto.name),
             _domain(proto.domain),
-            tuple(proto.input),
-            tuple(proto.output),
+            _names(proto.input),
+            _names(proto.output),
             tuple(self.node(n, opsets) for n in proto.node),
-            {a.name: self.attribute(a, opsets) for a in proto.attribute_proto},
+            {_name(a.name): self.attribute(a, opsets) for a in proto.attribute_proto},
         )
 
     def body(self, proto: Any, opsets: Mapping[str, int]) -> Body:
@@ -106,10 +108,10 @@ class Reader:
         if self.depth > MOST_NESTED:
             raise InvalidModel(f"the model nests graphs more than {MOST_NESTED} deep")
         body = Body(
-            proto.name,
+            _name(proto.name),
             tuple(self.node(n, opsets) for n in proto.node),
-            tuple(_named(((v.name, _type(v.type)) for v in proto.input), "inputs").items()),
-            tuple((v.name, _type(v.type)) for v in proto.output),
+            tuple(_named(map(_declared, proto.input), "inputs").items()),
+            tuple(map(_declared, proto.output)),
             _named(self.tensors(proto), "initializers"),
         )
         self.depth -= 1
@@ -117,35 +119,36 @@ class Reader:
 
     def tensors(self, proto: Any) -> Iterator[tuple[str, Tensor]]:
         for t in proto.initializer:
-            yield t.name, self.tensor(t)
+            yield _name(t.name), self.tensor(t)
         for sparse in proto.sparse_initializer:
-            yield sparse.values.name, self.sparse(sparse)
+            yield _name(sparse.values.name), self.sparse(sparse)
 
     def node(self, proto: Any, opsets: Mapping[str, int]) -> Node:
         domain = _domain(proto.domain)
-        attributes = ((a.name, self.attribute(a, opsets)) for a in proto.attribute)
+        attributes = ((_name(a.name), self.attribute(a, opsets)) for a in proto.attribute)
         return Node(
-            proto.op_type,
+            _name(proto.op_type),
             domain,
             opsets.get(domain, 1),
-            proto.name,
-            tuple(proto.input),
-            tuple(proto.output),
+            _name(proto.name),
+            _names(proto.input),
+            _names(proto.output),
             _named(attributes, f"attributes of the node {proto.name or proto.op_type!r}"),
-            getattr(proto, "overload", ""),
+            _name(getattr(proto, "overload", "")),
         )
 
     def attribute(self, a: Any, opsets: Mapping[str, int]) -> Any:
         if a.ref_attr_name:
-            return Reference(a.ref_attr_name)
+            return Reference(_name(a.ref_attr_name))
         read = ATTRIBUTES.get(a.type)
         if read is None:
             raise InvalidModel(f"attribute {a.name!r} has the unknown type {a.type}")
         return read(self, a, opsets)
 
     def tensor(self, proto: Any) -> Tensor:
-        kind = _tensor_type(proto.name, proto.data_type, proto.dims)
-        return Tensor(proto.name, kind, lambda: elements(proto, kind, self.folder))
+        name = _name(proto.name)
+        kind = _tensor_type(name, proto.data_type, proto.dims)
+        return Tensor(name, kind, lambda: elements(proto, kind, self.folder))
 
     def sparse(self, proto: Any) -> Tensor:
         values, indices = self.tensor(proto.values), self.tensor(proto.indices)
@@ -182,8 +185,8 @@ def _named(items: Iterable[tuple[str, Record]], what: str) -> dict[str, Record]:
     return named
 
 
-def _domain(domain: str) -> str:
-    return "" if domain == "ai.onnx" else domain
+def _domain(domain: str | bytes) -> str:
+    return "" if domain == "ai.onnx" else _name(domain)
 
 
 def _opsets(imports: Iterable[Any]) -> dict[str, int]:
@@ -194,10 +197,27 @@ def _text(data: bytes) -> str:
     return data.decode("utf-8", "backslashreplace")
 
 
+def _name(name: str | bytes) -> str:
+    """A field of type string, which protobuf gives as bytes where it is not UTF-8."""
+    if isinstance(name, bytes):
+        raise InvalidModel(f"the model holds a name that is not UTF-8: {name[:60]!r}")
+    return name
+
+
+def _names(names: Iterable[str | bytes]) -> tuple[str, ...]:
+    return tuple(map(_name, names))
+
+
+def _declared(value: Any) -> tuple[str, Type | None]:
+    return _name(value.name), _type(value.type)
+
+
 def _tensor_type(name: str, number: int, dims: Iterable[int]) -> TensorType:
     dtype = DTYPES.get(number)
     if dtype is None:
-        raise InvalidModel(f"tensor {name!r} has the unknown element type {number}")
+        raise InvalidModel(
+            f"tensor {name!r} has the element type {number}, which is none of {', '.join(DTYPES.values())}"
+        )
     shape = tuple(dims)
     if any(d < 0 for d in shape):
         raise InvalidModel(f"tensor {name!r} has the shape {list(shape)}")
@@ -243,4 +263,4 @@ ANY = symbol("?")
 def _dims(dims: Iterable[Any]) -> Iterator[Size]:
     for d in dims:
         known = d.WhichOneof("value") == "dim_value" and d.dim_value >= 0
-        yield d.dim_value if known else symbol(d.dim_param) if d.dim_param else ANY
+        yield d.dim_value if known else symbol(_name(d.dim_param)) if d.dim_param else ANY

@@ -37,7 +37,10 @@ def elements(proto: Any, kind: TensorType, folder: pathlib.Path | None) -> np.nd
     elif proto.HasField("raw_data"):
         flat = from_bytes(np.frombuffer(proto.raw_data, np.uint8), kind.dtype, count, proto.name)
     else:
-        flat = typed(proto, kind.dtype, count)
+        try:
+            flat = typed(proto, kind.dtype, count)
+        except (ValueError, OverflowError) as error:
+            raise InvalidModel(f"tensor {proto.name!r} ({kind}) cannot be read: {error}") from None
     if flat.size != count:
         raise InvalidModel(
             f"tensor {proto.name!r} ({kind}) holds {flat.size} elements, not {count}"
@@ -106,7 +109,7 @@ def unpack(raw: np.ndarray, dtype: str, count: int) -> np.ndarray:
 def external(proto: Any, kind: TensorType, count: int, folder: pathlib.Path | None) -> np.ndarray:
     """The elements in a file beside the model, mapped; a location outside its folder is refused."""
     entries = {e.key: e.value for e in proto.external_data}
-    where = entries.get("location", "")
+    where = str(entries.get("location", ""))
     what = f"tensor {proto.name!r} ({kind})"
     if kind.dtype == "string":
         raise InvalidModel(f"{what} lies in the file {where!r}; strings cannot be stored outside")
