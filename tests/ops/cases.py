@@ -11,8 +11,22 @@ from typing import Any
 
 import numpy as np
 
-from tests.ops.draw import Case, Spec, bits, distinct, flags, ints, special, strings, x
+from tests.ops.draw import (
+    Case,
+    Spec,
+    bits,
+    codes,
+    distinct,
+    flags,
+    ints,
+    powers,
+    special,
+    strings,
+    ties,
+    x,
+)
 from tests.ops.network_cases import network
+from whet.ops import bits as bits_of
 from whet.ops import cast, gather, index, ml, movement, quantize, random, reduce, text
 from whet.ops import elementwise as ew
 from whet.ops import transcendental as tr
@@ -145,15 +159,31 @@ def casts() -> Iterator[Case]:
         for saturate in (False, True):
             yield from rows(FLOATING, f"cast-{to}-{saturate}", cast.Cast(to, saturate), special(60))
     for mode in ("up", "down", "nearest"):
-        op = cast.Cast("float8_e8m0fnu", round_mode=mode)
-        yield from rows(FLOATING, f"cast-e8m0-{mode}", op, x(60, low=1e-6, high=1e3))
+        for saturate in (False, True):
+            op = cast.Cast("float8_e8m0fnu", saturate, mode)
+            name = f"cast-e8m0-{mode}-{saturate}"
+            yield from rows(FLOATING, name, op, x(60, low=1e-6, high=1e3))
+            yield row(f"{name}-tiny", op, powers(90, low=-130, high=-120))
+            yield row(f"{name}-huge", op, powers(90, low=120, high=127))
+    # Every number of the dtype, and what lies between: ties, steps at powers of two, the smallest.
+    for to in small:
+        for saturate in (False, True):
+            name, op = f"cast-{to}-everywhere-{saturate}", cast.Cast(to, saturate)
+            yield from rows(("float32", "float64"), name, op, powers(600, low=-18, high=17))
+            yield row(f"cast-{to}-ties-{saturate}", op, ties(600))
+    for dtype in (*small, "float8_e8m0fnu", "int4", "uint4", "int2", "uint2"):
+        for to in ("float32", "float16", "bfloat16", "bool", "float8_e5m2"):
+            yield row(f"cast-{dtype}-{to}", cast.Cast(to), codes(dtype))
+    for dtype in ("float4_e2m1fn", "int4", "uint4", "int2", "uint2"):
+        for to in ("int32", "uint8", "int4", "uint2"):
+            yield row(f"cast-{dtype}-{to}", cast.Cast(to), codes(dtype))
     for source, to in [
         ("int32", "float32"),
         ("uint8", "int8"),
         ("int4", "uint4"),
         ("int64", "float64"),
     ]:
-        yield row(f"bitcast-{source}-{to}", cast.BitCast(to), bits(30, dtype=source))
+        yield row(f"bitcast-{source}-{to}", bits_of.BitCast(to), bits(30, dtype=source))
     yield row("cast-text", cast.Cast("float32"), strings(20, words="1 -2.5 1e-3 INF NaN"))
     yield row("cast-to-text", cast.Cast("string"), ints(20))
 

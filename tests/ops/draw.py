@@ -13,6 +13,7 @@ import numpy as np
 from whet.ir.graph import Graph, Input, Value, make
 from whet.ir.sizes import symbol
 from whet.ir.types import FLOATS, NUMPY_DTYPES, UNSIGNED, TensorType, dtype_name
+from whet.ops.cast import PACKED_BITS
 
 Draw = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 
@@ -70,6 +71,31 @@ def bits(*shape: int, dtype: str) -> Spec:
         return rng.integers(low, high, shape, dtype=wide, endpoint=True)
 
     return Spec(shape, dtype, draw, False)
+
+
+def powers(*shape: int, low: int, high: int) -> Spec:
+    """Numbers of the case's dtype, as many in each binade from 2**low to 2**high."""
+
+    def draw(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        return np.ldexp(rng.uniform(-1, 1, shape), rng.integers(low, high + 1, shape))
+
+    return Spec(shape, "float32", draw)
+
+
+def ties(*shape: int) -> Spec:
+    """Numbers of few bits: many lie half-way between two of a narrow float."""
+
+    def draw(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        return np.ldexp(rng.integers(-64, 65, shape) / 64, rng.integers(-18, 17, shape))
+
+    return Spec(shape, "float32", draw)
+
+
+def codes(dtype: str) -> Spec:
+    """Every element of a dtype of 8 bits or fewer."""
+    count = 1 << PACKED_BITS.get(dtype, 8)
+    every = np.arange(count, dtype=np.uint8).view(NUMPY_DTYPES[dtype])
+    return Spec((count,), dtype, lambda rng, shape: every, False)
 
 
 def flags(*shape: int) -> Spec:

@@ -1,4 +1,4 @@
-"""Operators that change the dtype: by value, or by bits."""
+"""Cast: another dtype, by value."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from typing import Any, ClassVar
 import ml_dtypes
 import numpy as np
 
-from whet.errors import InvalidInput, TypeMismatch
-from whet.ir.graph import Op, operator
-from whet.ir.types import INTEGERS, NUMPY_DTYPES, TensorType
+from whet.errors import InvalidInput
+from whet.ir.graph import Op, Value, operator
+from whet.ir.types import FLOATS, INTEGERS, NUMPY_DTYPES, TensorType
 
 PACKED_BITS = {"int2": 2, "uint2": 2, "int4": 4, "uint4": 4, "float4_e2m1fn": 4}
+
+
+FEW_BITS = frozenset(PACKED_BITS) | {n for n in NUMPY_DTYPES if n.startswith("float8")}
 
 
 def bit_width(dtype: str) -> int:
@@ -42,6 +45,18 @@ class Cast(Op):
             return x
         return cast(x, self.to, self.saturate, self.round_mode)
 
+    def lower(self, x: Value) -> Value:
+        """Through wider dtypes and bits, where one of 8 bits or fewer takes part."""
+        from whet.ops.bits import decoded, encoded  # which are made of casts and elementwise work
+
+        if x.dtype == self.to or "string" in (x.dtype, self.to):
+            return self(x)
+        if x.dtype in FEW_BITS:
+            return self(decoded(x))
+        if self.to in FEW_BITS:
+            return encoded(x, self.to, self.saturate, self.round_mode)
+        return self(x)
+
 
 def _is_text(x: np.ndarray) -> bool:
     return x.dtype == object and any(isinstance(s, str) for s in x.flat)
@@ -56,6 +71,8 @@ def cast(x: np.ndarray, to: str, saturate: bool = True, round_mode: str = "up") 
             return _from_text(x, to)
         if to == "float8_e8m0fnu":
             return _to_power_of_two(x, saturate, round_mode)
+        if x.dtype == np.float64 and to in FLOATS and NUMPY_DTYPES[to].itemsize < 4:
+            x = _rounded_to_odd(x) if to != "float16" else x
         if to.startswith("float8") and saturate:
             return _saturated(x, to)
         if to in PACKED_BITS and to in INTEGERS:
@@ -95,9 +112,18 @@ def _integer(text: str) -> int:
         return int(float(text))
 
 
+def _rounded_to_odd(x: np.ndarray) -> np.ndarray:
+    """float64 as float32 such that rounding again rounds as once (Boldo and Melquiond 2008)."""
+    near = x.astype(np.float32)
+    wide = near.astype(np.float64)
+    bits = near.view(np.uint32)
+    cut = bits - (np.abs(wide) > np.abs(x))
+    return np.where((wide == x) | np.isnan(x), bits, cut | 1).astype(np.uint32).view(np.float32)
+
+
 def _saturated(x: np.ndarray, to: str) -> np.ndarray:
     limit = float(ml_dtypes.finfo(NUMPY_DTYPES[to]).max)
-    wide = x if x.dtype == np.float64 else x.astype(np.float32)
+    wide = x.astype(np.float32)
     return np.where(np.isnan(wide), wide, np.clip(wide, -limit, limit)).astype(NUMPY_DTYPES[to])
 
 
@@ -123,18 +149,3 @@ def _to_power_of_two(x: np.ndarray, saturate: bool, round_mode: str) -> np.ndarr
         code = np.where((wide == 0) | np.isinf(wide) | (code < 0) | (code > 254), 255, code)
     code = np.where(np.isnan(wide), 255, code)
     return code.astype(np.uint8).view(NUMPY_DTYPES["float8_e8m0fnu"])
-
-
-@operator
-class BitCast(Op):
-    """The same bits read as another dtype of the same width."""
-
-    to: str
-
-    def infer(self, x: TensorType) -> TensorType:
-        if "string" in (x.dtype, self.to) or bit_width(x.dtype) != bit_width(self.to):
-            raise TypeMismatch(f"the bits of {x.dtype} do not make a {self.to}: the widths differ")
-        return x.with_dtype(self.to)
-
-    def reference(self, x: np.ndarray) -> np.ndarray:
-        return x.copy().view(NUMPY_DTYPES[self.to])

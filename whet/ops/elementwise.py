@@ -14,7 +14,6 @@ from whet.ir.graph import OPERATORS, Guard, Op, Value, constant, note_guards, op
 from whet.ir.graph import collect_guards as collect_guards
 from whet.ir.sizes import Size, Undecided, is_different, is_less, maximum, minimum
 from whet.ir.types import COMPLEX, FLOATS, INTEGERS, NUMPY_DTYPES, TensorType
-from whet.ops.cast import BitCast as BitCast
 from whet.ops.cast import Cast as Cast
 from whet.ops.cast import cast as cast
 

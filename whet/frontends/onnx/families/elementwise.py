@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from whet.errors import InvalidModel
-from whet.frontends.onnx.model import DTYPES
-from whet.frontends.onnx.registry import Refused, any_rank, onnx_op
+from whet.errors import InvalidModel, TypeMismatch
+from whet.frontends.onnx.families.generate import element_type
+from whet.frontends.onnx.registry import any_rank, onnx_op
 from whet.ir.graph import Value, constant
 from whet.ir.types import INTEGERS, UNSIGNED
 from whet.ops import elementwise as ew
 from whet.ops import transcendental as tr
+from whet.ops.bits import BitCast as Bits
+from whet.ops.cast import bit_width
 
 LARGEST = 3.4028234663852886e38  # of float32: the default bounds of Clip
 
@@ -171,9 +173,7 @@ def Clip_11(x: Value, low: Value | None = None, high: Value | None = None) -> Va
 
 @onnx_op
 def Cast(x: Value, *, to: int, saturate: int = 1, round_mode: str = "up") -> Value:
-    if to not in DTYPES:
-        raise Refused(f"there is no element type {to}")
-    return _cast(x, DTYPES[to], saturate, round_mode)
+    return _cast(x, element_type(to, x.dtype), saturate, round_mode)
 
 
 @onnx_op
@@ -193,7 +193,10 @@ def _cast(x: Value, dtype: str, saturate: int, round_mode: str) -> Value:
 
 @onnx_op
 def BitCast(x: Value, *, to: int) -> Value:
-    return ew.BitCast(DTYPES[to])(x)
+    dtype = element_type(to, x.dtype)
+    if "string" in (dtype, x.dtype) or bit_width(dtype) != bit_width(x.dtype):
+        raise TypeMismatch(f"the bits of {x.dtype} do not make a {dtype}: the widths differ")
+    return Bits(dtype)(x)
 
 
 # Activations: compositions, which targets fuse into one expression.
