@@ -36,7 +36,10 @@ Class = TypeVar("Class", bound=type)
 def operator(cls: Class) -> Class:
     """Makes an operator: a frozen dataclass whose equality is by the type and the bits of its
     attributes."""
-    return dataclass(frozen=True, eq=False, repr=False)(cls)  # type: ignore[return-value]
+    made: Any = dataclass(frozen=True, eq=False, repr=False)(cls)
+    if made.has_effect and not any("Token" in str(f.type) for f in fields(made)):
+        raise TypeError(f"{cls.__name__} has an effect and needs a Token among its attributes")
+    return made  # type: ignore[no-any-return]
 
 
 class Op:
@@ -161,9 +164,14 @@ def attribute_key(x: Any) -> Any:
     raise TypeError(f"an operator's attribute cannot be a {type(x).__name__}: {x!r}")
 
 
+def _native(x: np.ndarray) -> np.ndarray:
+    """The array in this machine's byte order."""
+    return x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
+
+
 def array_key(x: np.ndarray) -> tuple[Any, ...]:
     """Dtype, shape and a digest of the bytes."""
-    data = repr(x.tolist()).encode() if x.dtype == object else np.ascontiguousarray(x).tobytes()
+    data = repr(x.tolist()).encode() if x.dtype == object else _native(x).tobytes()
     return np.ndarray, dtype_name(x.dtype), x.shape, blake2b(data, digest_size=16).digest()
 
 
@@ -272,6 +280,9 @@ class Value(Arithmetic):
     inputs: tuple[Value | None, ...]
     type: Type
     index: int = 0
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a Value is one object in one process; send another process text instead")
 
     def __repr__(self) -> str:
         names = ", ".join("-" if i is None else str(i.type) for i in self.inputs)
@@ -426,8 +437,7 @@ def constant(array: Any, dtype: str | None = None) -> Value:
     """A Constant of the array, converted to `dtype` when given."""
     from whet.ir.types import NUMPY_DTYPES
 
-    data = np.array(array, NUMPY_DTYPES[dtype] if dtype else None)
-    data = data.newbyteorder("=") if hasattr(data, "newbyteorder") else data
+    data = _native(np.array(array, NUMPY_DTYPES[dtype] if dtype else None))
     data.setflags(write=False)
     return make(Constant(data), ())[0]
 
@@ -652,6 +662,8 @@ class Graph:
             return self
         new: dict[Value, Value] = dict(changes)
         origins: dict[Value, tuple[str, ...]] = {}
+        for a, b in changes.items():
+            self._inherit(origins, a, b)
         for old in topological(self.outputs, changes, self.needs if self.definers else None):
             if old in new:
                 continue
@@ -662,8 +674,6 @@ class Graph:
             for a, b in zip(old.siblings, make(old.op, inputs)):
                 new.setdefault(a, b)
                 self._inherit(origins, a, b)
-        for a, b in changes.items():
-            self._inherit(origins, a, b)
         return self.replaced(new, origins)
 
     def bind(self, sizes: Mapping[str, Size]) -> Graph:
