@@ -29,7 +29,7 @@ def rows(
     dtypes: tuple[str, ...], name: str, build: Callable[..., Any], *inputs: Spec, **bounds: Any
 ) -> Iterator[Case]:
     """A row for each of the dtypes; sums of products may differ by several roundings."""
-    case = Case(name, build, inputs, **{"sums": 8.0, **bounds})
+    case = Case(name, build, inputs, **{"sums": 16.0, **bounds})
     return (case.of_dtype(dtype) for dtype in dtypes)
 
 

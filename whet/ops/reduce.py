@@ -10,8 +10,32 @@ from whet.errors import ShapeError, TypeMismatch
 from whet.ir.graph import Op, Value, operator
 from whet.ir.sizes import product
 from whet.ir.types import FLOATS, TensorType, dtype_name
-from whet.ops.elementwise import Cast, Exp, Log, Sqrt, need
-from whet.ops.movement import Sizes, reshape
+from whet.ops.elementwise import Cast, Exp, Log, Sqrt, need, require_equal, same_dtype
+from whet.ops.movement import Sizes, normalize_axis, reshape
+
+KINDS = ("sum", "prod", "max", "min")
+
+
+def check_axes(axes: tuple[int, ...], x: TensorType) -> None:
+    """Raises ShapeError unless each axis, counted from the front, is there and named once."""
+    if len(set(axes)) != len(axes) or any(not 0 <= axis < x.rank for axis in axes):
+        raise ShapeError(f"{axes} are no axes of {x}")
+
+
+def check_scaling(axes: int, x: TensorType, *parameters: TensorType | None) -> None:
+    """Raises ShapeError unless scale and bias stretch over the last axes of x."""
+    need(x.dtype, FLOATS, "a floating-point dtype")
+    if not 0 < axes <= x.rank:
+        raise ShapeError(f"{x} has no {axes} axes to normalise")
+    for parameter in parameters:
+        if parameter is None:
+            continue
+        same_dtype(x, parameter)
+        if parameter.rank > x.rank:
+            raise ShapeError(f"{parameter} has more axes than {x}")
+        for size, wanted in zip(reversed(parameter.shape), reversed(x.shape)):
+            if size != 1:
+                require_equal(size, wanted, f"the sizes of {parameter} and {x}")
 
 
 @operator
@@ -26,6 +50,9 @@ class Reduce(Op):
     computes_sizes: ClassVar[bool] = True
 
     def infer(self, x: TensorType) -> TensorType:
+        check_axes(self.axes, x)
+        if self.kind not in KINDS:
+            raise TypeMismatch(f"there is no reduction {self.kind!r}, only {', '.join(KINDS)}")
         if self.kind in ("max", "min") and x.dtype == "bool":
             return self._kept(x)
         if x.dtype in ("bool", "string"):
@@ -68,6 +95,7 @@ class ArgReduce(Op):
     last: bool = False
 
     def infer(self, x: TensorType) -> TensorType:
+        check_axes((self.axis,), x)
         return TensorType("int64", tuple(1 if i == self.axis else s for i, s in enumerate(x.shape)))
 
     def reference(self, x: np.ndarray) -> np.ndarray:
@@ -89,6 +117,7 @@ class Cumulative(Op):
     reverse: bool = False
 
     def infer(self, x: TensorType) -> TensorType:
+        check_axes((self.axis,), x)
         return x
 
     def reference(self, x: np.ndarray) -> np.ndarray:
@@ -131,6 +160,7 @@ class Softmax(Op):
 
     def infer(self, x: TensorType) -> TensorType:
         need(x.dtype, FLOATS, "a floating-point dtype")
+        normalize_axis(self.axis, x.rank)
         return x
 
     def reference(self, x: np.ndarray) -> np.ndarray:
@@ -154,6 +184,7 @@ class LogSoftmax(Op):
 
     def infer(self, x: TensorType) -> TensorType:
         need(x.dtype, FLOATS, "a floating-point dtype")
+        normalize_axis(self.axis, x.rank)
         return x
 
     def reference(self, x: np.ndarray) -> np.ndarray:
@@ -177,11 +208,14 @@ class LayerNorm(Op):
     epsilon: float = 1e-5
 
     def infer(self, x: TensorType, scale: TensorType, bias: TensorType | None = None) -> TensorType:
+        check_scaling(self.axes, x, scale, bias)
         return x
 
     def reference(
         self, x: np.ndarray, scale: np.ndarray, bias: np.ndarray | None = None
     ) -> np.ndarray:
+        if x.size == 0:
+            return x
         axes = tuple(range(x.ndim - self.axes, x.ndim))
         wide = x.astype(np.float64)
         centred = wide - wide.mean(axes, keepdims=True)
@@ -207,9 +241,12 @@ class RMSNorm(Op):
     epsilon: float = 1e-5
 
     def infer(self, x: TensorType, scale: TensorType) -> TensorType:
+        check_scaling(self.axes, x, scale)
         return x
 
     def reference(self, x: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        if x.size == 0:
+            return x
         axes = tuple(range(x.ndim - self.axes, x.ndim))
         wide = x.astype(np.float64)
         return (
