@@ -22,6 +22,7 @@ from whet.ir.sizes import (
 from whet.ir.types import NUMPY_DTYPES
 from whet.ops import contract, elementwise, gather, movement, reduce, window
 from whet.ops import index as positions
+from whet.ops.cast import FEW_BITS
 from whet.ops.reduce import identity
 from whet.plan.kernel import (
     Apply,
@@ -102,6 +103,8 @@ def literal_of(value: Value) -> Literal | None:
     data = value.op.data
     if data.size > 1 and not (data == data.flat[0]).all():
         return None
+    if value.dtype in FEW_BITS:  # no target computes with these: it carries them as bits
+        return Literal(int(data.view(np.uint8).flat[0]), value.dtype)
     return Literal(
         data.flat[0].item() if data.dtype.kind in "biuf" else float(data.flat[0]), value.dtype
     )

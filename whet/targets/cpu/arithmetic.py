@@ -12,6 +12,8 @@ from whet.errors import CompileError
 from whet.ir.graph import Op
 from whet.ir.types import FLOATS, UNSIGNED
 from whet.ops import elementwise as ew
+from whet.ops.bits import BitCast
+from whet.ops.cast import FEW_BITS
 from whet.targets.cpu import functions, power
 from whet.targets.cpu.functions import library
 from whet.targets.cpu.llvm import Function, literal, split_type, suffix, vector
@@ -23,6 +25,7 @@ COMPUTE: dict[str, str] = {
     "float32": "float",
     "float64": "double",
     **{f"{sign}int{bits}": f"i{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
+    **dict.fromkeys(FEW_BITS, "i8"),  # carried as they are: casts are made of their bits
 }
 STORAGE: dict[str, str] = {**COMPUTE, "bool": "i8", "float16": "half", "bfloat16": "i16"}
 
@@ -310,6 +313,16 @@ def _library(name: str) -> Emit:
     return lambda f, op, dtype, type, args: library(f, name, type, args)
 
 
+def _bit_cast(f: Function, op: Op, dtype: str, type: str, args: list[str]) -> str:
+    assert isinstance(op, BitCast)
+    lanes = split_type(type)[1]
+    source, target = storage_type(dtype, lanes), storage_type(op.to, lanes)
+    stored = to_storage(f, args[0], dtype, lanes)
+    if source != target:
+        stored = f.convert("bitcast", stored, source, target)
+    return to_compute(f, stored, op.to, lanes)
+
+
 EMIT: dict[type[Op], Emit] = {
     ew.Add: _either("add", "fadd"),
     ew.Sub: _either("sub", "fsub"),
@@ -342,6 +355,7 @@ EMIT: dict[type[Op], Emit] = {
     ew.BitwiseOr: _integer_only("or"),
     ew.BitwiseXor: _integer_only("xor"),
     ew.Shift: _shift,
+    BitCast: _bit_cast,
     ew.Less: _compare("slt", "ult", "olt"),
     ew.LessOrEqual: _compare("sle", "ule", "ole"),
     ew.Equal: _compare("eq", "eq", "oeq"),

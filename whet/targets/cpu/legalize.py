@@ -7,10 +7,16 @@ from typing import Any
 
 from whet.ir.graph import Value
 from whet.ir.types import FLOATS, TensorType
-from whet.ops.elementwise import Cast, Pow
-from whet.plan.group import ELEMENTWISE
+from whet.ops.bits import BitCast
+from whet.ops.cast import FEW_BITS
+from whet.ops.elementwise import Cast, Pow, Where
+from whet.plan.group import ELEMENTWISE, MOVEMENT, READS
 from whet.plan.lower import RULES
 from whet.targets.cpu.arithmetic import COMPUTE, EMIT
+
+
+CARRIES = (*MOVEMENT, *READS, Where, BitCast)
+"""Operators that only carry elements, or their bits."""
 
 
 def emits(value: Value) -> bool:
@@ -23,7 +29,10 @@ def emits(value: Value) -> bool:
         return False
     if not isinstance(value.op, ELEMENTWISE) and type(value.op) not in RULES:
         return False
-    return all(_has_code(t) for v in (value, *value.inputs) if v is not None for t in (v.type,))
+    types = [v.type for v in (value, *value.inputs) if v is not None]
+    if any(isinstance(t, TensorType) and t.dtype in FEW_BITS for t in types):
+        return isinstance(value.op, CARRIES)
+    return all(map(_has_code, types))
 
 
 def _pow_of_one_dtype(value: Value) -> Value:
