@@ -18,6 +18,7 @@ from whet.plan.kernel import (
 )
 from whet.targets.cpu import arithmetic
 from whet.targets.cpu.architecture import Architecture
+from whet.targets.cpu.blocks import BlockCode, across_axis
 from whet.targets.cpu.expressions import Emitter, Place
 from whet.targets.cpu.llvm import Function, Index, Module
 from whet.targets.cpu.reductions import lane_mask
@@ -90,6 +91,14 @@ class _NestCode:
     def emit(self) -> None:
         lanes_axis = None if self.nest.sequential else vector_axis(self.nest)
         outer = tuple(a for a in self.nest.axes if a is not lanes_axis)
+        if lanes_axis is not None:
+            across = across_axis(self.nest, lanes_axis, self.e.full_lanes)
+            if across is not None:
+                code = BlockCode(
+                    self.f, self.nest, self.e, lanes_axis, across, self.store, self.hoist
+                )
+                code.emit()
+                return
         if self.nest.sequential:
             self.f.when(
                 self.f.op("icmp eq i64 %thread, 0"), lambda: self.sequential(self.nest.axes, {})
