@@ -24,7 +24,7 @@ def graph(*outputs: Value) -> Graph:
 
 
 def count(g: Graph, *classes: type[Op]) -> int:
-    """How many operators of the classes each run computes; what an engine computes once is left out."""
+    """How many operators of the classes each run computes, without what an engine computes once."""
     return sum(isinstance(v.op, classes) and not v.is_static for v in g.values)
 
 

@@ -44,7 +44,7 @@ from whet.passes.simplify import simplify
 
 N = symbol("n", 1)
 X = given("x", 2, 3)
-I = given("i", 2, 3, dtype="int32")
+J = given("i", 2, 3, dtype="int32")
 B = given("b", 2, 3, dtype="bool")
 S = given("s", N, 6)
 T = given("t", 2, 3, 4, 5)
@@ -61,7 +61,7 @@ BECOMES = {
     "subtract zero": (X - 0.0, X),
     "multiply by one": (1.0 * X, X),
     "divide by one": (X / 1.0, X),
-    "integers plus zero": (I + 0, I),
+    "integers plus zero": (J + 0, J),
     "times minus one": (X * -1.0, Neg()(X)),
     "negative of negative": (Neg()(Neg()(X)), X),
     "not not": (Not()(Not()(B)), B),
@@ -78,7 +78,7 @@ BECOMES = {
     "clip to everything": (Clip()(X, -INF, INF), X),
     "cast to same": (Cast("float32")(X), X),
     "cast there and back": (Cast("float32")(Cast("float64")(X)), X),
-    "wider and narrower": (Cast("int8")(Cast("int64")(I)), Cast("int8")(I)),
+    "wider and narrower": (Cast("int8")(Cast("int64")(J)), Cast("int8")(J)),
     "where both sides are one": (Where()(B, X, X), X),
     "where always": (Where()(constant(True), X, Exp()(X)), X),
     "where never": (Where()(constant(np.zeros((2, 1), bool)), X, Exp()(X)), Exp()(X)),
@@ -163,10 +163,10 @@ STAYS = {
     "almost one": X * 1.0000001,
     "division by three": X / 3.0,
     "a power that is a root": Pow()(X, 0.5),
-    "integer division by two": Div()(I, 2),
+    "integer division by two": Div()(J, 2),
     "unsigned times minus one": given("u", 2, dtype="uint8") * constant(255, "uint8"),
     "narrower and wider": Cast("float32")(Cast("float16")(X)),
-    "integers through floats clamp, not wrap": Cast("int8")(Cast("float64")(I)),
+    "integers through floats clamp, not wrap": Cast("int8")(Cast("float64")(J)),
     "int64 does not fit float32": Cast("int64")(Cast("float32")(given("l", 3, dtype="int64"))),
     "clip of relu below zero": Clip()(Relu()(X), -3.0, -1.0),
     "scales that round": X * 0.3 * 0.7,

@@ -11,7 +11,7 @@ from whet.ir.evaluate import compute
 from whet.ir.graph import Constant, Graph, Value, constant
 from whet.ir.sizes import Expr, product
 from whet.ir.types import TensorType
-from whet.ops.elementwise import Cast
+from whet.ops.cast import Cast
 from whet.ops.movement import Sizes, reshape
 
 MOST_FOLDED = 1 << 16  # elements; a larger constant costs more to store than to compute

@@ -12,9 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from whet.ir.graph import Graph, Op, Value
+from whet.ir.graph import Graph, Op, Value, make
 from whet.ir.rewrite import Rules, rewrite, rule_for
 from whet.ir.sizes import Size
+from whet.ir.types import TensorType
 from whet.ops.contract import MatMul
 from whet.ops.movement import (
     Broadcast,
@@ -45,8 +46,19 @@ from whet.passes.movement import BROADCASTING, MOVEMENT, only, transpose_is_resh
 def channels_last(graph: Graph) -> Graph:
     """Transposes sink through whatever can compute in another order of axes, and cancel.
 
-    Those that only pass axes of size 1 move no element, but sink like others.
+    Those that only pass axes of size 1 move no element, but sink like others. Where a transposed
+    value meets one that is not, the other is transposed too if that leaves fewer transposes in all.
     """
+    graph = sunk(graph)
+    while (joined := meetings_transposed(graph)) is not graph:
+        better = sunk(joined)
+        if transposes(better) >= transposes(graph):
+            break
+        graph = better
+    return graph
+
+
+def sunk(graph: Graph) -> Graph:
     return rewrite(graph, [*SINK, through_merge, interleaved, transposed_parts, *MOVEMENT])
 
 
@@ -322,3 +334,64 @@ SETTLE: Rules = [
     transposed_parts,
     back_through_reshape,
 ]
+
+
+def transposes(graph: Graph) -> int:
+    """How many transposes move elements at each run."""
+    found = (v for v in graph.values if isinstance(v.op, Transpose) and not v.is_static)
+    return sum(not moves_only_ones(only(v).shape, v.op.order) for v in found)  # type: ignore[attr-defined]
+
+
+def meetings_transposed(graph: Graph) -> Graph:
+    """The graph with all inputs transposed of operators whose result is wanted so, and some inputs are."""
+    wanted = orders_wanted(graph)
+    done: dict[Value, Value] = {}
+    for old in graph.values:
+        results = make(old.op, tuple(i and done[i] for i in old.inputs))
+        new = results[old.index]
+        for order in wanted[old] if isinstance(old.op, MEETS) and len(results) == 1 else ():
+            if order in orders_of(new.inputs, new.rank):
+                new = _all_transposed(new, order)
+                break
+        done[old] = new
+    return graph.replaced(done, {})
+
+
+MEETS = (*BROADCASTING, Concat)
+
+
+def _all_transposed(value: Value, order: Order) -> Value:
+    """The same value as an operator on inputs transposed back, transposed by `order`."""
+    moved = []
+    for x in value.inputs:
+        assert x is not None
+        wide = reshape(x, *(1,) * (value.rank - x.rank), *x.shape)
+        moved.append(x if not x.rank else moved_back(x, order) or transpose(wide, *inverse(order)))
+    if isinstance(value.op, Concat):
+        return transpose(Concat(order[value.op.axis])(*moved), *order)
+    return transpose(value.op(*moved), *order)
+
+
+def orders_wanted(graph: Graph) -> dict[Value, set[Order]]:
+    """The orders such that some reader of a Value, perhaps further down, undoes a transpose by them."""
+    wanted: dict[Value, set[Order]] = {v: set() for v in graph.values}
+    for value in reversed(graph.values):
+        if value.is_static or not isinstance(value.op, (*SAME_AXES, Transpose, Reshape)):
+            continue
+        for x in value.inputs:
+            if x is not None and isinstance(x.type, TensorType):
+                wanted[x] |= _wanted_of(x, value, wanted[value])
+    return wanted
+
+
+def _wanted_of(x: Value, reader: Value, wanted: set[Order]) -> set[Order]:
+    """What a reader of x, and the readers of its result, want of x."""
+    if isinstance(reader.op, Transpose):
+        return {inverse(reader.op.order)}
+    if isinstance(reader.op, Reshape):
+        found = (carried(reader.shape, x.shape, order) for order in wanted)
+        return {order for order in found if order is not None}
+    return wanted if x.rank == reader.rank else set()
+
+
+SAME_AXES = (*MEETS, *ALONG_AXES)

@@ -9,8 +9,9 @@ import numpy as np
 from whet.ir.graph import Constant, Value
 from whet.ir.rewrite import Rules, number, rule, rule_for
 from whet.ir.sizes import Size, floor_divide, is_less, modulo, product
+from whet.ops.cast import Cast
 from whet.ops.contract import MatMul
-from whet.ops.elementwise import BitCast, Cast, Elementwise, Pow, Where
+from whet.ops.elementwise import Elementwise, Pow, Where
 from whet.ops.movement import (
     Broadcast,
     Concat,
@@ -29,7 +30,7 @@ from whet.ops.quantize import Dequantize, Quantize
 from whet.ops.reduce import LayerNorm, RMSNorm, Softmax
 from whet.passes.axes import groups
 
-BROADCASTING = (Elementwise, Where, Pow, Cast, BitCast, Quantize, Dequantize)
+BROADCASTING = (Elementwise, Where, Pow, Cast, Quantize, Dequantize)
 """Operators whose every element depends on the same element of the inputs, which broadcast."""
 
 

@@ -18,8 +18,9 @@ from whet.ir.rewrite import Built, Rules, once, rule, such
 from whet.ir.sizes import Size, product
 from whet.ir.types import FLOATS, NUMPY_DTYPES
 from whet.ops.attention import Attention
+from whet.ops.cast import Cast
 from whet.ops.contract import MatMul
-from whet.ops.elementwise import Add, Cast, Div, IsNaN, Mul, Neg, Sub, Tanh, Where
+from whet.ops.elementwise import Add, Div, IsNaN, Mul, Neg, Sub, Tanh, Where
 from whet.ops.movement import Broadcast, Reshape, Transpose, broadcast_to, reshape, transpose
 from whet.ops.reduce import Softmax
 from whet.passes.axes import groups

@@ -14,21 +14,8 @@ from whet.ir.graph import Constant, Graph, Value, constant
 from whet.ir.match import Matcher
 from whet.ir.rewrite import Rules, number, rewrite, rule, rule_for
 from whet.ir.types import FLOATS, INTEGERS, NUMPY_DTYPES, SIGNED
-from whet.ops.elementwise import (
-    And,
-    Cast,
-    Clip,
-    Div,
-    Max,
-    Min,
-    Mul,
-    Neg,
-    Not,
-    Or,
-    Pow,
-    Relu,
-    Where,
-)
+from whet.ops.cast import Cast
+from whet.ops.elementwise import And, Clip, Div, Max, Min, Mul, Neg, Not, Or, Pow, Relu, Where
 from whet.ops.movement import broadcast_to
 from whet.ops.reduce import LogSoftmax, Reduce, Softmax
 from whet.passes.movement import MOVEMENT
