@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -49,3 +51,61 @@ def convolutions(seed: int = 0, batch: int | str = 1, channels: int = 8) -> onnx
         helper.make_node("Gemm", ["g", "w2", "b2"], ["y"], name="classes", transB=1),
     ]
     return model(nodes, [value("x", [batch, 3, 16, 16])], [value("y", [batch, 10])], weights)
+
+
+def attention(seed: int = 0, length: int | str = 12) -> onnx.ModelProto:
+    """One transformer block as exporters write it: x[1, length, 16] -> y[1, length, 16]."""
+    rng = np.random.default_rng(seed)
+    weights = {
+        **{n: (rng.standard_normal((16, 16)) / 4).astype(np.float32) for n in "qkvo"},
+        "up": (rng.standard_normal((16, 32)) / 4).astype(np.float32),
+        "down": (rng.standard_normal((32, 16)) / 6).astype(np.float32),
+        "scale": np.array(0.5, np.float32),
+        "heads": np.array([1, -1, 2, 8]),
+        "joined": np.array([1, -1, 16]),
+        "half": np.array(0.5, np.float32),
+        "one": np.array(1.0, np.float32),
+        "root": np.array(np.sqrt(0.5), np.float32),
+        "gamma": rng.standard_normal(16).astype(np.float32),
+        "beta": rng.standard_normal(16).astype(np.float32),
+    }
+    node = helper.make_node
+    nodes = [node("LayerNormalization", ["x", "gamma", "beta"], ["n"], name="norm")]
+    for n in "qkv":
+        order = [0, 2, 3, 1] if n == "k" else [0, 2, 1, 3]
+        nodes += [
+            node("MatMul", ["n", n], [f"{n}0"], name=f"project_{n}"),
+            node("Reshape", [f"{n}0", "heads"], [f"{n}1"]),
+            node("Transpose", [f"{n}1"], [f"{n}2"], perm=order),
+        ]
+    nodes += [
+        node("MatMul", ["q2", "k2"], ["s0"], name="scores"),
+        node("Mul", ["s0", "scale"], ["s1"]),
+        node("Softmax", ["s1"], ["s2"], axis=-1),
+        node("MatMul", ["s2", "v2"], ["a0"], name="mix"),
+        node("Transpose", ["a0"], ["a1"], perm=[0, 2, 1, 3]),
+        node("Reshape", ["a1", "joined"], ["a2"]),
+        node("MatMul", ["a2", "o"], ["a3"], name="project_o"),
+        node("Add", ["x", "a3"], ["r"], name="residual"),
+        node("MatMul", ["r", "up"], ["u"], name="up"),
+        node("Mul", ["u", "root"], ["g0"]),
+        node("Erf", ["g0"], ["g1"]),
+        node("Add", ["g1", "one"], ["g2"]),
+        node("Mul", ["u", "g2"], ["g3"]),
+        node("Mul", ["g3", "half"], ["g4"]),
+        node("MatMul", ["g4", "down"], ["d"], name="down"),
+        node("Add", ["r", "d"], ["y"], name="out"),
+    ]
+    shape: list[int | str] = [1, length, 16]
+    return model(nodes, [value("x", shape)], [value("y", shape)], weights)
+
+
+MODELS = {"convolutions": convolutions, "attention": attention}
+
+
+def save_all(folder: str) -> None:
+    """Writes every model into a folder, for scripts/replay."""
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    for name, make in MODELS.items():
+        onnx.save(make(), path / f"{name}.onnx")

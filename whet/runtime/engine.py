@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import time
@@ -17,6 +18,7 @@ from whet.ir.graph import Graph
 from whet.ir.types import Type
 from whet.knobs import knobs
 from whet.passes.pipeline import Watch, optimise
+from whet.passes.recognise import Numbers
 from whet.runtime.cache import Cache
 from whet.runtime.profile import Profile, check_profiles
 from whet.runtime.session import Session
@@ -128,12 +130,13 @@ def build(
             "convert the model instead"
         )
     imported = from_onnx(model)
-    graph = optimise(imported.graph, watch)
+    weights = ImportedWeights(imported.weights)
+    numbers = Numbers(lambda name: weights.array(name))
+    graph = optimise(imported.graph, _watch(watch), numbers)
     given = (profiles,) if isinstance(profiles, Profile) else tuple(profiles or ())
     check_profiles(given, graph)
-    weights = ImportedWeights(imported.weights)
     kernels = _prebuilt(graph, architectures) if architectures else None
-    return Engine(graph, weights, given, refittable, imported.frozen, kernels)
+    return Engine(graph, weights, given, refittable, imported.frozen | numbers.frozen, kernels)
 
 
 def load(
@@ -162,6 +165,22 @@ def session(model: str | os.PathLike[str] | bytes | onnx.ModelProto, **options: 
     is_path = isinstance(model, str | os.PathLike)
     is_engine = is_path and os.fspath(model).endswith(".whet")  # type: ignore[arg-type]
     return (load(model) if is_engine else build(model)).session(**options)
+
+
+def _watch(watch: Watch | None) -> Watch | None:
+    """The caller's watch, and where WHET_DUMP names a folder, a file there for each pass."""
+    folder = knobs.dump
+    if folder is None:
+        return watch
+    folder.mkdir(parents=True, exist_ok=True)
+    number = itertools.count()
+
+    def dump(name: str, graph: Graph) -> None:
+        (folder / f"{next(number):02}-{name}.graph").write_text(f"{graph}\n")
+        if watch is not None:
+            watch(name, graph)
+
+    return dump
 
 
 def _cpu_level(device: str) -> str | None:

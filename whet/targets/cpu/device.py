@@ -18,8 +18,9 @@ from whet.errors import IndexOutOfRange
 from whet.ir.evaluate import compute
 from whet.ir.graph import Value
 from whet.ir.types import TensorType
-from whet.plan.kernel import Kernel
+from whet.knobs import knobs
 from whet.plan import trace
+from whet.plan.kernel import Kernel
 from whet.plan.plan import Plan, Step, nbytes
 from whet.plan.target import Capabilities
 from whet.targets.cpu import codegen, host, jit
@@ -108,7 +109,23 @@ class Device:
 
     def _compile(self, kernel: Kernel) -> bytes:
         text = codegen.to_llvm(kernel, self.architecture)
-        return jit.to_object(text, self.architecture, codegen.imports(text))
+        code = jit.to_object(text, self.architecture, codegen.imports(text))
+        if knobs.dump is not None:
+            self._dump(kernel, text, code)
+        return code
+
+    def _dump(self, kernel: Kernel, text: str, code: bytes) -> None:
+        """Every stage of a kernel as a file of its own, for reading and for comparing."""
+        folder = knobs.dump
+        assert folder is not None
+        folder.mkdir(parents=True, exist_ok=True)
+        stem = f"{kernel.name}-{blake2b(str(kernel).encode(), digest_size=6).hexdigest()}"
+        for suffix, stage in {
+            "kernel": f"{kernel}\n".encode(),
+            "ll": text.encode(),
+            "o": code,
+        }.items():
+            (folder / f"{stem}.{suffix}").write_bytes(stage)
 
     def _build(self, kernel: Kernel) -> jit.Code:
         code = self.object(kernel)
