@@ -1,7 +1,7 @@
 """Every pass keeps what real models mean: on their own inputs, against the graph that was read.
 
-WHET_TEST_MODELS names the folder: one folder for each model with model.onnx, io.json (tensor names to
-files) and the arrays; files called expected_* are judged too.
+WHET_TEST_MODELS names the folder: one folder for each model with model.onnx, io.json (tensor names
+to files) and the arrays, expected outputs among them.
 """
 
 from __future__ import annotations

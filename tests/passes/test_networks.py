@@ -1,7 +1,7 @@
 """What is left of whole networks: transposes, normalisation, attention, activations, as counts.
 
-The exported networks are read where `python -m benchmarks.networks` (or WHET_TEST_NETWORKS) put them;
-small networks of the same kinds, made here, always run.
+The exported networks are read where `python -m benchmarks.networks` put them, or WHET_TEST_NETWORKS
+says; small networks of the same kinds, made here, always run.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ def weights_of(imported: Imported) -> Callable[[str], np.ndarray]:
     return lambda name: imported.weights[name].read()
 
 
-# Transposes: one at the input of a network of convolutions; in a transformer four for each attention
-# (queries, keys, values, result), in MLP-Mixer two for each mixing of tokens, in Swin two for each
-# partition into windows.
+# Transposes: one at the input of a network of convolutions; in a transformer four for each
+# attention (queries, keys, values, result), in MLP-Mixer two for each mixing of tokens, in Swin two
+# for each partition into windows.
 EXPORTED = {
     #                      Transpose Attention LayerNorm Gelu Silu Softmax
     "resnet18": (1, 0, 0, 0, 0, 0),

@@ -103,7 +103,7 @@ def swapped(x: Value) -> Value:
     """x with its last two axes in each other's place, by one transpose or none."""
     order: tuple[int, ...] = tuple(range(x.rank))
     if isinstance(x.op, Transpose):
-        x, order = only(x), x.op.order
+        order, x = x.op.order, only(x)
     return transpose(x, *order[:-2], order[-1], order[-2])
 
 
