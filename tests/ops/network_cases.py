@@ -50,7 +50,9 @@ def products() -> Iterator[Case]:
         w = x(6, 3, 2, 4 // groups)
         yield from rows(WIDE, f"convolution-{groups}", op, x(2, 7, 9, 4), w, named_sizes=False)
     square = x(2, 4, 4)
-    yield from rows(WIDE, "determinant", Determinant(), square, sums=64)
+    for n in (1, 2, 3, 4):
+        loose: dict[str, Any] = {"sums": 64.0, "named_sizes": n > 3}
+        yield from rows(WIDE, f"determinant-{n}", Determinant(), x(2, n, n), **loose)
     yield from rows(WIDE, "inverse", regular_inverse, square, sums=64)
     yield Case("iota-up-to", lambda n: index.IotaUpTo(7)(n), (ints(low=7, high=7),))
 

@@ -17,7 +17,6 @@ from whet.ops.elementwise import (
     Floor,
     Less,
     LessOrEqual,
-    Mod,
     Or,
     Round,
     Where,
@@ -56,8 +55,9 @@ class Axis:
     def _reflected(self, x: Value) -> Value:
         # An axis of one element has nothing to mirror; its only element is read anyway.
         span = Where()(Less()(self.low, self.high), self.high - self.low, constant(1.0, x.dtype))
-        along = Mod()(Abs()(x - self.low), 2.0 * span)
-        return self.low + Where()(Less()(span, along), 2.0 * span - along, along)
+        distance, period = Abs()(x - self.low), 2.0 * span
+        along = distance - Floor()(distance / period) * period
+        return self.low + Where()(Less()(span, along), period - along, along)
 
     def tap(self, x: Value) -> tuple[Value, Value | None]:
         """The index that a whole position reads, and where it lies inside if that matters."""
