@@ -96,10 +96,10 @@ class Matcher:
         self.multiply: type[Op] = OPERATORS["*"]  # type: ignore[assignment]
         self.scaling = tuple(scaling_operators())
 
-    def note(self, reason: str) -> None:
+    def note(self, reason: str, *args: Any) -> None:
         """Remembers why something did not match, when somebody asks."""
         if self.reasons is not None:
-            self.reasons.append((self.depth, reason))
+            self.reasons.append((self.depth, reason.format(*args)))
 
     def matches(self, pattern: Pattern, value: Value | None, bound: Bound) -> Iterator[Bound]:
         """Every way in which the Value has the pattern's form, as what the names stand for."""
@@ -112,14 +112,14 @@ class Matcher:
             case Number(name=name):
                 known = self.number(value)
                 if known is None:
-                    self.note(f"{value} is no number known here")
+                    self.note("{} is no number known here", value)
                 else:
                     yield from self._bind(name, known, bound)
             case Such(name=name, predicate=predicate):
                 if predicate(value):
                     yield from self._bind(name, value, bound)
                 else:
-                    self.note(f"{value} is not {predicate.__name__}")
+                    self.note("{} is not {}", value, predicate.__name__)
             case Constant():
                 if self._is_number(pattern, value):
                     yield bound
@@ -128,7 +128,7 @@ class Matcher:
                     yield from self._bind(name, value, inner)
             case Once():
                 if self.uses.get(value, 1) > 1:
-                    self.note(f"{value} has {self.uses[value]} readers")
+                    self.note("{} has {} readers", value, self.uses[value])
                 else:
                     yield from self.matches(pattern.inputs[0], value, bound)
             case _:
@@ -144,21 +144,21 @@ class Matcher:
         ):
             yield bound
         else:
-            self.note(f"{name} would be two different Values")
+            self.note("{} would be two different Values", name)
 
     def _operator(self, pattern: Pattern, value: Value, bound: Bound) -> Iterator[Bound]:
         if isinstance(pattern.op, self.scaling):
             if not isinstance(value.op, self.scaling):
-                self.note(f"{value} is no product")
+                self.note("{} is no product", value)
                 return
             if "float" in value.dtype:
                 yield from self._product(pattern, value, bound)
                 return
         if type(pattern.op) is not type(value.op) or value.index:
-            self.note(f"{value} is not {type(pattern.op).__name__}")
+            self.note("{} is not {}", value, type(pattern.op).__name__)
             return
         if len(pattern.inputs) != len(value.inputs):
-            self.note(f"{value} has {len(value.inputs)} inputs, not {len(pattern.inputs)}")
+            self.note("{} has not {} inputs", value, len(pattern.inputs))
             return
         for with_attributes in self._attributes(pattern.op, value.op, bound):
             yield from self._inputs(pattern.inputs, value.inputs, with_attributes)
@@ -174,7 +174,7 @@ class Matcher:
                     continue
                 want = bound[want.op.name]
             if want is not got and attribute_key(want) != attribute_key(got):
-                self.note(f"{op} has another {f.name} than {want}")
+                self.note("{} has another {} than {}", op, f.name, want)
                 return
         yield bound
 
@@ -208,7 +208,7 @@ class Matcher:
         assert isinstance(pattern.op, Constant)
         if got is not None and _is_near(pattern.op.data.item(), got, value.tensor.dtype):
             return True
-        self.note(f"{value if got is None else got} is not {pattern.op.data}")
+        self.note("{} is not {}", value if got is None else got, pattern.op.data)
         return False
 
     def _product(self, pattern: Pattern, value: Value, bound: Bound) -> Iterator[Bound]:
@@ -219,10 +219,10 @@ class Matcher:
         most = len(above) + len(want.below)
         for got in self._cuts(value, most) if most > 1 else self._scaled(value):
             if (len(got.above), len(got.below)) != (len(above), len(want.below)):
-                self.note(f"{value} has other factors")
+                self.note("{} has other factors", value)
                 continue
             if hole is not None and not got.has_number:
-                self.note(f"{value} has no number among its factors")
+                self.note("{} has no number among its factors", value)
             elif hole is not None:
                 assert isinstance(hole.op, Number)
                 for with_number in self._bind(hole.op.name, got.scale / want.scale, bound):
@@ -230,7 +230,7 @@ class Matcher:
             elif _is_near(want.scale, got.scale, value.tensor.dtype, exact=not want.has_number):
                 yield from self._factors(above, want.below, got, bound)
             else:
-                self.note(f"{value} multiplies by {got.scale}, not {want.scale}")
+                self.note("{} multiplies by {}, not {}", value, got.scale, want.scale)
 
     def _factors(
         self, above: Sequence[Pattern], below: Sequence[Pattern], got: Product, bound: Bound

@@ -59,7 +59,7 @@ class Rule:
                 known = {"root": value, "matcher": matcher, **bound}
                 new = self.build(**{name: known[name] for name in self.arguments})
                 if isinstance(new, str):
-                    matcher.note(f"{self.name}: {new}")
+                    matcher.note("{}: {}", self.name, new)
                 elif new is not None and new is not value and _same_type(new, value):
                     return new, bound
         return None
@@ -81,7 +81,7 @@ class ClassRule:
         matcher.numbers_read.clear()
         new = self.build(value)
         if isinstance(new, str):
-            matcher.note(f"{self.name}: {new}")
+            matcher.note("{}: {}", self.name, new)
         elif new is not None and new is not value and _same_type(new, value):
             return new, {}
         return None
@@ -183,36 +183,41 @@ class Rewriting:
         self.steps = 0
         self.rules = tuple(rules)
         self.by_root: dict[type[Op], list[Rule | ClassRule]] = {}
-        self.done: dict[Value, Value] = {}
+        self.done: dict[Value | None, Value | None] = {None: None}
         self.forward: dict[Value, Value] = {}
 
     def run(self) -> Graph:
         for value in self.graph.values:
             self.normalize(value)
-        return self.graph.replaced(self.done, self.origins)
+        new = {old: done for old, done in self.done.items() if old is not None and done is not None}
+        return self.graph.replaced(new, self.origins)
 
     def normalize(self, value: Value) -> None:
         """Finds the form of `value` to which no rule applies; a stack, since graphs are deep."""
-        stack = [value]
+        done, stack = self.done, [value]
         while stack:
             v = stack[-1]
-            if v in self.done:
+            if v in done:
                 stack.pop()
-                continue
-            onward = self.forward.get(v)
-            if onward is not None:
-                if onward in self.done:
-                    self.done[v] = self.done[onward]
-                    continue
-                stack.append(onward)
-                if len(stack) > 2 * len(self.forward) + len(self.graph.values):
-                    raise RuntimeError(f"rules undo each other: {self._fired(stack[-8:])}")
-                continue
-            pending = [i for i in v.inputs if i is not None and i not in self.done]
-            if pending:
-                stack.extend(pending)
-                continue
-            self.step(v)
+            elif v in self.forward:
+                self._follow(v, stack)
+            else:
+                try:
+                    inputs = tuple([done[i] for i in v.inputs])
+                except KeyError:
+                    stack.extend(i for i in v.inputs if i is not None and i not in done)
+                else:
+                    self.step(v, inputs)
+
+    def _follow(self, v: Value, stack: list[Value]) -> None:
+        """Takes over what became of the Value that replaced v, or waits for it."""
+        onward = self.forward[v]
+        if onward in self.done:
+            self.done[v] = self.done[onward]
+            return
+        stack.append(onward)
+        if len(stack) > 2 * len(self.forward) + len(self.graph.values):
+            raise RuntimeError(f"rules undo each other: {self._fired(stack[-8:])}")
 
     def _fired(self, values: Iterable[Value]) -> str:
         """The rules that would apply to the Values, for a message."""
@@ -224,10 +229,9 @@ class Rewriting:
         ]
         return "; ".join(dict.fromkeys(names))
 
-    def step(self, v: Value) -> None:
+    def step(self, v: Value, inputs: tuple[Value | None, ...]) -> None:
         """A Value whose inputs are done is rebuilt on them, or replaced, or done itself."""
-        inputs = tuple(i and self.done[i] for i in v.inputs)
-        if any(a is not b for a, b in zip(inputs, v.inputs)):
+        if inputs != v.inputs:
             self.replace(v, make(v.op, inputs)[v.index], self.origins.get(v, ()))
             return
         for r in self._rules_for(type(v.op)):
