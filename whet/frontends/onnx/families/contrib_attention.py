@@ -8,7 +8,7 @@ from whet.frontends.onnx.families.attention import scaled_query
 from whet.frontends.onnx.families.matmul import matmul
 from whet.frontends.onnx.registry import Refused, contrib_op
 from whet.ir.graph import Value, constant
-from whet.ir.sizes import Size, floor_divide
+from whet.ir.sizes import Size, floor_divide, is_different
 from whet.ops.attention import Attention as Attend
 from whet.ops.attention import merge_heads, split_heads
 from whet.ops.elementwise import (
@@ -18,6 +18,7 @@ from whet.ops.elementwise import (
     Less,
     LessOrEqual,
     Where,
+    require_equal,
 )
 from whet.ops.index import positions
 from whet.ops.movement import (
@@ -144,10 +145,11 @@ def _within_lengths(mask: Value, batch: Size, keys: Size) -> Value:
     key = positions(keys, 4, 3)
     wide = Cast("int64")(mask)
     inside = Less()(key, reshape(slice_axis(wide, 0, 0, batch), batch, 1, 1, 1))
-    if mask.shape[0] == batch:
-        return inside
     if mask.shape[0] != 2 * batch:
-        raise Refused(f"a mask of {mask.shape[0]} numbers for {batch} sequences is only CUDA's")
+        if is_different(mask.shape[0], batch):
+            raise Refused(f"a mask of {mask.shape[0]} numbers for {batch} sequences is only CUDA's")
+        require_equal(mask.shape[0], batch, "the ends in mask_index and the sequences")
+        return inside
     start = reshape(slice_axis(wide, 0, batch, batch), batch, 1, 1, 1)
     return And()(inside, LessOrEqual()(start, key))
 
