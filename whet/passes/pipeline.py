@@ -8,6 +8,7 @@ from whet.ir.graph import Graph, map_inner
 from whet.passes.fold import fold_constants
 from whet.passes.fold_weights import fold_weights
 from whet.passes.layout import channels_last, settle_layout
+from whet.passes.projections import merge_projections
 from whet.passes.recognise import Numbers, looking_at, read_numbers, recognise
 from whet.passes.simplify import simplify
 
@@ -22,6 +23,7 @@ PASSES: tuple[Pass, ...] = (
     recognise,
     settle_layout,
     fold_weights,
+    merge_projections,
     fold_constants,
     simplify,
 )
