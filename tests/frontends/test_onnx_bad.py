@@ -301,6 +301,23 @@ def test_chains_as_long_as_you_like() -> None:
     assert len(from_onnx(model_of(*relus, *adds, inputs=["x"])).graph.values) > 2
 
 
+def test_sizes_that_would_fill_pages_wait_for_the_run() -> None:
+    """Each layer divides the size before by two and triples it: its text doubles."""
+    nodes = []
+    for i in range(40):
+        source = f"c{i - 1}" if i else "x"
+        pool = {"kernel_shape": [1], "strides": [2], "ceil_mode": 1}
+        nodes.append(helper.make_node("MaxPool", [source], [f"p{i}"], **pool))
+        nodes.append(helper.make_node("Concat", [f"p{i}"] * 3, [f"c{i}"], axis=2))
+    nodes.append(helper.make_node("ReduceMax", ["c39"], ["y"], keepdims=0))
+    model = model_of(*nodes, inputs=["x"])
+    shape = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 1, "N"])
+    model.graph.input[0].CopyFrom(shape)
+    imported = from_onnx(model)
+    assert imported.graph.late is not None
+    assert len(str(imported.graph)) < 10**6
+
+
 # What is right, though odd.
 
 

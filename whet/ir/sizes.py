@@ -16,9 +16,13 @@ from typing import Any, Union
 
 Size = Union[int, "Expr"]
 
+MOST_TERMS = 1 << 14  # of a product before equal terms are added; models have a handful
+MOST_NESTED = 100  # divisions, remainders, minima and maxima within each other
+MOST_OPERATORS = 1 << 12  # of them in an expression written out: its text may double at each level
+
 
 class Undecided(TypeError):
-    """A question about a size that only a run can answer."""
+    """A question about a size that only a run can answer, or an expression too large to keep."""
 
 
 class Atom:
@@ -57,11 +61,18 @@ class Symbol(Atom):
 class Call(Atom):
     """`function` of expressions: "//", "%", "min" or "max"."""
 
-    __slots__ = ("_text", "args", "function")
+    __slots__ = ("_text", "args", "depth", "function", "length")
+    depth: int
+    length: int
 
     def __init__(self, function: str, args: tuple[Size, ...]) -> None:
         super().__init__((function, args))
         self.function, self.args = function, args
+        atoms = [atom for arg in args for atom in _atoms(arg) if isinstance(atom, Call)]
+        self.depth = 1 + max((atom.depth for atom in atoms), default=0)
+        self.length = 1 + sum(atom.length for atom in atoms)
+        if self.depth > MOST_NESTED or self.length > MOST_OPERATORS:
+            raise Undecided(f"an expression over sizes nests {self.length} operators, too many")
         self._text = ""
 
     def __str__(self) -> str:
@@ -73,6 +84,12 @@ class Call(Atom):
         if self.function in ("min", "max"):
             return f"{self.function}({', '.join(map(str, self.args))})"
         return f"({_wrap(self.args[0])}{self.function}{_wrap(self.args[1])})"
+
+
+def _atoms(size: Size) -> Iterator[Atom]:
+    """The factors of an expression's terms."""
+    if isinstance(size, Expr):
+        yield from (atom for mono, _ in size.terms for atom in mono)
 
 
 def _wrap(size: Size) -> str:
@@ -201,6 +218,8 @@ def _sum(parts: Iterable[tuple[Size, int]]) -> Size:
 
 
 def _product(a: Size, b: Size) -> Size:
+    if isinstance(a, Expr) and isinstance(b, Expr) and len(a.terms) * len(b.terms) > MOST_TERMS:
+        raise Undecided(f"an expression over sizes has more than {MOST_TERMS} terms")
     total: dict[Monomial, int] = {}
     for mono_a, factor_a in _terms(a):
         for mono_b, factor_b in _terms(b):
@@ -295,6 +314,8 @@ def modulo(a: Size, b: Size) -> Size:
 
 def _divide_terms(a: Size, b: Size) -> tuple[Size, Size]:
     """q and r with a == q*b + r, where q collects the terms of a that b divides exactly."""
+    if b == 0:
+        raise ZeroDivisionError(f"{a} is divided by 0")
     divisor = tuple(_terms(b))
     if len(divisor) != 1:
         return (1, 0) if is_equal(a, b) else _divide_by_polynomial(a, b)
@@ -502,7 +523,10 @@ def parse(text: str, lows: Mapping[str, int] | None = None) -> Size:
         tree = ast.parse(text, mode="eval")
     except (SyntaxError, RecursionError, MemoryError) as error:
         raise ValueError(f"{text!r} is not a size: {error}") from None
-    return _parse(tree.body, text, lows or {})
+    try:
+        return _parse(tree.body, text, lows or {})
+    except (ZeroDivisionError, RecursionError, Undecided) as error:
+        raise ValueError(f"{text!r} is not a size: {error}") from None
 
 
 _BINARY: dict[type[ast.operator], Callable[[Any, Any], Size]] = {
@@ -524,6 +548,6 @@ def _parse(node: ast.expr, text: str, lows: Mapping[str, int]) -> Size:
             return -_parse(operand, text, lows)
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
             return _BINARY[type(op)](_parse(left, text, lows), _parse(right, text, lows))
-        case ast.Call(func=ast.Name(id=("min" | "max") as name), args=args):
+        case ast.Call(func=ast.Name(id=("min" | "max") as name), args=[_, *_] as args, keywords=[]):
             return FUNCTIONS[name](*(_parse(arg, text, lows) for arg in args))
     raise ValueError(f"{text!r} is not a size")
