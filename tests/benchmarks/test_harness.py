@@ -38,7 +38,7 @@ def test_a_crash_or_hang_costs_one_task(workers):
         ([np.nan, 1.0], [0.0, 1.0], np.inf),
         ([np.inf, 1.0], [np.inf, 1.0], 0.0),
         ([np.inf, 1.0], [-np.inf, 1.0], np.inf),
-        ([1e-9, 0.0], [0.0, 0.0], np.inf),
+        ([1e-9, 0.0], [0.0, 0.0], 1e-5),
         ([], [], 0.0),
     ],
 )

@@ -283,6 +283,7 @@ def any_lane(f: Function, mask: str, lanes: int) -> str:
 LIBRARY = frozenset(
     n + s
     for n in [
+        "fmod",
         "exp",
         "log",
         "tanh",
