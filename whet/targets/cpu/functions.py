@@ -280,29 +280,8 @@ def any_lane(f: Function, mask: str, lanes: int) -> str:
     return f.call("i1", f"llvm.vector.reduce.or.v{lanes}i1", [(f"<{lanes} x i1>", mask)])
 
 
-LIBRARY = frozenset(
-    n + s
-    for n in [
-        "fmod",
-        "exp",
-        "log",
-        "tanh",
-        "erf",
-        "pow",
-        "sin",
-        "cos",
-        "tan",
-        "asin",
-        "acos",
-        "atan",
-        "sinh",
-        "cosh",
-        "asinh",
-        "acosh",
-        "atanh",
-    ]
-    for s in ("", "f")
-)
+_NAMES = "exp log tanh erf pow fmod sin cos tan asin acos atan sinh cosh asinh acosh atanh"
+LIBRARY = frozenset(name + suffix for name in _NAMES.split() for suffix in ("", "f"))
 """Functions of the C library that generated code may call."""
 
 
