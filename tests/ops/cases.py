@@ -173,10 +173,10 @@ def casts() -> Iterator[Case]:
             yield row(f"cast-{to}-ties-{saturate}", op, ties(600))
     for dtype in (*small, "float8_e8m0fnu", "int4", "uint4", "int2", "uint2"):
         for to in ("float32", "float16", "bfloat16", "bool", "float8_e5m2"):
-            yield row(f"cast-{dtype}-{to}", cast.Cast(to), codes(dtype))
+            yield row(f"cast-every-{dtype}-{to}", cast.Cast(to), codes(dtype))
     for dtype in ("float4_e2m1fn", "int4", "uint4", "int2", "uint2"):
         for to in ("int32", "uint8", "int4", "uint2"):
-            yield row(f"cast-{dtype}-{to}", cast.Cast(to), codes(dtype))
+            yield row(f"cast-every-{dtype}-{to}", cast.Cast(to), codes(dtype))
     for source, to in [
         ("int32", "float32"),
         ("uint8", "int8"),

@@ -115,30 +115,26 @@ class Slice(Op):
         if not len(self.starts) == len(self.sizes) == len(self.steps) == x.rank:
             raise ShapeError(f"a slice of {x} needs {x.rank} starts, sizes and steps")
         for size, start, count, step in zip(x.shape, self.starts, self.sizes, self.steps):
-            last = start + (count - 1) * step
-            if step == 0 or (
-                not _is_empty(count)
-                and (
-                    is_less(start, 0)
-                    or is_less(size, start + 1)
-                    or is_less(size, last + 1)
-                    or is_less(last, 0)
-                )
-            ):
-                raise ShapeError(
-                    f"a slice of {count} elements from {start} by {step} leaves an axis of {size}"
-                )
+            check_slice(size, start, count, step)
         return TensorType(x.dtype, self.sizes)
 
     def reference(self, x: Array) -> Array:
         for axis, (start, size, step) in enumerate(zip(self.starts, self.sizes, self.steps)):
             if (start, size, step) != (0, x.shape[axis], 1):
+                check_slice(x.shape[axis], start, size, step)
                 x = np.take(x, np.arange(int(size)) * step + int(start), axis)
         return x
 
 
-def _is_empty(size: Size) -> bool:
-    return size == 0
+def check_slice(size: Size, start: Size, count: Size, step: int) -> None:
+    """Raises ShapeError for elements that are proved to lie outside an axis; none lie nowhere."""
+    last = start + (count - 1) * step
+    outside = is_less(start, 0) or is_less(size, start + 1)
+    outside = outside or is_less(last, 0) or is_less(size, last + 1)
+    if step == 0 or is_less(count, 0) or (outside and is_less(0, count)):
+        raise ShapeError(
+            f"a slice of {count} elements from {start} by {step} leaves an axis of {size}"
+        )
 
 
 @operator

@@ -80,8 +80,8 @@ def Col2Im(
     node: Reading,
 ) -> Value:
     """Each pixel sums the elements of the blocks that cover it."""
-    image = node.sizes(image_shape, "the image shape of Col2Im")
-    block = node.sizes(block_shape, "the block shape of Col2Im")
+    image = node.counts(image_shape, "the image shape of Col2Im")
+    block = node.counts(block_shape, "the block shape of Col2Im")
     rank = len(image)
     ones, none = (1,) * rank, (0,) * 2 * rank
     sides = (pads or none)[:rank], (pads or none)[rank:]

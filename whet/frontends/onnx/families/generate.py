@@ -115,8 +115,8 @@ def element_type(number: int | None, default: str) -> str:
 
 @onnx_op
 def OneHot(indices: Value, depth: Value, values: Value, *, axis: int = -1, node: Reading) -> Value:
-    size = node.number(depth, "the depth of OneHot")
-    size = int(size) if isinstance(size, float) else size
+    depth = ew.cast_to(depth, "int64")
+    size = one_size(node, depth, "the depth of OneHot")
     axis = mv.normalize_axis(axis, indices.rank + 1)
     at = ew.Cast("int64")(indices)
     at = mv.unsqueeze(ew.Where()(ew.Less()(at, 0), at + number(size, "int64"), at), axis)

@@ -92,8 +92,8 @@ def known_axes(node: Reading, axes: Value) -> tuple[int, ...]:
 
 
 def one_size(node: Reading, value: Value, what: str) -> Size:
-    """The one element of an integer tensor."""
-    known = node.sizes(value, what)
+    """The one element of an integer tensor, which cannot be negative."""
+    known = node.counts(value, what)
     if len(known) != 1:
         raise ShapeError(f"{what} must be one number, got {value.type}")
     return known[0]
@@ -163,7 +163,7 @@ def Split_13(
 ) -> tuple[Value, ...]:
     if split is None:
         return Split(x, axis=axis, node=node)
-    return _split(x, node.sizes(split, "the sizes of Split"), axis, node)
+    return _split(x, node.counts(split, "the sizes of Split"), axis, node)
 
 
 @onnx_op
@@ -176,7 +176,7 @@ def Split_18(
     node: Reading,
 ) -> tuple[Value, ...]:
     if split is not None:
-        return _split(x, node.sizes(split, "the sizes of Split"), axis, node)
+        return _split(x, node.counts(split, "the sizes of Split"), axis, node)
     count = node.outputs if num_outputs is None else num_outputs
     size = x.shape[mv.normalize_axis(axis, x.rank)]
     part = ceil_divide(size, count)
@@ -342,7 +342,7 @@ def pad(
 def CenterCropPad(
     x: Value, shape: Value, *, axes: tuple[int, ...] | None = None, node: Reading
 ) -> Value:
-    wanted = node.sizes(shape, "the shape of CenterCropPad")
+    wanted = node.counts(shape, "the shape of CenterCropPad")
     places = range(x.rank) if axes is None else axes
     if len(wanted) != len(places):
         raise ShapeError(f"{len(wanted)} sizes do not fit {len(places)} axes")
