@@ -3,7 +3,7 @@ tells them apart."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -72,6 +72,21 @@ def rewrite_sizes(expression: Expression, change: Callable[[Size], Size]) -> Exp
     return visit(expression)
 
 
+def replace_nodes(
+    expression: Expression, change: Callable[[Expression], Expression | None]
+) -> Expression:
+    """The expression with what `change` gives in place of nodes, unless it gives None; the
+    outermost first."""
+    memo: dict[int, Expression] = {}
+
+    def visit(node: Expression) -> Expression:
+        if id(node) not in memo:
+            memo[id(node)] = change(node) or _rebuild(node, visit, lambda size: size)
+        return memo[id(node)]
+
+    return visit(expression)
+
+
 def _rebuild(
     node: Expression, visit: Callable[[Expression], Expression], change: Callable[[Size], Size]
 ) -> Expression:
@@ -93,9 +108,9 @@ def _rebuild(
 
 
 def merge_reduction(reduction: Reduction) -> Reduction:
-    """The reduction with neighbouring loops joined where every map steps evenly from one to the
-    next."""
-    axes, body = reduction.axes, reduction.body
+    """The reduction with loops split where maps divide them, and neighbours joined where every map
+    steps evenly from one to the next."""
+    axes, body = _split_axes(reduction)
     place = 0
     while place + 1 < len(axes) and not reduction.kind.startswith("arg"):
         outer, inner = axes[place], axes[place + 1]
@@ -107,7 +122,7 @@ def merge_reduction(reduction: Reduction) -> Reduction:
         axes = (*axes[:place], merged, *axes[place + 2 :])
     return (
         reduction
-        if axes is reduction.axes
+        if axes == reduction.axes
         else Reduction(reduction.kind, axes, body, reduction.dtype)
     )
 
@@ -117,21 +132,45 @@ def _split_one(nest: Nest) -> Nest | None:
     for place, axis in enumerate(nest.axes):
         if not isinstance(axis.size, int):
             continue
-        factor = _divisor(nest, axis)
+        factor = _divisor(sizes_of(nest), axis)
         if factor is None:
             continue
-        outer, inner = Axis(f"{axis.name}a", axis.size // factor), Axis(f"{axis.name}b", factor)
-        by = loop_index(outer.name, outer.size) * factor + loop_index(inner.name, inner.size)
+        outer, inner, by = _halves(axis, factor)
         axes = (*nest.axes[:place], outer, inner, *nest.axes[place + 1 :])
         return _map_sizes(nest, axes, partial(substitute, values={axis.name: by}))
     return None
 
 
-def _divisor(nest: Nest, axis: Axis) -> int | None:
+def _split_axes(reduction: Reduction) -> tuple[tuple[Axis, ...], Expression]:
+    """The loops and the body of a reduction, each loop as two where a map divides its index."""
+    axes, body = list(reduction.axes), reduction.body
+    place = 0
+    while place < len(axes) and not reduction.kind.startswith("arg"):
+        axis = axes[place]
+        factor = _divisor(sizes_in(body), axis) if isinstance(axis.size, int) else None
+        if factor is None:
+            place += 1
+            continue
+        outer, inner, by = _halves(axis, factor)
+        body = rewrite_sizes(body, partial(substitute, values={axis.name: by}))
+        axes[place : place + 1] = outer, inner
+    return tuple(axes), body
+
+
+def _halves(axis: Axis, factor: int) -> tuple[Axis, Axis, Size]:
+    """A loop as two, and its index in terms of theirs."""
+    assert isinstance(axis.size, int)
+    outer, inner = Axis(f"{axis.name}a", axis.size // factor), Axis(f"{axis.name}b", factor)
+    by = loop_index(outer.name, outer.size) * factor + loop_index(inner.name, inner.size)
+    return outer, inner, by
+
+
+def _divisor(sizes: Iterable[Size], axis: Axis) -> int | None:
     """The largest number that divides the loop's size and by which a map divides (a multiple of)
     its index."""
     found: list[int] = []
-    for size in sizes_of(nest):
+    assert isinstance(axis.size, int)
+    for size in sizes:
         for call in _calls(size):
             if call.function not in ("//", "%") or not isinstance(call.args[1], int):
                 continue

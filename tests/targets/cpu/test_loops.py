@@ -11,12 +11,13 @@ from tests.targets.cpu.kernels import LEVELS, expected, run, tensor
 from whet.ir.graph import Value
 from whet.ops.elementwise import Cast, Gelu, Tanh
 from whet.ops.movement import Slice, reshape, transpose
+from whet.ops.reduce import LayerNorm, LogSoftmax, Reduce, RMSNorm, Softmax
 
 
 def draw(rng: np.random.Generator, value: Value) -> Any:
     if value.dtype == "bool":
-        return rng.random(value.shape) < 0.5  # type: ignore[arg-type]
-    return (rng.standard_normal(value.shape) * 50).astype(value.tensor.numpy)  # type: ignore[arg-type]
+        return rng.random(value.shape) < 0.5
+    return (rng.standard_normal(value.shape) * 50).astype(value.tensor.numpy)
 
 
 def check(y: Value, inputs: list[Value], level: str, threads: int, seed: int = 0) -> None:
@@ -76,3 +77,31 @@ def test_work_rides_along_with_transposes(level: str) -> None:
     check(transpose(y, 1, 0) + transpose(reshape(x, 70, 45), 1, 0), [x, y], level, 2)
     part = Slice((2, 3), (40, 30), (1, 2))(x)
     check(Cast("int32")(transpose(part, 1, 0)), [x], level, 2)
+
+
+ROWS = [(1, 1), (3, 40), (300, 7), (70, 197), (2, 9, 130), (65, 16), (64, 1000), (1, 20000)]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("shape", ROWS, ids=str)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_rows(level: str, shape: tuple[int, ...], threads: int) -> None:
+    x, gain = tensor("x", "float32", *shape), tensor("gain", "float32", shape[-1])
+    check(Softmax(-1)(x) * gain, [x, gain], level, threads)
+    check(LogSoftmax(-1)(x), [x], level, threads)
+    check(LayerNorm(1, 1e-5)(x, gain, gain), [x, gain], level, threads)
+    check(RMSNorm(1, 1e-5)(x, gain), [x, gain], level, threads)
+    e = Tanh()(x * 0.1)
+    check(e * gain - Reduce("max", (len(shape) - 1,))(e), [x, gain], level, threads)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_reductions_of_reshaped_rows(level: str) -> None:
+    x = tensor("x", "float32", 6, 10, 8)
+    windows = transpose(reshape(x, 3, 2, 5, 2, 8), 0, 2, 1, 3, 4)
+    check(LayerNorm(1, 1e-5)(reshape(windows, 15, 32), *gains(32)), [x, *gains(32)], level, 2)
+    check(Softmax(-1)(reshape(windows, 15, 32)), [x], level, 2)
+
+
+def gains(size: int) -> tuple[Value, Value]:
+    return tensor("gain", "float32", size), tensor("bias", "float32", size)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from whet.ir.sizes import Size, coefficient
 from whet.plan.kernel import (
@@ -22,6 +22,7 @@ from whet.targets.cpu.blocks import BlockCode, across_axis
 from whet.targets.cpu.expressions import Emitter, Place
 from whet.targets.cpu.llvm import Function, Index, Module
 from whet.targets.cpu.reductions import lane_mask
+from whet.targets.cpu.rows import kept_row, with_reciprocals
 
 # Outer loops are joined until they run this often, so that threads get even shares.
 ENOUGH_TURNS = 64
@@ -87,6 +88,8 @@ class _NestCode:
     f: Function
     nest: Nest
     e: Emitter
+    kept: tuple[Store, Store] | None = None
+    """A store of part of each row to the stack, and the nest's store, which reads it there."""
 
     def emit(self) -> None:
         lanes_axis = None if self.nest.sequential else vector_axis(self.nest)
@@ -104,6 +107,8 @@ class _NestCode:
                 self.f.op("icmp eq i64 %thread, 0"), lambda: self.sequential(self.nest.axes, {})
             )
             return
+        if lanes_axis is not None:
+            self.share_rows(lanes_axis)
         joined, rest = self.join(outer)
         turns = self.product(joined)
         whole = self.product(outer)
@@ -125,6 +130,17 @@ class _NestCode:
             self.loops(rest, lanes_axis, frozenset(a.name for a in joined), places)
 
         self.f.loop(low, high, 1, turn)
+
+    def share_rows(self, axis: Axis) -> None:
+        """Computes once what the elements of a row and its reductions have in common."""
+        stores = tuple(replace(s, value=with_reciprocals(s.value, axis)) for s in self.nest.stores)
+        self.nest = replace(self.nest, stores=stores)
+        if len(stores) != 1:
+            return
+        self.kept = kept_row(stores[0], axis, len(self.e.buffers))
+        if self.kept is not None:
+            assert isinstance(axis.size, int)
+            self.e.buffers.append(self.f.alloca(4 * axis.size))
 
     def sequential(self, axes: tuple[Axis, ...], places: dict[str, Place]) -> None:
         """All loops in order, one element at a time."""
@@ -183,7 +199,10 @@ class _NestCode:
     ) -> None:
         """The inner loops, with what does not change inside computed before each."""
         with self.e.scope(places={**self.e.places, **places}):
-            self.hoist(known)
+            if axes or shared or self.kept is None:
+                self.hoist(known)
+            else:
+                self.e.hoist(self.kept[0].value, known & self.kept[0].value.symbols)
             if axes:
                 name = axes[0].name
                 self.f.loop(
@@ -194,8 +213,13 @@ class _NestCode:
                         axes[1:], lanes_axis, known | {name}, {name: Place(i)}, shared
                     ),
                 )
+            elif lanes_axis is not None and self.kept is not None and not shared:
+                keep, rest = self.kept
+                self.row(lanes_axis, False, (keep,))
+                self.e.hoist(rest.value, known & rest.value.symbols)
+                self.row(lanes_axis, False, (rest,))
             elif lanes_axis is not None:
-                self.row(lanes_axis, shared)
+                self.row(lanes_axis, shared, self.nest.stores)
             else:
                 for store in self.nest.stores:
                     self.store(store)
@@ -207,7 +231,7 @@ class _NestCode:
             available = (store.value.symbols | size_symbols(store.offset)) - inner
             self.e.hoist(store.value, available)
 
-    def row(self, axis: Axis, shared: bool) -> None:
+    def row(self, axis: Axis, shared: bool, stores: tuple[Store, ...]) -> None:
         """The innermost loop, in vectors; the lanes of the last one that are beyond the end are
         masked."""
         f, lanes = self.f, self.e.full_lanes
@@ -219,7 +243,7 @@ class _NestCode:
             with self.e.scope(
                 vector=axis.name, lanes=lanes, places={**self.e.places, axis.name: Place(i)}
             ):
-                for store in self.nest.stores:
+                for store in stores:
                     self.store(store)
 
         if blocks != 0:
@@ -235,7 +259,7 @@ class _NestCode:
                 mask=lane_mask(f, rest, lanes),
                 places={**self.e.places, axis.name: Place(f.mul(blocks, lanes))},
             ):
-                for store in self.nest.stores:
+                for store in stores:
                     self.store(store)
 
         if shared:

@@ -125,6 +125,8 @@ def _across_lanes(e: Emitter, reduction: Reduction, inner: Axis) -> str:
         return f.loop(0, e.size(axes[0].size), 1, body, [(kind, v) for v in values])
 
     with e.scope(vector=inner.name, lanes=lanes, mask=None, wide={}):
+        # What is the same for every step must not be computed anew in each.
+        e.hoist(reduction.body, _known(e))
         accumulators = loops(outer, [start(reduction, lanes)] * UNROLL)
         while len(accumulators) > 1:
             half = len(accumulators) // 2
