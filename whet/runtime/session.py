@@ -45,6 +45,16 @@ class Session:
         return tuple(self._runner.reference_ops)
 
     @property
+    def threads(self) -> int:
+        """How many threads take part in a run."""
+        return self._runner.threads
+
+    @property
+    def architecture(self) -> str:
+        """What code is generated for."""
+        return str(self._runner.device.architecture)
+
+    @property
     def plans(self) -> tuple[Plan, ...]:
         """What has been compiled so far: one Plan for each stage, for each set of sizes seen."""
         return self._runner.plans
