@@ -7,11 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from whet.engine.weights import ImportedWeights
 from whet.errors import IndexOutOfRange, ShapeError
 from whet.ir.evaluate import evaluate
 from whet.ir.graph import Graph, Input, Op, make
 from whet.ir.types import TensorType, dtype_name
 from whet.ops import gather, movement
+from whet.runtime.program import Runner
+from whet.targets.cpu import host
+from whet.targets.cpu.device import Device
 
 DATA = np.arange(12, dtype=np.float32).reshape(3, 4)
 
@@ -67,3 +71,26 @@ def test_more_indices_than_axes_are_refused() -> None:
         apply(gather.GatherND(), DATA, [[0, 0, 0]])
     with pytest.raises(ShapeError):
         apply(gather.GatherND(2), DATA, np.zeros((3, 4), np.int64))
+
+
+@pytest.mark.parametrize("index", [3, -4, 2**40, -(2**62)])
+def test_nothing_is_written_outside_by_kernels(index: int) -> None:
+    zeros = np.zeros((1, 4), np.float32)
+    for op, place in [
+        (gather.ScatterElements(0), np.full((1, 4), index)),
+        (gather.ScatterElements(0, "sum"), np.full((1, 4), index)),
+        (gather.ScatterND(), np.array([[index]])),
+        (gather.ScatterND("max"), np.array([[index]])),
+    ]:
+        for data in (DATA, np.zeros((0, 4), np.float32)):
+            with pytest.raises(IndexOutOfRange, match="Scatter"):
+                run_on_cpu(op, data, place, zeros)
+
+
+def run_on_cpu(op: Op, *arrays: np.ndarray) -> np.ndarray:
+    types = (TensorType(dtype_name(a.dtype), a.shape) for a in arrays)
+    inputs = tuple(make(Input(f"x{i}", t), ())[0] for i, t in enumerate(types))
+    runner = Runner(Device(host.architecture()), ImportedWeights({}), threads=2)
+    (result,) = runner.execute(Graph(inputs, (op(*inputs),)), arrays)
+    assert not runner.reference_ops
+    return result

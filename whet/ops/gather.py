@@ -7,11 +7,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from whet.errors import ShapeError
-from whet.ir.graph import Op, operator
+from whet.ir.graph import Op, Value, operator
 from whet.ir.sizes import is_less
 from whet.ir.types import FLOATS, TensorType, dtype_name
 from whet.ops.elementwise import Array, require_equal, same_dtype
 from whet.ops.movement import checked_indices, normalize_axis
+from whet.ops.reduce import narrowed, widened
 
 
 @operator
@@ -111,6 +112,12 @@ class ScatterElements(Op):
     def reference(self, data: Array, indices: Array, updates: Array) -> Array:
         return _write(data, _element_positions(data, indices, self.axis), updates, self.kind)
 
+    def lower(self, data: Value, indices: Value, updates: Value) -> Value:
+        """Narrow floats are combined wide and rounded once."""
+        if self.kind is None:
+            return self(data, indices, updates)
+        return narrowed(self(widened(data), indices, widened(updates)), data)
+
 
 @operator
 class ScatterND(Op):
@@ -132,6 +139,12 @@ class ScatterND(Op):
 
     def reference(self, data: Array, indices: Array, updates: Array) -> Array:
         return _write(data, _tuple_positions(data, indices, 0), updates, self.kind)
+
+    def lower(self, data: Value, indices: Value, updates: Value) -> Value:
+        """Narrow floats are combined wide and rounded once."""
+        if self.kind is None:
+            return self(data, indices, updates)
+        return narrowed(self(widened(data), indices, widened(updates)), data)
 
 
 _COMBINE: dict[str, np.ufunc] = {

@@ -7,11 +7,11 @@ from typing import ClassVar
 import numpy as np
 
 from whet.errors import ShapeError, TypeMismatch
-from whet.ir.graph import Op, Value, constant, operator
+from whet.ir.graph import Op, Value, operator
 from whet.ir.sizes import product
 from whet.ir.types import FLOATS, TensorType, dtype_name
-from whet.ops.elementwise import Cast, Exp, Log, Sqrt, Where, need, require_equal, same_dtype
-from whet.ops.movement import Sizes, normalize_axis, reshape, squeeze, unsqueeze
+from whet.ops.elementwise import Cast, Exp, Log, Sqrt, need, require_equal, same_dtype
+from whet.ops.movement import Sizes, normalize_axis, reshape
 
 KINDS = ("sum", "prod", "max", "min")
 
@@ -133,24 +133,8 @@ class Cumulative(Op):
         return (np.flip(run, self.axis) if self.reverse else run).astype(x.dtype)
 
     def lower(self, x: Value) -> Value:
-        """Along a short axis, a sum or product of what comes before each element."""
-        size = x.shape[self.axis]
-        if size == 0:
-            return x
-        if not isinstance(size, int) or size > MOST_TERMS:
-            return self(x)
-        place = np.arange(size)
-        earlier = np.greater if self.exclusive else np.greater_equal
-        taken = earlier.outer(place, place)  # [element, term]
-        taken = taken.T if self.reverse else taken
-        wide = widened(x)
-        mask = reshape(constant(taken), size, size, *(1,) * (x.rank - 1 - self.axis))
-        terms = Where()(mask, unsqueeze(wide, self.axis), constant(self.kind == "prod", wide.dtype))
-        total = Reduce(self.kind, (self.axis + 1,))(terms)
-        return narrowed(squeeze(total, self.axis + 1), x)
-
-
-MOST_TERMS = 64  # of a running sum that is computed anew for each element
+        """Narrow floats are summed wide and rounded once."""
+        return narrowed(self(widened(x)), x)
 
 
 def widened(x: Value) -> Value:

@@ -20,6 +20,7 @@ from whet.ops.index import Iota
 from whet.ops.reduce import Reduce
 from whet.plan.kernel import Load, View
 from whet.plan.lower import RULES, Lowering, loop_index
+from whet.plan.nests import NESTS
 from whet.plan.target import Capabilities
 
 MOVEMENT = (movement.Reshape, movement.Transpose, movement.Broadcast, movement.Slice)
@@ -211,6 +212,8 @@ class Grouping:
         """Whether computing value inside the group costs no more than keeping it in memory."""
         if group.host or group.members >= MOST_MEMBERS or group.anchor is group.root:
             return False
+        if type(value.op) not in RULES and not isinstance(value.op, ELEMENTWISE):
+            return False  # it has nests of its own
         if not traits.identity and self.follows_template(value):
             return False  # better at the end of the template than spread over the loops of a reader
         if group.anchor is not None and not isinstance(value.op, ELEMENTWISE):
@@ -388,7 +391,7 @@ def _strides_before(
 
 
 def _is_loop(value: Value) -> bool:
-    return isinstance(value.op, ELEMENTWISE) or type(value.op) in RULES
+    return isinstance(value.op, ELEMENTWISE) or type(value.op) in RULES or type(value.op) in NESTS
 
 
 def _reduces(value: Value) -> bool:

@@ -256,33 +256,47 @@ class Reduction(Expression):
 
 
 @dataclass(frozen=True)
+class Choice:
+    """A loop index `name` that is an element's value, as Let has it; nothing is stored for one that
+    is outside."""
+
+    name: str
+    value: Expression
+    limit: Size
+
+    def __str__(self) -> str:
+        return f"{self.name}={self.value} below {self.limit}"
+
+
+@dataclass(frozen=True)
 class Store:
-    """Where a loop's element goes. `combine` is a binary operator with what stands there
-    already."""
+    """Where a loop's element goes. `combine` is a binary operator with what stands there already,
+    `choices` are the indices in the offset that are data."""
 
     buffer: int
     offset: Size
     value: Expression
     combine: Op | None = None
+    choices: tuple[Choice, ...] = ()
 
     def __str__(self) -> str:
         how = f" {type(self.combine).__name__}" if self.combine else ""
-        return f"b{self.buffer}[{self.offset}] ={how} {self.value}"
+        chosen = f" where {', '.join(map(str, self.choices))}" if self.choices else ""
+        return f"b{self.buffer}[{self.offset}] ={how} {self.value}{chosen}"
 
 
 @dataclass(frozen=True)
 class Nest:
-    """Loops around stores. `sequential` ones run in order, on one thread."""
+    """Loops around stores. The loops named in `ordered` run in order, on one thread; in the others
+    any order will do, and no two turns of theirs touch the same element."""
 
     axes: tuple[Axis, ...]
     stores: tuple[Store, ...]
-    sequential: bool = False
+    ordered: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        head = f"for {', '.join(map(str, self.axes)) or '()'}" + (
-            " in order" if self.sequential else ""
-        )
-        return head + ":\n" + "\n".join(f"  {s}" for s in self.stores)
+        axes = (f"{a} in order" if a.name in self.ordered else str(a) for a in self.axes)
+        return f"for {', '.join(axes) or '()'}:\n" + "\n".join(f"  {s}" for s in self.stores)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from whet.ir.sizes import Call, Expr, Size, coefficient, substitute, symbol
 from whet.plan.kernel import (
     Apply,
     Axis,
+    Choice,
     Expression,
     Index,
     Let,
@@ -40,6 +41,9 @@ def sizes_of(nest: Nest) -> Iterator[Size]:
     for store in nest.stores:
         yield store.offset
         yield from sizes_in(store.value)
+        for choice in store.choices:
+            yield choice.limit
+            yield from sizes_in(choice.value)
 
 
 def sizes_in(expression: Expression) -> Iterator[Size]:
@@ -137,6 +141,8 @@ def _split_one(nest: Nest) -> Nest | None:
             continue
         outer, inner, by = _halves(axis, factor)
         axes = (*nest.axes[:place], outer, inner, *nest.axes[place + 1 :])
+        if axis.name in nest.ordered:
+            nest = replace(nest, ordered=(*nest.ordered, outer.name, inner.name))
         return _map_sizes(nest, axes, partial(substitute, values={axis.name: by}))
     return None
 
@@ -201,7 +207,8 @@ def merge(nest: Nest, kept: int = 0) -> Nest:
     place = 0
     while place + 1 < len(nest.axes) - kept:
         outer, inner = nest.axes[place], nest.axes[place + 1]
-        if nest.sequential or not _steps_evenly(sizes_of(nest), outer, inner):
+        is_ordered = outer.name in nest.ordered or inner.name in nest.ordered
+        if is_ordered or not _steps_evenly(sizes_of(nest), outer, inner):
             place += 1
             continue
         merged = Axis(outer.name, outer.size * inner.size)
@@ -213,7 +220,14 @@ def merge(nest: Nest, kept: int = 0) -> Nest:
 
 def _map_sizes(nest: Nest, axes: tuple[Axis, ...], change: Callable[[Size], Size]) -> Nest:
     stores = tuple(
-        replace(s, offset=change(s.offset), value=rewrite_sizes(s.value, change))
+        replace(
+            s,
+            offset=change(s.offset),
+            value=rewrite_sizes(s.value, change),
+            choices=tuple(
+                Choice(c.name, rewrite_sizes(c.value, change), change(c.limit)) for c in s.choices
+            ),
+        )
         for s in nest.stores
     )
     return replace(nest, axes=axes, stores=stores)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from whet.ir.graph import Graph, Value
 from whet.ir.types import TensorType
-from whet.ops.movement import Concat
 from whet.plan.group import Group, Grouping, contiguous, is_leaf
-from whet.plan.kernel import Axis, Kernel, Loops, Nest, Store, Template, View
+from whet.plan.kernel import Kernel, Loops, Nest, Template, View
 from whet.plan.loops import rewrite_sizes, simplify
-from whet.plan.lower import Lowering, flatten, loop_index, reshaped_index, unflatten
+from whet.plan.lower import Lowering, reshaped_index, unflatten
 from whet.plan.memory import Lifetime, assign
+from whet.plan.nests import NESTS, Phase, axes_of, elements
 from whet.plan.target import Capabilities
 
 
@@ -72,19 +72,20 @@ def make_plan(graph: Graph, target: Capabilities, prepare: bool = False) -> Plan
     With `prepare` it is the plan that computes what other plans take as prepared.
     """
     grouping = Grouping(graph, target, prepare)
-    steps = tuple(_step(grouping, group) for group in grouping.groups)
+    steps = tuple(step for group in grouping.groups for step in _steps(grouping, group))
     offsets, arena = _place(graph, steps)
     return Plan(graph, steps, offsets, arena, frozenset(grouping.prepared))
 
 
-def _step(grouping: Grouping, group: Group) -> Step:
+def _steps(grouping: Grouping, group: Group) -> list[Step]:
     nodes = tuple(dict.fromkeys(_nodes(grouping, group)))
     if group.host:
         reads = tuple(dict.fromkeys(i for i in group.root.inputs if i is not None))
-        return Step(None, reads, group.root.siblings, group.root, nodes)
+        return [Step(None, reads, group.root.siblings, group.root, nodes)]
     if group.anchor is not None:
-        return _template_step(grouping, group, nodes)
-    return _loops_step(grouping, group, nodes)
+        return [_template_step(grouping, group, nodes)]
+    phases = NESTS.get(type(group.root.op), (elements,))
+    return [_loops_step(grouping, group, nodes, phase) for phase in phases]
 
 
 def _nodes(grouping: Grouping, group: Group) -> Iterator[str]:
@@ -110,13 +111,10 @@ def _members(grouping: Grouping, group: Group) -> list[Value]:
     return found[::-1]
 
 
-def _loops_step(grouping: Grouping, group: Group, nodes: tuple[str, ...]) -> Step:
+def _loops_step(grouping: Grouping, group: Group, nodes: tuple[str, ...], phase: Phase) -> Step:
     root = group.root
     lowering = Lowering(lambda v: grouping.is_inside(group, v))
-    if isinstance(root.op, Concat):
-        nests = _concat_nests(lowering, root)
-    else:
-        nests = [_nest(lowering, root, root.shape, 0)]
+    nests = phase(lowering, root)
     reads = tuple(lowering.buffers)
     output = len(reads)
     nests = [simplify(_with_output(nest, output)) for nest in nests]
@@ -124,37 +122,8 @@ def _loops_step(grouping: Grouping, group: Group, nodes: tuple[str, ...]) -> Ste
     return Step(kernel, reads, (root,), root, nodes)
 
 
-OUTPUT = -1  # the output's buffer, until it is known how many inputs there are
-
-
-def _nest(lowering: Lowering, root: Value, shape: tuple, start: int) -> Nest:  # type: ignore[type-arg]
-    axes, index = _axes(root)
-    return Nest(axes, (Store(OUTPUT, flatten(index, root.shape), lowering.pull(root, index)),))
-
-
-def _axes(root: Value) -> tuple[tuple[Axis, ...], tuple]:  # type: ignore[type-arg]
-    axes = tuple(Axis(f"i{n}", size) for n, size in enumerate(root.shape))
-    return axes, tuple(loop_index(a.name, a.size) for a in axes)
-
-
-def _concat_nests(lowering: Lowering, root: Value) -> list[Nest]:
-    """A nest for each part, so that no element has to ask which part it belongs to."""
-    axis = root.op.axis % root.rank  # type: ignore[attr-defined]
-    nests, start = [], 0
-    for part in root.inputs:
-        assert part is not None
-        axes, index = _axes(part)
-        at = (*index[:axis], index[axis] + start, *index[axis + 1 :])
-        nests.append(
-            Nest(axes, (Store(OUTPUT, flatten(at, root.shape), lowering.pull(part, index)),))
-        )
-        start = start + part.shape[axis]
-    return nests
-
-
 def _with_output(nest: Nest, buffer: int) -> Nest:
-    stores = tuple(Store(buffer, s.offset, s.value, s.combine) for s in nest.stores)
-    return Nest(nest.axes, stores, nest.sequential)
+    return replace(nest, stores=tuple(replace(s, buffer=buffer) for s in nest.stores))
 
 
 def _template_step(grouping: Grouping, group: Group, nodes: tuple[str, ...]) -> Step:
@@ -169,7 +138,7 @@ def _template_step(grouping: Grouping, group: Group, nodes: tuple[str, ...]) -> 
         base, view = group.views[position]
         buffer = lowering.buffers.setdefault(base, len(lowering.buffers))
         views.append(View(buffer, view.dtype, view.shape, view.strides, view.offset))
-    axes, index = _axes(anchor)
+    axes, index = axes_of(anchor.shape)
     output = group.output
     if output is None:
         output = contiguous(anchor)
@@ -202,7 +171,8 @@ def _place(graph: Graph, steps: tuple[Step, ...]) -> tuple[dict[Value, int], int
     last: dict[Value, int] = {}
     for number, step in enumerate(steps):
         for value in step.writes:
-            first[value] = last[value] = number
+            first.setdefault(value, number)
+            last[value] = number
         for value in step.reads:
             last[value] = number
     lifetimes = [

@@ -432,15 +432,15 @@ class Emitter:
         value, lanes = self.emit(let.value)
         dtype = let.value.dtype
         if lanes == 1:
-            i = self.clamped(self._as_index(value, dtype, 1), str(self.size(let.limit)), 1)
+            i = self.clamped(self.as_index(value, dtype, 1), str(self.size(let.limit)), 1)
             with self.scope(places={**self.places, let.name: Place(i)}):
                 return self.emit(let.body)
         limit = self.splat("i64", str(self.size(let.limit)))
-        i = self.clamped(self._as_index(value, dtype, lanes), limit, lanes)
+        i = self.clamped(self.as_index(value, dtype, lanes), limit, lanes)
         with self.scope(wide={**self.wide, let.name: i}):
             return self.emit(let.body)
 
-    def _as_index(self, value: str, dtype: str, lanes: int) -> str:
+    def as_index(self, value: str, dtype: str, lanes: int) -> str:
         source, kind = compute_type(dtype, lanes), vector("i64", lanes)
         if source == kind:
             return value
@@ -448,7 +448,14 @@ class Emitter:
 
     def clamped(self, i: str, limit: str, lanes: int) -> str:
         """A data-dependent index, counted from the end where negative; one outside raises the error
-        flag."""
+        flag, and is 0."""
+        kind = vector("i64", lanes)
+        i, inside = self.checked(i, limit, lanes)
+        return self.f.select(inside, kind, i, literal(kind, 0))
+
+    def checked(self, i: str, limit: str, lanes: int) -> tuple[str, str]:
+        """A data-dependent index, counted from the end where negative, and whether it lies inside;
+        one outside raises the error flag."""
         f, kind = self.f, vector("i64", lanes)
         negative = f.compare("slt", kind, i, literal(kind, 0))
         i = f.select(negative, kind, f.binary("add", kind, i, limit), i)
@@ -463,7 +470,7 @@ class Emitter:
                 else f.call("i1", f"llvm.vector.reduce.or.v{lanes}i1", [(f"<{lanes} x i1>", wrong)])
             )
             f.when(some, lambda: f.store("i64", "1", self.error or ""))
-        return f.select(inside, kind, i, literal(kind, 0))
+        return i, inside
 
 
 def _steps(op: Op) -> bool:

@@ -10,13 +10,19 @@ from whet.ir.types import FLOATS, TensorType
 from whet.ops.bits import BitCast
 from whet.ops.cast import FEW_BITS
 from whet.ops.elementwise import Cast, Pow, Where
+from whet.ops.gather import ScatterElements, ScatterND
+from whet.ops.reduce import Cumulative
 from whet.plan.group import ELEMENTWISE, MOVEMENT, READS
 from whet.plan.lower import RULES
+from whet.plan.nests import NESTS
 from whet.targets.cpu.arithmetic import COMPUTE, EMIT
 
 
-CARRIES = (*MOVEMENT, *READS, Where, BitCast)
+CARRIES = (*MOVEMENT, *READS, Where, BitCast, ScatterElements, ScatterND)
 """Operators that only carry elements, or their bits."""
+
+COMBINING = (Cumulative, ScatterElements, ScatterND)
+NARROW_FLOATS = FEW_BITS | {"float16", "bfloat16"}
 
 
 def emits(value: Value) -> bool:
@@ -27,8 +33,10 @@ def emits(value: Value) -> bool:
         and not isinstance(value.op, Cast)
     ):
         return False
-    if not isinstance(value.op, ELEMENTWISE) and type(value.op) not in RULES:
+    if not isinstance(value.op, ELEMENTWISE) and type(value.op) not in (*RULES, *NESTS):
         return False
+    if type(value.op) in COMBINING and value.dtype in NARROW_FLOATS:
+        return value.op.kind is None  # type: ignore[attr-defined]
     types = [v.type for v in (value, *value.inputs) if v is not None]
     if any(isinstance(t, TensorType) and t.dtype in FEW_BITS for t in types):
         return isinstance(value.op, CARRIES)

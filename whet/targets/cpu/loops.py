@@ -47,8 +47,11 @@ def vector_axis(nest: Nest) -> Axis | None:
     their own."""
     best: Axis | None = None
     most = 0.0
+    chosen = {name for s in nest.stores for c in s.choices for name in c.value.symbols}
     for axis in nest.axes:
-        if any(coefficient(s.offset, axis.name) != 1 or s.combine for s in nest.stores):
+        if axis.name in nest.ordered or axis.name in chosen:
+            continue
+        if any(coefficient(s.offset, axis.name) != 1 for s in nest.stores):
             continue
         score = sum(_benefit(node, axis, 1.0) for s in nest.stores for node in _tops(s.value)) + 1.0
         if score > most:
@@ -92,42 +95,39 @@ class _NestCode:
     """A store of part of each row to the stack, and the nest's store, which reads it there."""
 
     def emit(self) -> None:
-        lanes_axis = None if self.nest.sequential else vector_axis(self.nest)
-        outer = tuple(a for a in self.nest.axes if a is not lanes_axis)
-        if lanes_axis is not None:
-            across = across_axis(self.nest, lanes_axis, self.e.full_lanes)
+        nest = self.nest
+        lanes_axis = vector_axis(nest)
+        if lanes_axis is not None and not nest.ordered:
+            across = across_axis(nest, lanes_axis, self.e.full_lanes)
             if across is not None:
-                code = BlockCode(
-                    self.f, self.nest, self.e, lanes_axis, across, self.store, self.hoist
-                )
+                code = BlockCode(self.f, nest, self.e, lanes_axis, across, self.store, self.hoist)
                 code.emit()
                 return
-        if self.nest.sequential:
-            self.f.when(
-                self.f.op("icmp eq i64 %thread, 0"), lambda: self.sequential(self.nest.axes, {})
-            )
-            return
-        if lanes_axis is not None:
+        if lanes_axis is not None and not nest.ordered:
             self.share_rows(lanes_axis)
+            nest = self.nest
+        ordered = tuple(a for a in nest.axes if a.name in nest.ordered)
+        outer = tuple(a for a in nest.axes if a is not lanes_axis and a not in ordered)
         joined, rest = self.join(outer)
         turns = self.product(joined)
         whole = self.product(outer)
         if lanes_axis is not None and isinstance(whole, int) and whole < 8:
             # Few rows: threads share each row instead.
-            self.loops(outer, lanes_axis, frozenset(), {}, shared=True)
+            self.loops((*outer, *ordered), lanes_axis, frozenset(), {}, shared=True)
             return
         low, high = self.share(turns)
+        inner = (*rest, *ordered)
         if not joined:
             # Nothing to share: one thread does it.
             self.f.when(
                 self.f.op("icmp eq i64 %thread, 0"),
-                lambda: self.loops(rest, lanes_axis, frozenset(), {}),
+                lambda: self.loops(inner, lanes_axis, frozenset(), {}),
             )
             return
 
         def turn(t: str, _: list[str]) -> None:
             places = self.unjoin(t, joined)
-            self.loops(rest, lanes_axis, frozenset(a.name for a in joined), places)
+            self.loops(inner, lanes_axis, frozenset(a.name for a in joined), places)
 
         self.f.loop(low, high, 1, turn)
 
@@ -141,20 +141,6 @@ class _NestCode:
         if self.kept is not None:
             assert isinstance(axis.size, int)
             self.e.buffers.append(self.f.alloca(4 * axis.size))
-
-    def sequential(self, axes: tuple[Axis, ...], places: dict[str, Place]) -> None:
-        """All loops in order, one element at a time."""
-        if not axes:
-            with self.e.scope(places=places):
-                for store in self.nest.stores:
-                    self.store(store)
-            return
-        self.f.loop(
-            0,
-            self.e.size(axes[0].size),
-            1,
-            lambda i, _: self.sequential(axes[1:], {**places, axes[0].name: Place(i)}),
-        )
 
     def join(self, outer: tuple[Axis, ...]) -> tuple[tuple[Axis, ...], tuple[Axis, ...]]:
         """The outermost loops that become one, to be shared among threads, and those that stay
@@ -230,6 +216,8 @@ class _NestCode:
         for store in self.nest.stores:
             available = (store.value.symbols | size_symbols(store.offset)) - inner
             self.e.hoist(store.value, available)
+            for choice in store.choices:
+                self.e.hoist(choice.value, choice.value.symbols - inner)
 
     def row(self, axis: Axis, shared: bool, stores: tuple[Store, ...]) -> None:
         """The innermost loop, in vectors; the lanes of the last one that are beyond the end are
@@ -268,20 +256,35 @@ class _NestCode:
             tail()
 
     def store(self, store: Store) -> None:
+        if store.choices:
+            self.chosen(store)
+            return
         e, f, dtype = self.e, self.f, store.value.dtype
-        varies = e.vector is not None
-        lanes = e.lanes if varies else 1
-        value = e.widened(store.value) if varies else e.emit(store.value)[0]
-        base = e.buffers[store.buffer]
-        at, delta = e._address(dtype, base, store.offset)
+        lanes = e.lanes if e.vector is not None else 1
+        mask = e.mask if lanes > 1 else None
+        value = e.widened(store.value) if lanes > 1 else e.emit(store.value)[0]
+        kind = arithmetic.storage_type(dtype, lanes)
+        at, delta = e._address(dtype, e.buffers[store.buffer], store.offset)
         if store.combine is not None:
-            before = arithmetic.to_compute(
-                f, f.load(arithmetic.storage_type(dtype, lanes), at, delta), dtype, lanes
-            )
+            there = f.masked_load(kind, mask, at, delta) if mask else f.load(kind, at, delta)
+            before = arithmetic.to_compute(f, there, dtype, lanes)
             value = arithmetic.emit(f, store.combine, [dtype, dtype], dtype, [before, value], lanes)
         stored = arithmetic.to_storage(f, value, dtype, lanes)
-        kind = arithmetic.storage_type(dtype, lanes)
-        if e.mask is not None and lanes > 1:
-            f.masked_store(kind, stored, e.mask, at, delta)
+        if mask:
+            f.masked_store(kind, stored, mask, at, delta)
         else:
             f.store(kind, stored, at, delta)
+
+    def chosen(self, store: Store) -> None:
+        """A store at indices that are data, left out where one of them is outside."""
+        e = self.e
+        choice, rest = store.choices[0], store.choices[1:]
+        value, _ = e.emit(choice.value)
+        limit = str(e.size(choice.limit))
+        i, inside = e.checked(e.as_index(value, choice.value.dtype, 1), limit, 1)
+
+        def inner() -> None:
+            with e.scope(places={**e.places, choice.name: Place(i)}):
+                self.store(replace(store, choices=rest))
+
+        self.f.when(inside, inner)
