@@ -238,13 +238,12 @@ class Grouping:
         return self._follows[value]
 
     def _leads(self, value: Value) -> bool:
-        template = self.target.templates.get(type(value.op))
-        if template is not None:
-            return template.has_epilogue
         # What others read too is kept in memory, and no template's work goes on behind it.
         readers = self.readers.get(value, ())
-        rides = all(isinstance(r.op, ELEMENTWISE) and r.shape == value.shape for r in readers)
-        return rides and self.follows_template(value)
+        if not all(isinstance(r.op, ELEMENTWISE) and r.shape == value.shape for r in readers):
+            return False
+        template = self.target.templates.get(type(value.op))
+        return template.has_epilogue if template is not None else self.follows_template(value)
 
     def place_template(self, value: Value) -> None:
         template = self.target.templates[type(value.op)]
