@@ -1,0 +1,110 @@
+"""Opens what a command names as its model: an ONNX file is built, an engine file is loaded."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from whet.cli.parser import chosen
+from whet.cli.status import WrongUse
+from whet.cli.terminal import note, working
+from whet.engine.header import MAGIC
+
+if TYPE_CHECKING:
+    from whet.runtime.engine import Engine
+    from whet.runtime.session import Session
+
+
+def is_engine(path: str | Path) -> bool:
+    """Whether a file is an engine, by its first bytes; raises OSError where it cannot be read."""
+    with open(path, "rb") as file:
+        return file.read(len(MAGIC)) == MAGIC or Path(path).suffix == ".whet"
+
+
+def open_model(path: str | Path, allow_code: bool = False, **options: Any) -> Engine:
+    """The engine in a file, or built from a model; a bar shows which pass is at work."""
+    from whet.passes.pipeline import PASSES
+    from whet.runtime.engine import build, load
+
+    if is_engine(path):
+        return load(path, allow_code)
+    with working(f"reading {Path(path).name}") as work:
+        done = 0
+
+        def watch(name: str, graph: Any) -> None:
+            nonlocal done
+            done += 1
+            work.step(done, len(PASSES), f"optimising: {name}")
+
+        return build(path, watch=watch, **options)
+
+
+def open_session(engine: Engine, options: argparse.Namespace) -> Session:
+    """The engine on the device that the options name; a bar counts the kernels."""
+    with working("compiling") as work:
+        return engine.session(
+            device=options.device,
+            threads=options.threads,
+            cache=options.cache,
+            watch=lambda done, total: work.step(done, total, f"compiling {done}/{total} kernels"),
+        )
+
+
+def named_sizes(engine: Engine) -> list[str]:
+    """The names of the sizes that the inputs leave open, in their order."""
+    from whet.ir.sizes import Expr
+    from whet.ir.types import TensorType
+
+    found: dict[str, None] = {}
+    for kind in engine.inputs.values():
+        for size in kind.shape if isinstance(kind, TensorType) else ():
+            if isinstance(size, Expr):
+                found.update(dict.fromkeys(sorted(symbol.name for symbol in size.symbols)))
+    return list(found)
+
+
+def chosen_sizes(engine: Engine, options: argparse.Namespace) -> dict[str, int]:
+    """A value for every named size: the one asked for, the likely one of a profile, or 1."""
+    names, asked = named_sizes(engine), chosen(options.size)
+    check_names(asked, names)
+    likely = profile_sizes(engine)
+    sizes = {name: asked.get(name, likely.get(name, 1)) for name in names}
+    guessed = [f"{name}={sizes[name]}" for name in names if name not in asked]
+    if guessed:
+        note(f"sizes: {', '.join(guessed)}; choose others with --size {guessed[0]}")
+    return sizes
+
+
+def check_names(asked: Mapping[str, Any], names: list[str]) -> None:
+    """Raises WrongUse for a `--size` that the inputs do not have."""
+    unknown = [name for name in asked if name not in names]
+    if unknown:
+        have = f"it has {', '.join(names)}" if names else "all of its sizes are fixed"
+        raise WrongUse(f"--size {unknown[0]}: the model has no size of that name; {have}")
+
+
+def profile_sizes(engine: Engine) -> dict[str, int]:
+    """The likely sizes in the engine's first profile."""
+    from whet.ir.evaluate import bind_sizes
+
+    sizes: dict[str, int] = {}
+    for profile in engine.profiles[:1]:
+        for name, shape in profile.opt.items():
+            bind_sizes(engine.inputs[name], _Shape(shape), sizes)
+    return sizes
+
+
+class _Shape:
+    """Stands for an array of a shape."""
+
+    def __init__(self, shape: Any) -> None:
+        self.shape = tuple(shape)
+
+
+def shape_at(kind: Any, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """The shape of a tensor type at known sizes."""
+    from whet.ir.sizes import substitute
+
+    return tuple(int(substitute(size, sizes)) for size in kind.shape)

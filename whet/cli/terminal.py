@@ -1,0 +1,147 @@
+"""What commands print: tables and facts on standard output, notes and progress on standard error."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PATIENCE = 1.0
+"""Seconds after which a progress bar shows that something is going on."""
+
+NO_TERMINAL = 100_000
+"""The width where nobody looks: nothing is wrapped or cut."""
+
+
+def console(file: TextIO) -> Console:
+    """A console that writes text as it is: no markup, no colours for numbers, no wrapping."""
+    from rich.console import Console
+
+    width = None if file.isatty() else NO_TERMINAL
+    return Console(file=file, width=width, markup=False, highlight=False, emoji=False)
+
+
+def output() -> Console:
+    """Where results go."""
+    return console(sys.stdout)
+
+
+def messages() -> Console:
+    """Where notes, warnings and errors go."""
+    return console(sys.stderr)
+
+
+def say(text: str = "", style: str | None = None) -> None:
+    """A line of a command's result."""
+    output().print(text, style=style, soft_wrap=True)
+
+
+def note(text: str) -> None:
+    """A line about what is being done, which is no part of the result."""
+    messages().print(text, style="dim", soft_wrap=True)
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[Any]], left: Sequence[int] = (0,)) -> None:
+    """Rows under heads; columns hold numbers, to the right, but for those in `left`."""
+    from rich.table import Table
+
+    shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for number, head in enumerate(heads):
+        is_left = number in left
+        shown.add_column(
+            head, justify="left" if is_left else "right", no_wrap=not is_left, overflow="fold"
+        )
+    for row in rows:
+        shown.add_row(*(str(cell) for cell in row))
+    output().print(shown)
+
+
+def facts(rows: Sequence[tuple[str, Any]]) -> None:
+    """Names and what is to be said of each, one to a line."""
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    shown.add_column(no_wrap=True, style="bold")
+    shown.add_column(overflow="fold")
+    for name, value in rows:
+        shown.add_row(name, value if isinstance(value, Text) else str(value))
+    output().print(shown)
+
+
+class Work:
+    """Something that takes its time; `step` says how far it is."""
+
+    def __init__(self, title: str) -> None:
+        self.title, self._bar, self._task = title, None, None
+        self._done, self._total = 0.0, 0.0
+        self._lock = threading.Lock()
+
+    def step(self, done: float, total: float, title: str | None = None) -> None:
+        """Shows how much is done, and under which title."""
+        with self._lock:
+            self._done, self._total, self.title = done, total, title or self.title
+            if self._bar is not None:
+                self._update()
+
+    def show(self) -> None:
+        """Opens the bar."""
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+        with self._lock:
+            self._bar: Any = Progress(*columns, console=messages(), transient=True)
+            self._task: Any = self._bar.add_task(self.title, total=None)
+            self._update()
+            self._bar.start()
+
+    def close(self) -> None:
+        with self._lock:
+            if self._bar is not None:
+                self._bar.stop()
+                self._bar = None
+
+    def _update(self) -> None:
+        self._bar.update(
+            self._task,
+            description=self.title,
+            total=self._total or None,
+            completed=self._done,
+        )
+
+
+@contextmanager
+def working(title: str) -> Iterator[Work]:
+    """A progress bar for the block, should it last longer than a second; only on a terminal."""
+    work = Work(title)
+    timer = threading.Timer(PATIENCE, work.show)
+    timer.daemon = True
+    if sys.stderr.isatty():
+        timer.start()
+    try:
+        yield work
+    finally:
+        timer.cancel()
+        work.close()
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that suits them."""
+    for limit, factor, unit in ((1e-3, 1e6, "µs"), (1, 1e3, "ms")):
+        if seconds < limit:
+            return f"{seconds * factor:.3g} {unit}" if seconds else "0 s"
+    return f"{seconds:.2f} s"
+
+
+def size(count: float) -> str:
+    """Bytes in the unit that suits them; a K is 1,024."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            break
+        count /= 1024
+    return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
