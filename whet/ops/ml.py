@@ -96,6 +96,8 @@ class Forest(Op):
 
     def _descend(self, x: Array) -> Array:
         """Where each row ends in each tree, as ~leaf."""
+        if self.features.max(initial=-1) >= x.shape[1]:
+            raise ShapeError(f"the forest asks for feature {self.features.max()} of {x.shape[1]}")
         at = np.broadcast_to(self.roots, (len(x), len(self.roots))).copy()
         for _ in range(len(self.features) + 1):
             row, tree = np.nonzero(at >= 0)
