@@ -1,7 +1,7 @@
 """Damages models at random and reads them: `python -m tests.frontends.fuzz_onnx --count 100000`.
 
-Each reading must end in a graph or a whet.Error, in bounded time and memory. What does neither is written
-to a folder, as the bytes that were read and the traceback.
+Each reading must end in a graph or a whet.Error, in bounded time and memory. What does neither is
+written to a folder, as the bytes that were read and the traceback.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +198,7 @@ def fuzz(
     found = []
     for number, data in zip(range(count), variants(rng, whole)):
         try:
-            results[bounded(lambda: read_all(data), SECONDS)] += 1
+            results[bounded(partial(read_all, data), SECONDS)] += 1
         except (Exception, Hang):
             path = folder / f"{seed}-{number}.onnx"
             path.write_bytes(data)

@@ -17,7 +17,8 @@ TEXTS = [
     }""",
     """g (float[N] x, int64 n) => (float[N] y, float[M,N] z) {
       c = Constant<value = bool {1}>()
-      y, z = Loop(n, c, x) <body = b (int64 i, bool c1, float[N] s) => (bool c2, float[N] t, float[N] u)
+      y, z = Loop(n, c, x) <
+        body = b (int64 i, bool c1, float[N] s) => (bool c2, float[N] t, float[N] u)
       <float[1] w = {3.0}> {
         c2 = Identity(c1)
         t = Mul(s, w)
@@ -94,7 +95,8 @@ def fill(model: onnx.ModelProto) -> None:
 
 
 def stored() -> onnx.ModelProto:
-    """Tensors in raw and typed fields of many dtypes, sparse ones, and inputs that are initializers."""
+    """Tensors in raw and typed fields of many dtypes, sparse ones, and inputs that are
+    initializers."""
     kinds = [*range(TensorProto.FLOAT, TensorProto.INT2 + 1)]
     tensors = []
     for kind in kinds:

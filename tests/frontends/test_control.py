@@ -1,4 +1,5 @@
-"""If, Loop, Scan and SequenceMap: what is known is expanded, what has types is an operator, the rest is late."""
+"""If, Loop, Scan and SequenceMap: what is known is expanded, what has types is an operator, the
+rest is late."""
 
 from __future__ import annotations
 
@@ -90,7 +91,8 @@ def test_nested_bodies_capture_and_store(rng: np.random.Generator) -> None:
     text = """g (float[N] x, int64 n, bool c) => (float[N] y) {
       k = Constant<value = bool {1}>()
       h = Exp(x)
-      y = Loop(n, k, x) <body = b (int64 i, bool c1, float[N] s) => (bool c2, float[N] t)
+      y = Loop(n, k, x) <
+        body = b (int64 i, bool c1, float[N] s) => (bool c2, float[N] t)
       <float[1] w = {3.0}> {
         c2 = Identity(c1)
         q = If (c) <
@@ -109,7 +111,8 @@ def test_nested_bodies_capture_and_store(rng: np.random.Generator) -> None:
 
 COUNTED = """g (float[N] x, int64 n) => (float[N] y, float[M,N] z) {
   c = Constant<value = bool {1}>()
-  y, z = Loop(n, c, x) <body = b (int64 i, bool c1, float[N] s) => (bool c2, float[N] t, float[N] u) {
+  y, z = Loop(n, c, x) <
+    body = b (int64 i, bool c1, float[N] s) => (bool c2, float[N] t, float[N] u) {
     c2 = Identity(c1)
     two = Constant<value = float {2.0}>()
     t = Mul(s, two)
@@ -146,7 +149,8 @@ def test_long_loop_knows_its_trip_count() -> None:
 def test_loop_with_growing_sizes(rng: np.random.Generator) -> None:
     text = """g (float[N] x, int64 n) => (float[M] y, float[P,N] z) {
       c = Constant<value = bool {1}>()
-      y, z = Loop(n, c, x) <body = b (int64 i, bool c1, float[K] s) => (bool c2, float[L] t, float[N] u) {
+      y, z = Loop(n, c, x) <
+        body = b (int64 i, bool c1, float[K] s) => (bool c2, float[L] t, float[N] u) {
         most = Constant<value = float {9.0}>()
         sum = ReduceSum<keepdims=0>(s)
         c2 = Less(sum, most)
@@ -164,7 +168,8 @@ def test_loop_with_growing_sizes(rng: np.random.Generator) -> None:
 def test_loop_with_growing_rank_is_read_an_iteration_at_a_time(rng: np.random.Generator) -> None:
     text = """g (float[N] x, int64 n) => (float[M] y, float[M] z) {
       c = Constant<value = bool {1}>()
-      r, s = Loop(n, c, x) <body = b (int64 i, bool c1, float[K] s) => (bool c2, float[L] t, float[N] u) {
+      r, s = Loop(n, c, x) <
+        body = b (int64 i, bool c1, float[K] s) => (bool c2, float[L] t, float[N] u) {
         c2 = Identity(c1)
         axis = Constant<value = int64[1] {0}>()
         f = Cast<to=1>(i)
@@ -181,7 +186,8 @@ def test_loop_with_growing_rank_is_read_an_iteration_at_a_time(rng: np.random.Ge
 def test_loop_with_only_a_condition(rng: np.random.Generator) -> None:
     text = """g (float x) => (float y) {
       c = Constant<value = bool {1}>()
-      y = Loop("", c, x) <body = b (int64 i, bool c1, float s) => (bool c2, float t) {
+      y = Loop("", c, x) <
+        body = b (int64 i, bool c1, float s) => (bool c2, float t) {
         two = Constant<value = float {2.0}>()
         most = Constant<value = float {100.0}>()
         t = Mul(s, two)
@@ -197,7 +203,8 @@ def test_loop_over_a_sequence(rng: np.random.Generator) -> None:
       sh = Shape(x)
       zero = Constant<value = int64 {0}>()
       n = Gather(sh, zero)
-      s = Loop(n, k, e) <body = b (int64 i, bool c1, seq(float[A,2]) s) => (bool c2, seq(float[A,2]) t) {
+      s = Loop(n, k, e) <
+        body = b (int64 i, bool c1, seq(float[A,2]) s) => (bool c2, seq(float[A,2]) t) {
         c2 = Identity(c1)
         ax = Constant<value = int64[1] {0}>()
         r = Gather(x, i)
@@ -212,7 +219,8 @@ def test_loop_over_a_sequence(rng: np.random.Generator) -> None:
 def test_body_with_an_axis_on_its_number(rng: np.random.Generator) -> None:
     text = """g (float[1] x, int64 n) => (float[1] y) {
       k = Constant<value = bool[1] {1}>()
-      y = Loop(n, k, x) <body = b (int64[1] i, bool[1] c1, float[1] s) => (bool[1] c2, float[1] t) {
+      y = Loop(n, k, x) <
+        body = b (int64[1] i, bool[1] c1, float[1] s) => (bool[1] c2, float[1] t) {
         c2 = Identity(c1)
         f = Cast<to=1>(i)
         t = Add(s, f) }>
@@ -243,7 +251,8 @@ def test_scan(rng: np.random.Generator, attributes: str, shape: tuple[int, int])
     agree(text, {"state": x(rng, 3), "x": x(rng, *shape)}, late=False)
 
 
-SCAN8 = """g (int64[B] lengths, float[B,2] state, float[B,T,2] x) => (float[B,2] y, float[B,T,2] z) {
+SCAN8 = """
+g (int64[B] lengths, float[B,2] state, float[B,T,2] x) => (float[B,2] y, float[B,T,2] z) {
   y, z = Scan <num_scan_inputs = 1, directions = [DIRECTION],
     body = b (float[2] s, float[2] v) => (float[2] t, float[2] u) {
       t = Add(s, v)
@@ -279,9 +288,10 @@ def test_scan_whose_body_needs_a_value(rng: np.random.Generator) -> None:
 
 def test_scans_need_one_length(rng: np.random.Generator) -> None:
     text = """g (float[3] a, float[4] b) => (float[N] z) {
-      z = Scan <num_scan_inputs = 2, body = b (float p, float q) => (float u) { u = Add(p, q) }>(a, b)
+      z = Scan <num_scan_inputs = 2,
+        body = b (float p, float q) => (float u) { u = Add(p, q) }>(a, b)
     }"""
-    with pytest.raises(ShapeError, match='"z".*lengths'):
+    with pytest.raises(ShapeError, match=r'"z".*lengths'):
         read(text)
 
 
@@ -339,7 +349,7 @@ def test_effects_of_passes_reach_inner_graphs() -> None:
 @pytest.mark.parametrize(
     "body, message",
     [
-        ("b (int64 i, bool c1) => (bool c2) { c2 = Identity(c1) }", "does not fit 1 carried"),
+        ("b (int64 i, bool c1) => (bool c2) { c2 = Identity(c1) }", r"does not fit 1 carried"),
         ("b (int64 i, bool c1, float s) => (bool c2, float t) { t = Exp(s) }", "'c2'"),
     ],
 )
@@ -351,7 +361,8 @@ def test_misfit_bodies_are_refused(body: str, message: str) -> None:
 
 def test_refused_nodes_in_bodies_are_listed_once() -> None:
     text = """g (float[N] x, int64 n, bool c) => (float[N] y) {
-      y = Loop(n, c, x) <body = b (int64 i, bool c1, float[N] s) => (bool c2, float[N] t) {
+      y = Loop(n, c, x) <
+        body = b (int64 i, bool c1, float[N] s) => (bool c2, float[N] t) {
         c2 = Identity(c1)
         q = Nonsense(s)
         t = If (c1) <

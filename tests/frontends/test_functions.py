@@ -1,4 +1,5 @@
-"""Model-local functions: read in place of their calls, in the names, attributes and opsets that are theirs."""
+"""Model-local functions: read in place of their calls, in the names, attributes and opsets that
+are theirs."""
 
 from __future__ import annotations
 
@@ -52,7 +53,8 @@ def test_a_call_is_its_nodes(rng: np.random.Generator) -> None:
 
 
 def test_attributes_are_passed_on(rng: np.random.Generator) -> None:
-    """Given, by default, through a second function, and absent, so that the operator's default holds."""
+    """Given, by default, through a second function, and absent, so that the operator's default
+    holds."""
     model = parsed(
         """g (float[2,3] x) => (float[2,3] p, float[2,3] q, float[2,3] r) {
           p = local.outer <axis = 0, slope = 0.5> (x)
@@ -80,7 +82,9 @@ def test_attributes_are_passed_on(rng: np.random.Generator) -> None:
 def test_each_function_has_its_opsets(rng: np.random.Generator) -> None:
     """Softmax of opset 11 flattens behind its axis, that of opset 13 does not."""
     model = parsed(
-        "g (float[2,3,4] x) => (float[2,3,4] y, float[2,3,4] z) { y = local.f(x)\n z = Softmax<axis=1>(x) }",
+        """g (float[2,3,4] x) => (float[2,3,4] y, float[2,3,4] z) {
+          y = local.f(x)
+          z = Softmax<axis = 1>(x) }""",
         "f (a) => (b) { b = Softmax<axis=1>(a) }",
         opset=11,
     )
@@ -130,7 +134,8 @@ def test_a_function_may_pass_its_input_on(rng: np.random.Generator) -> None:
 
 
 def test_functions_in_late_regions(rng: np.random.Generator) -> None:
-    """A node of the function waits, not the whole call; one called from a body goes into the region."""
+    """A node of the function waits, not the whole call; one called from a body goes into the
+    region."""
     model = parsed(
         """g (float[N,1] x, int64[1] axes, int64 n) => (float y) {
           c = Constant<value = bool {1}>()

@@ -1,4 +1,5 @@
-"""Late regions: only what depends on a value waits, a stage serves every run like it, no onnx is needed."""
+"""Late regions: only what depends on a value waits, a stage serves every run like it, no onnx is
+needed."""
 
 from __future__ import annotations
 
@@ -314,7 +315,7 @@ def test_sizes_found_in_data_order_the_graph(rng: np.random.Generator) -> None:
 )
 def test_sizes_from_data(rng: np.random.Generator, node: str, given: list[int]) -> None:
     text = f"g (float[N] x, int64[1] k) => (float[M] y) {{ twice = Concat<axis=0>(k, k)\n{node} }}"
-    agree(text, {"x": x(rng, 1), "k": np.array(given)}, late=True if "Pad" in node else False)
+    agree(text, {"x": x(rng, 1), "k": np.array(given)}, late="Pad" in node)
 
 
 @pytest.mark.parametrize(

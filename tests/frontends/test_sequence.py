@@ -127,7 +127,8 @@ def test_split(rng: np.random.Generator, parts: np.ndarray, axis: int) -> None:
 
 @pytest.mark.parametrize("keep", [0, 1])
 def test_split_into_single_ones(rng: np.random.Generator, keep: int) -> None:
-    text = f"""g (float[3,N] x) => (seq(float) s) {{ s = SplitToSequence<axis=0, keepdims={keep}>(x) }}"""
+    text = f"""g (float[3,N] x) => (seq(float) s) {{
+      s = SplitToSequence<axis=0, keepdims={keep}>(x) }}"""
     agree(text, {"x": x(rng, 3, 2)}, late=False)
 
 

@@ -72,7 +72,8 @@ def assert_same(got: Any, want: Any, tolerance: float = 1e-5) -> None:
 
 
 def agree(text: str, *runs: dict[str, Any], opset: int = 19, late: bool | None = None) -> Imported:
-    """Reads the model once and compares each run with ONNX Runtime; `late`: whether a region must be."""
+    """Reads the model once and compares each run with ONNX Runtime; `late`: whether a region
+    must be."""
     model = written(text, opset)
     imported = from_onnx(model)
     if late is not None:

@@ -1,4 +1,5 @@
-"""Sizes against brute force: arithmetic, proofs and text never change what an expression is worth."""
+"""Sizes against brute force: arithmetic, proofs and text never change what an expression is
+worth."""
 
 from __future__ import annotations
 
@@ -185,7 +186,8 @@ def test_proofs_from_ranges(tree: Tree, low: int, width: int, values: dict[str, 
 
 @given(TREES, VALUES, st.sampled_from(NAMES))
 def test_coefficients(tree: Tree, values: dict[str, int], name: str) -> None:
-    """Where an expression is linear in a name, a step of it changes the expression by the coefficient."""
+    """Where an expression is linear in a name, a step of it changes the expression by the
+    coefficient."""
     found = coefficient(tree.size, name)
     if found is None:
         return
@@ -257,8 +259,6 @@ def test_what_cannot_be_decided_is_not_guessed() -> None:
         "1.5",
         "True",
         "n if m else 1",
-    ]
-    + [
         "(" * 500 + "n" + ")" * 500,
         "-" * 100_000 + "1",
         "max(n=1)",
@@ -274,7 +274,7 @@ def test_what_cannot_be_decided_is_not_guessed() -> None:
     ],
 )
 def test_text_that_is_no_size(text: str) -> None:
-    with pytest.raises(ValueError, match="is not a size|is no size"):
+    with pytest.raises(ValueError, match="is not a size"):
         parse(text)
 
 

@@ -1,4 +1,5 @@
-"""Runs a Graph operator by operator on NumPy arrays: slow, right, and the judge of everything else."""
+"""Runs a Graph operator by operator on NumPy arrays: slow, right, and the judge of everything
+else."""
 
 from __future__ import annotations
 
@@ -26,8 +27,9 @@ def evaluate(
 ) -> list[Any]:
     """The model's outputs from arrays for the graph's inputs, through each operator's `reference`.
 
-    `weights` gives a Weight's array by name; `sizes` collects what each named size was. Where the graph
-    ends in a late region, its further stages run too, and the outputs are those of the whole model.
+    `weights` gives a Weight's array by name; `sizes` collects what each named size was. Where the
+    graph ends in a late region, its further stages run too, and the outputs are those of the whole
+    model.
     """
     run = Run(weights, {} if sizes is None else sizes, watch)
     results = run.graph(graph, inputs)
@@ -96,7 +98,8 @@ class Run:
 
 
 def compute(value: Value, arrays: list[Any], sizes: Mapping[str, int]) -> tuple[Any, ...]:
-    """All results of value's operator on the arrays, tensors as arrays of exactly the inferred dtype."""
+    """All results of value's operator on the arrays, tensors as arrays of exactly the inferred
+    dtype."""
     with np.errstate(all="ignore"):
         outcome = value.op.bind(sizes, inner=False).reference(*arrays)
     outcomes = outcome if isinstance(outcome, tuple) else (outcome,)

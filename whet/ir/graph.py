@@ -37,7 +37,7 @@ def operator(cls: Class) -> Class:
     """Makes an operator: a frozen dataclass whose equality is by the type and the bits of its
     attributes."""
     made: Any = dataclass(frozen=True, eq=False, repr=False)(cls)
-    if made.has_effect and not any("Token" in str(f.type) for f in fields(made)):
+    if made.has_effect is True and not any("Token" in str(f.type) for f in fields(made)):
         raise TypeError(f"{cls.__name__} has an effect and needs a Token among its attributes")
     return made  # type: ignore[no-any-return]
 

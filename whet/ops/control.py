@@ -1,12 +1,14 @@
-"""Control flow: operators with inner graphs, whose inputs after their own are what the graphs capture.
+"""Control flow: operators with inner graphs, whose inputs after their own are what the graphs
+capture.
 
-A `reference` here first takes `run(graph, arrays) -> outputs`: the logic stays on the host, and a target
-hands in a function that runs the inner graphs its own way.
+A `reference` here first takes `run(graph, arrays) -> outputs`: the logic stays on the host, and a
+target hands in a function that runs the inner graphs its own way.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,15 +23,22 @@ RunGraph = Callable[[Graph, Sequence[Any]], list[Any]]
 
 
 class ControlFlow(Op):
-    """Runs inner graphs. The types of its results are given, for sizes in them may be known only then."""
+    """Runs inner graphs. The types of its results are given, for sizes in them may be known only
+    then."""
 
     runs_graphs: ClassVar[bool] = True
     defines_sizes: ClassVar[bool] = True
 
+    @cached_property
+    def has_effect(self) -> bool:  # type: ignore[override]
+        """Whether anything inside has one."""
+        return any(v.op.has_effect for graph in self.graphs for v in graph)
+
 
 @operator
 class If(ControlFlow):
-    """The outputs of one of two graphs, by a bool; both take the captures that follow the condition."""
+    """The outputs of one of two graphs, by a bool; both take the captures that follow the
+    condition."""
 
     then: Graph
     otherwise: Graph
@@ -49,9 +58,10 @@ class If(ControlFlow):
 class Loop(ControlFlow):
     """Runs `body` while its condition holds, at most `limit` times.
 
-    Inputs: limit (int64, or None), condition (bool, or None for true), the carried values, the captures.
-    The body takes (iteration, condition, carried…, captures…) and gives (condition, carried…, scanned…).
-    Results: the carried values, then each scanned value of all iterations stacked along a new first axis.
+    Inputs: limit (int64, or None), condition (bool, or None for true), the carried values, the
+    captures. The body takes (iteration, condition, carried…, captures…) and gives (condition,
+    carried…, scanned…). Results: the carried values, then each scanned value of all iterations
+    stacked along a new first axis.
     """
 
     body: Graph
@@ -89,9 +99,9 @@ class Loop(ControlFlow):
 class Scan(ControlFlow):
     """Runs `body` once for each position along the first axis of its scanned inputs.
 
-    Inputs: the states, the scanned values, the captures. The body takes (states…, one slice of each scanned
-    value…, captures…) and gives (states…, scanned results…). Results: the last states, then each scanned
-    result stacked along a new first axis.
+    Inputs: the states, the scanned values, the captures. The body takes (states…, one slice of each
+    scanned value…, captures…) and gives (states…, scanned results…). Results: the last states, then
+    each scanned result stacked along a new first axis.
     """
 
     body: Graph
@@ -124,8 +134,8 @@ class Scan(ControlFlow):
 class SequenceMap(ControlFlow):
     """Runs `body` on each element of a sequence; each of its outputs becomes a sequence.
 
-    Inputs: `count` values, of which those in `sequences` give an element at a time and the others whole, then
-    the captures. The body takes (one of each…, captures…).
+    Inputs: `count` values, of which those in `sequences` give an element at a time and the others
+    whole, then the captures. The body takes (one of each…, captures…).
     """
 
     body: Graph
@@ -157,7 +167,8 @@ def truth(condition: Any) -> bool:
 
 
 def stack(items: list[Any], kind: Type) -> Any:
-    """The items along a new first axis; of none the shape follows from the type, with 0 for open sizes."""
+    """The items along a new first axis; of none the shape follows from the type, with 0 for open
+    sizes."""
     if items:
         return np.stack(items)
     assert isinstance(kind, TensorType)
@@ -177,7 +188,8 @@ def _slice(kind: Type) -> Type:
 
 
 def require_fit(given: Sequence[Type], wanted: Sequence[Type], what: str) -> None:
-    """Raises unless each given type may stand where the other is wanted: same kind, dtype, rank, no known misfit."""
+    """Raises unless each given type may stand where the other is wanted: same kind, dtype, rank,
+    no known misfit."""
     if len(given) != len(wanted):
         raise ShapeError(f"{what}: {len(wanted)} values are needed, got {len(given)}")
     for a, b in zip(given, wanted):

@@ -17,7 +17,8 @@ Array = np.ndarray
 
 @operator
 class Extent(Op):
-    """Makes a number in a tensor known as `size`: the result has that size and no content of interest."""
+    """Makes a number in a tensor known as `size`: the result has that size and no content of
+    interest."""
 
     size: Size
     defines_sizes: ClassVar[bool] = True
@@ -35,7 +36,8 @@ class Extent(Op):
 
 @operator
 class NonZero(Op):
-    """The indices of elements that are not zero, `count` columns of one index for each axis, in row-major order."""
+    """The indices of elements that are not zero, `count` columns of one index for each axis, in
+    row-major order."""
 
     count: Size
     defines_sizes: ClassVar[bool] = True
@@ -49,10 +51,11 @@ class NonZero(Op):
 
 @operator
 class Unique(Op):
-    """The different elements (or slices along `axis`): `count` of them, ascending or in order of appearance.
+    """The different elements (or slices along `axis`): `count` of them, ascending or in order of
+    appearance.
 
-    Also, as int64: the index of each one's first occurrence, for each element which one it is, and how often
-    each one occurs.
+    Also, as int64: the index of each one's first occurrence, for each element which one it is, and
+    how often each one occurs.
     """
 
     count: Size
@@ -82,7 +85,8 @@ class Unique(Op):
 
 
 def unique_rows(rows: Array) -> tuple[Array, Array, Array]:
-    """First occurrences of the different rows in ascending order, which of them each row is, their counts."""
+    """First occurrences of the different rows in ascending order, which of them each row is,
+    their counts."""
     if rows.shape[0] == 0:
         return (np.zeros(0, np.int64),) * 3
     # Ranks in place of elements: strings and small floats compare as they should, rows as integers.
@@ -129,10 +133,10 @@ class TopK(Op):
 class NonMaxSuppression(Op):
     """Boxes by falling score, without those that overlap a better one of their batch and class.
 
-    boxes[B, N, 4] are corners (y1, x1, y2, x2) in any order, or with `center` (x, y, width, height);
-    scores[B, C, N]. Then scalars, each may be absent: the most boxes for each class (0: none), the overlap
-    (intersection over union) above which a box is left out, the score that a box must exceed.
-    Gives int64 rows (batch, class, box).
+    boxes[B, N, 4] are corners (y1, x1, y2, x2) in any order, or with `center` (x, y, width,
+    height); scores[B, C, N]. Then scalars, each may be absent: the most boxes for each class (0:
+    none), the overlap (intersection over union) above which a box is left out, the score that a box
+    must exceed. Gives int64 rows (batch, class, box).
     """
 
     count: Size
@@ -179,7 +183,8 @@ def corners_of(boxes: Array, center: bool) -> Array:
 
 
 def suppress(corners: Array, order: Array, limit: int, above: Any) -> list[int]:
-    """The first boxes in the order, at most `limit`, that overlap none before by more than `above`."""
+    """The first boxes in the order, at most `limit`, that overlap none before by more than
+    `above`."""
     kept: list[int] = []
     for box in order:
         if len(kept) >= limit:

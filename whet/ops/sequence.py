@@ -16,7 +16,8 @@ ANY = symbol("?")
 
 
 def join(a: Type, b: Type) -> Type:
-    """The narrowest type that values of both types have; raises TypeMismatch where there is none."""
+    """The narrowest type that values of both types have; raises TypeMismatch where there is
+    none."""
     if a == b:
         return a
     match a, b:
@@ -157,7 +158,8 @@ class JoinSequence(Op):
 
 @operator
 class SplitSequence(Op):
-    """A tensor cut along an axis into a sequence: parts of the given sizes, or of one size and a rest."""
+    """A tensor cut along an axis into a sequence: parts of the given sizes, or of one size and a
+    rest."""
 
     axis: int
     keep_axis: bool

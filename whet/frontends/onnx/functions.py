@@ -21,11 +21,13 @@ def called(node: Node, functions: Mapping[FunctionKey, Function]) -> Function | 
 
 
 def expand(function: Function, node: Node, prefix: str) -> list[Node]:
-    """The function's nodes in the names of the call; all that the function names itself gets the prefix."""
+    """The function's nodes in the names of the call; all that the function names itself gets the
+    prefix."""
     if len(node.inputs) > len(function.inputs) or len(node.outputs) > len(function.outputs):
         raise InvalidModel(
             f"the function {function.name!r} takes {len(function.inputs)} inputs and has "
-            f"{len(function.outputs)} outputs, the call has {len(node.inputs)} and {len(node.outputs)}"
+            f"{len(function.outputs)} outputs, the call has {len(node.inputs)} and "
+            f"{len(node.outputs)}"
         )
     given = [*node.inputs, *[""] * (len(function.inputs) - len(node.inputs))]
     names = dict(zip(function.inputs, given))
@@ -41,7 +43,8 @@ def expand(function: Function, node: Node, prefix: str) -> list[Node]:
 
 
 class Expansion(Exception):  # noqa: N818
-    """Raised by the reader of a node that other nodes take the place of: with new names' values and tensors."""
+    """Raised by the reader of a node that other nodes take the place of: with new names' values
+    and tensors."""
 
     def __init__(
         self,
@@ -64,7 +67,8 @@ class Expansion(Exception):  # noqa: N818
 def expand_body(
     body: Body, inputs: Sequence[Value | str], outputs: Sequence[str], prefix: str
 ) -> Expansion:
-    """An inner graph's nodes for given inputs, its own names with the prefix, its outputs under given names."""
+    """An inner graph's nodes for given inputs, its own names with the prefix, its outputs under
+    given names."""
     if len(inputs) != len(body.inputs):
         raise InvalidModel(
             f"its inner graph {body.name!r} takes {len(body.inputs)} inputs, not {len(inputs)}"
@@ -123,7 +127,7 @@ class Call:
         return value
 
     def body(self, body: Body) -> Body:
-        # Names of an inner graph hide those of the function, which may stand for names of the caller.
+        # Names of an inner graph hide the function's, which may stand for names of the caller.
         inner = {name: self.prefix + name for name in body.own}
         call = Call(self.prefix, {**self.names, **inner}, self.attributes)
         return Body(
@@ -136,15 +140,16 @@ class Call:
 
 
 def check_calls(nodes: Sequence[Node], functions: Mapping[FunctionKey, Function]) -> None:
-    """Raises InvalidModel where a function calls itself, or where calls expand to more than MOST_NODES."""
+    """Raises InvalidModel where a function calls itself, or where calls expand to more than
+    MOST_NODES."""
     sizes: dict[FunctionKey, int] = {}
     for key in functions:
         _measure(key, functions, sizes)
     total = _expanded(nodes, functions, sizes)
     if total > MOST_NODES:
         raise InvalidModel(
-            f"the model has {total:,} nodes once its functions are expanded, {MOST_NODES:,} at most "
-            "can be read: fewer calls within calls are needed"
+            f"the model has {total:,} nodes once its functions are expanded, at most "
+            f"{MOST_NODES:,} can be read: fewer calls within calls are needed"
         )
 
 

@@ -1,4 +1,5 @@
-"""ONNX records to a Graph: walks the nodes, hands each to its reader, gathers what cannot be read."""
+"""ONNX records to a Graph: walks the nodes, hands each to its reader, gathers what cannot be
+read."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from whet.errors import Error, InvalidModel, Refusal, UnsupportedModel
 from whet.frontends.onnx import families
+from whet.frontends.onnx.failures import call, located
 from whet.frontends.onnx.functions import MOST_NODES, Expansion, called, check_calls, expand
 from whet.frontends.onnx.known import Known
 from whet.frontends.onnx.model import (
@@ -26,6 +28,7 @@ from whet.frontends.onnx.model import (
 from whet.frontends.onnx.reading import Reading
 from whet.frontends.onnx.region import Region, cut
 from whet.frontends.onnx.registry import Meaning, NeedsValue, Refused, meaning
+from whet.frontends.onnx.scope import Inner, Level, Poison, Poisoned, Postponed, Scope
 from whet.ir.graph import (
     Constant,
     Graph,
@@ -38,7 +41,7 @@ from whet.ir.graph import (
     constant,
     make,
 )
-from whet.ir.sizes import Expr, Size, Undecided, symbol
+from whet.ir.sizes import Expr, Size, symbol
 from whet.ir.types import TensorType, Type, UnrankedType
 from whet.ops.elementwise import collect_guards
 
@@ -56,7 +59,8 @@ class Imported:
     weights: Mapping[str, Tensor]
     frozen: frozenset[str]
     needed: Mapping[str, str] = field(default_factory=dict)
-    """Of a late stage: the captured values that it was made for, "contents" or only "structure" of each."""
+    """Of a late stage: the captured values that it was made for, "contents" or only "structure"
+    of each."""
 
 
 def from_onnx(source: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Imported:
@@ -80,78 +84,6 @@ def import_model(model: Model) -> Imported:
         inputs.append(make(Input(name, importer.named_sizes(kind, name)), ())[0])
         scope.values[name] = inputs[-1]
     return importer.finish(model.body, scope, inputs, [name for name, _ in model.body.outputs])
-
-
-@dataclass
-class Scope:
-    """The names that nodes see: those of one graph, and of what encloses it."""
-
-    values: dict[str, Any] = field(default_factory=dict)
-    parent: Scope | None = None
-    prefix: str = ""
-
-    def find(self, name: str) -> Any:
-        scope: Scope | None = self
-        while scope is not None:
-            if name in scope.values:
-                return scope.values[name]
-            scope = scope.parent
-        raise InvalidModel(
-            f"the tensor {name!r} is used before any node, input or initializer gives it"
-        )
-
-
-class Poison:
-    """Stands for the results of a node that was refused, so that its readers are not refused for it."""
-
-
-class Poisoned(Exception):  # noqa: N818
-    """An inner graph holds a node that was refused."""
-
-
-class Postponed:
-    """Stands for the results of a node in the late region."""
-
-
-@dataclass
-class Level:
-    """What belongs to one graph, the model's or an inner one, while it is read."""
-
-    leaves: set[Value] = field(default_factory=set)
-    origins: dict[Value, tuple[str, ...]] = field(default_factory=dict)
-    guards: list[Guard] = field(default_factory=list)
-    sizes: set[str] = field(default_factory=set)
-    definers: dict[str, Value] = field(default_factory=dict)
-
-    def add(self, value: Value, label: str) -> None:
-        """Notes where a Value came from, and the sizes that its operator finds in data."""
-        self.origins[value] = (label,)
-        for name in value.op.symbols & self.sizes:
-            before = self.definers.get(name)
-            if before is None or (value.op.defines_sizes and not before.op.defines_sizes):
-                self.definers[name] = value
-
-    def defining(self, value: Value) -> list[Value]:
-        """The Values that tell the sizes which value's operator uses."""
-        found = (self.definers.get(name) for name in value.op.symbols)
-        return [v for v in found if v is not None]
-
-    def __contains__(self, value: Value) -> bool:
-        return value in self.origins or value in self.leaves
-
-
-@dataclass(frozen=True)
-class Inner:
-    """An inner graph read, not yet cut from what encloses it."""
-
-    parameters: tuple[Value, ...]
-    outputs: tuple[Value, ...]
-    level: Level
-
-    @property
-    def sizes(self) -> set[str]:
-        """Names of the sizes that mean something only inside."""
-        return self.level.sizes
 
 
 class Importer:
@@ -179,7 +111,8 @@ class Importer:
     def finish(
         self, body: Body, scope: Scope, inputs: Sequence[Value], wanted: Sequence[str]
     ) -> Imported:
-        """Reads the body and returns the graph of what could be read, with the rest as its late region."""
+        """Reads the body and returns the graph of what could be read, with the rest as its late
+        region."""
         self.levels[0].leaves.update(inputs)
         self.read(body, scope)
         ends = {name: scope.find(name) for name, _ in body.outputs}
@@ -243,7 +176,8 @@ class Importer:
         return symbol(name, low, high)
 
     def named_sizes(self, kind: Type, name: str) -> Type:
-        """The type of an input, with a name of its own for every size that the model leaves open."""
+        """The type of an input, with a name of its own for every size that the model leaves
+        open."""
         if not isinstance(kind, TensorType):
             return kind
         shape = []
@@ -441,7 +375,8 @@ class Importer:
             self.levels.pop()
 
     def close(self, inners: Sequence[Inner]) -> tuple[list[Graph], tuple[Value, ...]]:
-        """Traced inner graphs as Graphs, and the outer Values that each takes after its own inputs."""
+        """Traced inner graphs as Graphs, and the outer Values that each takes after its own
+        inputs."""
         parameters: dict[Value, Value] = {}
         for inner in inners:
             for value in self.captures(inner):
@@ -498,35 +433,3 @@ class Importer:
     def elements(self, sequence: Value) -> tuple[Value, ...] | None:
         """The Values in a sequence whose structure is known."""
         return self.values.elements(sequence)
-
-
-def call(reader: Meaning, inputs: Sequence[Value | None], keywords: Mapping[str, Any]) -> Any:
-    """The reader's result. What it raises besides our own errors comes from a node that breaks ONNX's rules."""
-    try:
-        return reader.read(*inputs, **keywords)
-    except (Error, Refused, NeedsValue, Expansion, Poisoned, NotImplementedError):
-        raise
-    except Undecided as error:
-        raise NeedsValue(None, str(error)) from None
-    except TypeError as error:
-        if error.__traceback__ is not None and error.__traceback__.tb_next is None:
-            raise InvalidModel(f"its inputs or attributes do not fit: {error}") from None
-        raise malformed(error) from error
-    except Exception as error:
-        raise malformed(error) from error
-
-
-def malformed(error: Exception) -> InvalidModel:
-    return InvalidModel(
-        f"it cannot be read ({type(error).__name__}: {error}): its inputs or attributes break ONNX's "
-        "rules for the operator, or its reader has a defect"
-    )
-
-
-def located(error: Error, label: str, operator: str) -> Error:
-    """The error with the node it arose at; the innermost node is the one named."""
-    if isinstance(error, UnsupportedModel) or getattr(error, "node", None) is not None:
-        return error
-    new = type(error)(f'at node "{label}" ({operator}): {error}')
-    new.node = label  # type: ignore[attr-defined]
-    return new

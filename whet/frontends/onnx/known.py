@@ -1,4 +1,5 @@
-"""What is known of Values while a model is read: elements that no run changes, and captured ones."""
+"""What is known of Values while a model is read: elements that no run changes, and captured
+ones."""
 
 from __future__ import annotations
 
@@ -37,7 +38,6 @@ class Known:
         self.needed: dict[str, str] = {}
         self._arrays: dict[str, np.ndarray] = {}
         self._fixed: dict[Value, bool] = {}
-        self._constant: dict[Value, bool] = {}
         self._contents: MutableMapping[Value, np.ndarray | None] = {}
 
     def array(self, name: str) -> np.ndarray:
@@ -47,15 +47,13 @@ class Known:
         return self._arrays[name]
 
     def is_fixed(self, value: Value) -> bool:
-        """Whether no input, parameter or effect is behind it: weights, constants and sizes make it."""
+        """Whether no input, parameter or effect is behind it: weights, constants and sizes make
+        it."""
         return depends_on_none(value, _varies, self._fixed)
 
-    def is_constant(self, value: Value) -> bool:
-        """Whether every run gives the same."""
-        return depends_on_none(value, _varies_or_has_sizes, self._constant)
-
     def contents(self, value: Value) -> np.ndarray | None:
-        """The elements, where sizes, constants and weights tell them; these weights are then frozen."""
+        """The elements, where sizes, constants and weights tell them; these weights are then
+        frozen."""
         if value.contents is not None:
             return value.contents
         if not isinstance(value.type, TensorType) or not self.is_fixed(value):
@@ -130,7 +128,8 @@ def small(value: Value) -> bool:
 
 
 def work(values: list[Value]) -> int:
-    """How many elements are computed to get to the last of the values; those read are not counted."""
+    """How many elements are computed to get to the last of the values; those read are not
+    counted."""
     total = 0
     for value in values:
         if isinstance(value.op, Weight | Input) or not isinstance(value.type, TensorType):
@@ -142,10 +141,6 @@ def work(values: list[Value]) -> int:
 
 def _varies(value: Value) -> bool:
     return isinstance(value.op, Input | Parameter) or value.op.has_effect
-
-
-def _varies_or_has_sizes(value: Value) -> bool:
-    return _varies(value) or bool(value.op.symbols)
 
 
 def depends_on_none(value: Value, test: Callable[[Value], bool], memo: dict[Value, bool]) -> bool:

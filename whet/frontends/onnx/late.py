@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from whet.errors import InvalidInput
-from whet.frontends.onnx.importer import Imported, Importer, Scope
+from whet.frontends.onnx.importer import Imported, Importer
 from whet.frontends.onnx.known import kind_of
 from whet.frontends.onnx.region import Region, Weights
+from whet.frontends.onnx.scope import Scope
 from whet.ir.graph import Input, Value, make
 from whet.ir.sizes import Size, symbol
 from whet.ir.types import OptionalType, SequenceType, TensorType, Type, UnrankedType, map_sizes
@@ -28,8 +29,9 @@ def import_late(
     """The stage of a late region for captured values: arrays, lists of arrays, None where absent.
 
     All its shapes are numbers. `needed` of the result names the captured values whose elements, or
-    whose structure, it was made for; it serves every run in which these and the shapes are the same.
-    Tensors come from `weights` by name where given. Raises UnsupportedModel as from_onnx does.
+    whose structure, it was made for; it serves every run in which these and the shapes are the
+    same. Tensors come from `weights` by name where given. Raises UnsupportedModel as from_onnx
+    does.
     """
     importer = Importer(region.functions, captured)
     scope = Scope()
@@ -88,7 +90,8 @@ def _any_unless_known(size: Size) -> Size:
 
 @dataclass
 class Stages:
-    """The stages of one region that were made so far, by what they were made for. Safe between threads."""
+    """The stages of one region that were made so far, by what they were made for. Safe between
+    threads."""
 
     region: Region
     made: OrderedDict[Any, list[Imported]] = field(default_factory=OrderedDict)
@@ -127,7 +130,8 @@ class Stages:
 
 
 def _shape(item: Any) -> Any:
-    """What every stage depends on: the dtype and shape of an array, whether an optional is there."""
+    """What every stage depends on: the dtype and shape of an array, whether an optional is
+    there."""
     if item is None or isinstance(item, list | tuple):
         return type(item)
     array = np.asarray(item)

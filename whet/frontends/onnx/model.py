@@ -12,14 +12,13 @@ import numpy as np
 from whet.ir.types import TensorType, Type
 
 # The numbers that TensorProto.DataType gives to element types.
-DTYPES: dict[int, str] = dict(
-    enumerate(
-        "float32 uint8 int8 uint16 int16 int32 int64 string bool float16 float64 uint32 uint64 complex64 "
-        "complex128 bfloat16 float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz uint4 int4 "
-        "float4_e2m1fn float8_e8m0fnu uint2 int2".split(),
-        start=1,
-    )
-)
+_NUMBERED = [
+    *("float32", "uint8", "int8", "uint16", "int16", "int32", "int64", "string", "bool", "float16"),
+    *("float64", "uint32", "uint64", "complex64", "complex128", "bfloat16", "float8_e4m3fn"),
+    *("float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "uint4", "int4", "float4_e2m1fn"),
+    *("float8_e8m0fnu", "uint2", "int2"),
+]
+DTYPES: dict[int, str] = dict(enumerate(_NUMBERED, start=1))
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,8 @@ class Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """One application of an operator in the user's model, with the opset that gives it its meaning."""
+    """One application of an operator in the user's model, with the opset that gives it its
+    meaning."""
 
     operator: str
     domain: str
@@ -59,7 +59,8 @@ class Node:
 
     @cached_property
     def reads(self) -> tuple[str, ...]:
-        """Every name that the node takes from its scope, for itself or for an inner graph; each once."""
+        """Every name that the node takes from its scope, for itself or for an inner graph; each
+        once."""
         inner = (name for body in self.bodies for name in body.reads)
         return tuple(dict.fromkeys(name for name in (*self.inputs, *inner) if name))
 

@@ -1,4 +1,5 @@
-"""Records of a late region as JSON-able data and back. Tensors go by name: their bytes are the engine's."""
+"""Records of a late region as JSON-able data and back. Tensors go by name: their bytes are the
+engine's."""
 
 from __future__ import annotations
 

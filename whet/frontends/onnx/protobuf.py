@@ -1,4 +1,5 @@
-"""ONNX files and messages to records. The only part of the importer that needs the `onnx` package."""
+"""ONNX files and messages to records. The only part of the importer that needs the `onnx`
+package."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ Record = TypeVar("Record")
 
 
 def read_model(source: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Model:
-    """The records of a model file, its bytes or its ModelProto; raises InvalidModel for what is none."""
+    """The records of a model file, its bytes or its ModelProto; raises InvalidModel for what is
+    none."""
     proto, folder = parse(source)
     if not proto.HasField("graph"):
         raise InvalidModel(f"{_where(source)} is not an ONNX model: it has no graph")
@@ -216,7 +218,8 @@ def _tensor_type(name: str, number: int, dims: Iterable[int]) -> TensorType:
     dtype = DTYPES.get(number)
     if dtype is None:
         raise InvalidModel(
-            f"tensor {name!r} has the element type {number}, which is none of {', '.join(DTYPES.values())}"
+            f"tensor {name!r} has the element type {number}, which whet does not know; "
+            f"it knows {', '.join(DTYPES.values())}"
         )
     shape = tuple(dims)
     if any(d < 0 for d in shape):

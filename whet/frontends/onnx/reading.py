@@ -19,7 +19,8 @@ from whet.ops.movement import reshape, slice_axis
 from whet.ops.select import Extent
 
 if TYPE_CHECKING:
-    from whet.frontends.onnx.importer import Importer, Inner, Scope
+    from whet.frontends.onnx.importer import Importer
+    from whet.frontends.onnx.scope import Inner, Scope
 
 MOST_AXES = 16  # of a tensor whose sizes are data
 
@@ -47,13 +48,15 @@ class Reading:
         return self.importer.fresh_size(f"{self.scope.prefix}{self.node.label}.{what}", low, high)
 
     def sizes(self, value: Value, what: str) -> tuple[Size, ...]:
-        """The elements of an integer tensor of sizes; raises NeedsValue where only a run can tell them."""
+        """The elements of an integer tensor of sizes; raises NeedsValue where only a run can
+        tell them."""
         if value.dtype not in INTEGERS:
             raise TypeMismatch(f"{what} must be integers, got {value.type}")
         return tuple(self.contents(value, what).ravel().tolist())
 
     def counts(self, value: Value, what: str) -> tuple[Size, ...]:
-        """As sizes(), but numbers that only a run can tell get names: for sizes that cannot be negative."""
+        """As sizes(), but numbers that only a run can tell get names: for sizes that cannot be
+        negative."""
         if self.known(value) is not None:
             return self.sizes(value, what)
         length = value.shape[0] if value.rank == 1 else 1
@@ -85,7 +88,8 @@ class Reading:
         return self.importer.known(value)
 
     def elements(self, sequence: Value, what: str) -> tuple[Value, ...]:
-        """The Values in a sequence; raises NeedsValue where only a run can tell how many there are."""
+        """The Values in a sequence; raises NeedsValue where only a run can tell how many there
+        are."""
         found = self.importer.elements(sequence)
         if found is None:
             raise NeedsValue(sequence, what)
@@ -93,7 +97,8 @@ class Reading:
 
     @property
     def is_late(self) -> bool:
-        """Whether this is a stage of a late region: captured values are at hand, all sizes numbers."""
+        """Whether this is a stage of a late region: captured values are at hand, all sizes
+        numbers."""
         return self.importer.is_late
 
     def expand(
@@ -132,11 +137,13 @@ class Reading:
     def trace(
         self, body: Body | Callable[[Sequence[Value]], Sequence[Value]], types: Sequence[Type]
     ) -> Inner:
-        """An inner graph, or what a function makes of its inputs, read for inputs of the given types."""
+        """An inner graph, or what a function makes of its inputs, read for inputs of the given
+        types."""
         return self.importer.trace(body, types, self.scope, self.node.label)
 
     def close(self, *inners: Inner) -> tuple[list[Graph], tuple[Value, ...]]:
-        """Traced inner graphs as Graphs, and the outer Values that all of them take as further inputs."""
+        """Traced inner graphs as Graphs, and the outer Values that all of them take as further
+        inputs."""
         return self.importer.close(inners)
 
     def weight(self, tensor: Tensor) -> Value:

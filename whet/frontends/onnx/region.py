@@ -1,4 +1,5 @@
-"""A late region: the ONNX records of what only a run can give ranks and structure, as plain data."""
+"""A late region: the ONNX records of what only a run can give ranks and structure, as plain
+data."""
 
 from __future__ import annotations
 
@@ -14,8 +15,9 @@ from whet.frontends.onnx.model import Body, Function, FunctionKey, Node, Tensor
 from whet.ir.graph import Graph, Value
 
 if TYPE_CHECKING:
-    from whet.frontends.onnx.importer import Importer, Scope
+    from whet.frontends.onnx.importer import Importer
     from whet.frontends.onnx.late import Stages
+    from whet.frontends.onnx.scope import Scope
 
 Weights = Callable[[str], np.ndarray]
 
@@ -44,18 +46,21 @@ class Region:
         return Stages(self)
 
     def stage(self, captured: Mapping[str, Any], weights: Weights | None = None) -> Graph:
-        """The graph for the captured values: arrays, lists of them, or None for an absent optional."""
+        """The graph for the captured values: arrays, lists of them, or None for an absent
+        optional."""
         return self.stages.get(captured, weights).graph
 
     def to_plain(self) -> dict[str, Any]:
-        """JSON-able data; the tensors' bytes are not in it, `tensors` lists what must be kept beside it."""
+        """JSON-able data; the tensors' bytes are not in it, `tensors` lists what must be kept
+        beside it."""
         from whet.frontends.onnx.plain import region_to_plain
 
         return region_to_plain(self)
 
     @staticmethod
     def from_plain(plain: Any, weights: Weights) -> Region:
-        """The region of to_plain, its tensors read from `weights`; raises InvalidEngine for other data."""
+        """The region of to_plain, its tensors read from `weights`; raises InvalidEngine for
+        other data."""
         from whet.frontends.onnx.plain import region_from_plain
 
         return region_from_plain(plain, weights)
@@ -97,7 +102,8 @@ def map_tensors(
 
 
 def cut(importer: Importer, scope: Scope, late: list[str], wanted: tuple[str, ...]) -> Region:
-    """The region that computes the `late` names: the postponed nodes they need, and what these read."""
+    """The region that computes the `late` names: the postponed nodes they need, and what these
+    read."""
     nodes, reads = _needed_nodes(importer, scope, late)
     captured, tensors = [], {}
     for name in reads:
@@ -127,7 +133,8 @@ def _keyed(importer: Importer, name: str, tensor: Tensor) -> Tensor:
 def _needed_nodes(
     importer: Importer, scope: Scope, late: list[str]
 ) -> tuple[list[Node], list[str]]:
-    """The postponed nodes behind the names with those that make constants for them, and what they read."""
+    """The postponed nodes behind the names with those that make constants for them, and what
+    they read."""
     maker = {name: node for node in importer.nodes for name in node.outputs if name}
     chosen: set[Node] = set()
     reads: dict[str, None] = {}
@@ -144,10 +151,10 @@ def _needed_nodes(
 
 
 def _remade(name: str, maker: Mapping[str, Node], importer: Importer, scope: Scope) -> bool:
-    """Whether the node that makes a name may be read again in the region, since it reads constants only."""
+    """Whether the node that makes a name may be read again in the region, since it reads
+    constants only."""
     return name in maker and all(
-        isinstance(v := scope.find(read), Value) and importer.values.is_constant(v)
-        for read in maker[name].reads
+        isinstance(v := scope.find(read), Value) and v.is_static for read in maker[name].reads
     )
 
 

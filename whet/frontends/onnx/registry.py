@@ -1,8 +1,9 @@
 """Which function reads which ONNX operator, and what such a function may ask for.
 
-A reader function carries the operator's name and, where ONNX has changed the meaning, the opset since which
-it holds: `Softmax_13`. Its positional arguments are the operator's inputs (None where absent), its keyword
-arguments the attributes with ONNX's defaults; an argument called `node` receives the Node being read.
+A reader function carries the operator's name and, where ONNX has changed the meaning, the opset
+since which it holds: `Softmax_13`. Its positional arguments are the operator's inputs (None where
+absent), its keyword arguments the attributes with ONNX's defaults; an argument called `node`
+receives the Node being read.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def meaning(domain: str, operator: str, opset: int) -> Meaning | None:
     return meanings[max(meanings)] if meanings else None
 
 
-class NeedsValue(Exception):
+class NeedsValue(Exception):  # noqa: N818
     """A reader needs the elements of a Value, or its structure, that only a run can tell."""
 
     def __init__(self, value: Value | None, what: str) -> None:
@@ -91,5 +92,5 @@ class NeedsValue(Exception):
         self.value, self.what = value, what
 
 
-class Refused(Exception):
+class Refused(Exception):  # noqa: N818
     """A node that cannot be read: the reason, for the one message that lists them all."""

@@ -27,7 +27,8 @@ MOST_DENSE = 1 << 30  # bytes of the dense form of a sparse tensor
 
 
 def elements(proto: Any, kind: TensorType, folder: pathlib.Path | None) -> np.ndarray:
-    """The array that a TensorProto holds or points to; raises InvalidModel where they do not fit."""
+    """The array that a TensorProto holds or points to; raises InvalidModel where they do not
+    fit."""
     shape = tuple(int(d) for d in kind.shape)
     count = math.prod(shape)
     if proto.data_location == proto.EXTERNAL:
@@ -142,7 +143,8 @@ def _beside(folder: pathlib.Path, where: str, what: str) -> pathlib.Path:
 
 
 def dense(values: Tensor, indices: Tensor, kind: TensorType) -> np.ndarray:
-    """A sparse tensor with its zeros: indices are positions of the flat tensor, or one row for each element."""
+    """A sparse tensor with its zeros: indices are positions of the flat tensor, or one row for
+    each element."""
     shape = tuple(int(d) for d in kind.shape)
     if math.prod(shape) * kind.numpy.itemsize > MOST_DENSE:
         raise InvalidModel(f"sparse tensor {values.name!r} ({kind}) is too large to be made dense")

@@ -1,7 +1,7 @@
 """ONNX's control flow: If, Loop, Scan, SequenceMap.
 
-What is known while reading is expanded in place: the branch taken, a few iterations. What is not becomes
-an operator with inner graphs where their types can be told, and is late otherwise.
+What is known while reading is expanded in place: the branch taken, a few iterations. What is not
+becomes an operator with inner graphs where their types can be told, and is late otherwise.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from whet.ops import movement as mv
 from whet.ops import sequence as sq
 
 if TYPE_CHECKING:
-    from whet.frontends.onnx.importer import Inner
     from whet.frontends.onnx.reading import Reading
+    from whet.frontends.onnx.scope import Inner
 
 MOST_UNROLLED = 32  # iterations
 MOST_UNROLLED_NODES = 1024
@@ -142,7 +142,8 @@ def _loop(
 def _settle(
     initial: Sequence[Value], body: Body, node: Reading
 ) -> tuple[list[Type], set[str], Inner]:
-    """Types of the carried values that hold before and after every iteration, and the body read for them."""
+    """Types of the carried values that hold before and after every iteration, and the body read
+    for them."""
     types: list[Type] = [v.type for v in initial]
     sizes: set[str] = set()
     first = [_like(body.inputs[0][1], "int64"), _like(body.inputs[1][1], "bool")]
@@ -163,7 +164,8 @@ def _like(declared: Type | None, dtype: str) -> TensorType:
 
 
 def _widen(kind: Type, result: Type, sizes: set[str], node: Reading, what: str) -> Type:
-    """A type for values that were of the one type before an iteration and are of the other after it."""
+    """A type for values that were of the one type before an iteration and are of the other after
+    it."""
     try:
         wide = sq.join(kind, result)
     except TypeMismatch:
@@ -270,7 +272,8 @@ def LoopRest(
     carried: int,
     node: Reading,
 ) -> Any:
-    """A loop after some of its iterations: carried values, scanned values of the last one, all those before."""
+    """A loop after some of its iterations: carried values, scanned values of the last one, all
+    those before."""
     count = len(body.outputs) - 1 - carried
     items, before = values[carried : carried + count], values[carried + count :]
     scanned = [append(sequence, item) for sequence, item in zip(before, items)]

@@ -1,4 +1,5 @@
-"""Slice, Reshape and Range where the numbers they take are data: computed in the graph, then named as sizes."""
+"""Slice, Reshape and Range where the numbers they take are data: computed in the graph, then
+named as sizes."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
 
 def dynamic_slice(x: Value, start: Value, end: Value, axis: int, step: int, node: Reading) -> Value:
-    """x[start:end:step] along an axis as Python has it, for scalars that are data and a step above 0."""
+    """x[start:end:step] along an axis as Python has it, for scalars that are data and a step
+    above 0."""
     size = x.shape[axis]
     start, end = _from_front(start, size), _from_front(end, size)
     room = ew.Max()(end - start, constant(0, "int64"))
@@ -42,7 +44,8 @@ def has_known_length(shape: Value) -> bool:
 
 
 def dynamic_reshape(x: Value, shape: Value, keeps_zeros: bool, node: Reading) -> Value:
-    """x under a shape that is data: 0 copies x's size unless zeros are kept, -1 takes what is left."""
+    """x under a shape that is data: 0 copies x's size unless zeros are kept, -1 takes what is
+    left."""
     wanted = ew.Cast("int64")(shape)
     if not keeps_zeros:
         wanted = _copied(wanted, x.shape)
@@ -73,7 +76,8 @@ def dynamic_range(start: Value, limit: Value, delta: Value, node: Reading) -> Va
 
 
 def _steps(start: Value, limit: Value, delta: Value) -> Value:
-    """(limit - start) / delta rounded up, of integers: whatever the signs, no step for the wrong way."""
+    """(limit - start) / delta rounded up, of integers: whatever the signs, no step for the wrong
+    way."""
     zero, one = constant(0, start.dtype), constant(1, start.dtype)
     way = limit - start
     towards = ew.Where()(ew.Less()(zero, delta), delta - one, delta + one)

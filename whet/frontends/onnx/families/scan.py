@@ -1,4 +1,5 @@
-"""ONNX's Scan and SequenceMap: a graph run for each position along an axis, for each element of a sequence."""
+"""ONNX's Scan and SequenceMap: a graph run for each position along an axis, for each element of
+a sequence."""
 
 from __future__ import annotations
 
@@ -19,8 +20,8 @@ from whet.ops import movement as mv
 from whet.ops import sequence as sq
 
 if TYPE_CHECKING:
-    from whet.frontends.onnx.importer import Inner
     from whet.frontends.onnx.reading import Reading
+    from whet.frontends.onnx.scope import Inner
 
 MOST_UNROLLED = 64  # elements of a sequence
 
@@ -34,7 +35,8 @@ def Scan(
     directions: Sequence[int] = (),
     node: Reading,
 ) -> Any:
-    """Opset 8: a batch axis first, the scanned axis second, and lengths for each batch where given."""
+    """Opset 8: a batch axis first, the scanned axis second, and lengths for each batch where
+    given."""
     count = _count(inputs, num_scan_inputs, body)
     back = _filled(directions, num_scan_inputs)
     scanned = [mv.Reverse((1,))(x) if d else x for x, d in zip(inputs[count:], back)]
@@ -170,15 +172,18 @@ def _close(
 
 
 def _require_same(before: Type, after: Type) -> None:
-    """Raises unless a state may keep its type over a step; sizes that may differ are checked at each run."""
+    """Raises unless a state may keep its type over a step; sizes that may differ are checked at
+    each run."""
     if before == after:
         return
-    if isinstance(before, TensorType) and isinstance(after, TensorType):
-        if before.dtype == after.dtype and before.rank == after.rank:
+    match before, after:
+        case TensorType(), TensorType() if (
+            before.dtype == after.dtype and before.rank == after.rank
+        ):
             for a, b in zip(before.shape, after.shape):
                 ew.require_equal(a, b, "the sizes of a state before and after a step")
-            return
-    raise ShapeError(f"a state is {before} before a step and {after} after it")
+        case _:
+            raise ShapeError(f"a state is {before} before a step and {after} after it")
 
 
 def unrolled(

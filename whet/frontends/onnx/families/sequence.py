@@ -1,7 +1,7 @@
 """ONNX's operators on sequences and optionals.
 
-A sequence whose structure is known while reading is a MakeSequence: its elements are that operator's inputs,
-and most operators on it come down to a choice among them.
+A sequence whose structure is known while reading is a MakeSequence: its elements are that
+operator's inputs, and most operators on it come down to a choice among them.
 """
 
 from __future__ import annotations
