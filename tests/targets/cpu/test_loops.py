@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.targets.cpu.kernels import LEVELS, expected, run, tensor
+from tests.targets.cpu.kernels import LEVELS, expected, plan, run, tensor
 from whet.ir.graph import Value
 from whet.ops.elementwise import Cast, Gelu, Tanh
 from whet.ops.movement import Slice, reshape, transpose
@@ -20,7 +20,9 @@ def draw(rng: np.random.Generator, value: Value) -> Any:
     return (rng.standard_normal(value.shape) * 50).astype(value.tensor.numpy)
 
 
-def check(y: Value, inputs: list[Value], level: str, threads: int, seed: int = 0) -> None:
+def check(
+    y: Value, inputs: list[Value], level: str, threads: int, seed: int = 0, scale: float = 0
+) -> None:
     rng = np.random.default_rng(seed)
     feeds = {i: draw(rng, i) for i in inputs}
     (got,), (want,) = run([y], feeds, level, threads), expected([y], feeds)
@@ -28,7 +30,7 @@ def check(y: Value, inputs: list[Value], level: str, threads: int, seed: int = 0
     if got.dtype.kind in "biu":
         np.testing.assert_array_equal(got, want)
     else:
-        size = np.abs(want.astype(np.float64)).max()
+        size = max(scale, np.abs(want.astype(np.float64)).max())
         np.testing.assert_allclose(
             got.astype(float), want.astype(float), rtol=2e-5, atol=1e-6 * size
         )
@@ -105,3 +107,29 @@ def test_reductions_of_reshaped_rows(level: str) -> None:
 
 def gains(size: int) -> tuple[Value, Value]:
     return tensor("gain", "float32", size), tensor("bias", "float32", size)
+
+
+@pytest.mark.parametrize("kind", ["sum", "max", "min"])
+@pytest.mark.parametrize(
+    "shape, axes",
+    [
+        ((300, 200), (0, 1)),
+        ((40000,), (0,)),
+        ((3, 20000), (1,)),
+        ((2, 8, 70, 90), (1, 2, 3)),
+        ((3, 3, 90, 90), (0, 1, 2, 3)),
+        ((32771,), (0,)),
+        ((70000, 2), (0,)),
+    ],
+    ids=str,
+)
+def test_large_reductions_leave_work_to_every_thread(
+    kind: str, shape: tuple[int, ...], axes: tuple[int, ...]
+) -> None:
+    for dtype in ("float32", "int64", "float16"):
+        x = tensor("x", dtype, *shape)
+        # A sum's error is to be seen beside the sum of sizes, not beside what did not cancel out.
+        check(Reduce(kind, axes)(x), [x], "avx2", 3, scale=40.0 * np.prod(shape))
+    (axis, *_) = axes
+    steps = plan([Reduce(kind, axes)(tensor("x", "float32", *shape))], (), "avx2").steps
+    assert len(steps) == (1 if shape[axis] == 32771 else 2)

@@ -16,7 +16,7 @@ from whet.plan.group import ELEMENTWISE, MOVEMENT, READS
 from whet.plan.lower import RULES
 from whet.plan.nests import NESTS
 from whet.targets.cpu.arithmetic import COMPUTE, EMIT
-
+from whet.targets.cpu.two_steps import in_two_steps
 
 CARRIES = (*MOVEMENT, *READS, Where, BitCast, ScatterElements, ScatterND)
 """Operators that only carry elements, or their bits."""
@@ -65,6 +65,8 @@ def legalize(value: Value) -> Any:
     """One operator in simpler terms, or the Value itself."""
     if isinstance(value.op, Pow) and len({i.dtype for i in value.inputs if i is not None}) > 1:
         return _pow_of_one_dtype(value)
+    if (parts := in_two_steps(value)) is not None:
+        return parts
     if emits(value) or not hasattr(value.op, "lower"):
         return value
     return value.op.lower(*value.inputs)
