@@ -196,11 +196,17 @@ class Matcher:
             return self._read(value.op.name)
         return None
 
-    def _read(self, name: str) -> Any:
+    def look(self, name: str) -> Any:
+        """A weight's elements where rules may look at them, else None; what was seen is remembered."""
         data = self.read(name)
+        if data is not None:
+            self.numbers_read[name] = None
+        return data
+
+    def _read(self, name: str) -> Any:
+        data = self.look(name)
         if data is None:
             return None
-        self.numbers_read[name] = None
         return data.item() if data.dtype.kind in "biuf" else _narrow(data)
 
     def _is_number(self, pattern: Pattern, value: Value) -> bool:

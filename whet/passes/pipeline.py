@@ -9,6 +9,7 @@ from whet.passes.fold import fold_constants
 from whet.passes.fold_weights import fold_weights
 from whet.passes.layout import channels_last, settle_layout
 from whet.passes.projections import merge_projections
+from whet.passes.qdq import quantized_arithmetic
 from whet.passes.recognise import Numbers, looking_at, read_numbers, recognise
 from whet.passes.simplify import simplify
 
@@ -22,6 +23,7 @@ PASSES: tuple[Pass, ...] = (
     channels_last,
     recognise,
     settle_layout,
+    quantized_arithmetic,
     fold_weights,
     merge_projections,
     fold_constants,

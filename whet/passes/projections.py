@@ -1,4 +1,4 @@
-"""Queries, keys and values from one product, where all three are products of one input with weights."""
+"""Queries, keys and values from one product, where all are products of one input with weights."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from whet.passes.movement import only
 def merge_projections(graph: Graph) -> Graph:
     """One product gives the queries, keys and values of an attention, which reads slices of it.
 
-    Their weights are joined, as an expression over weights. It pays because attention reads slices as
-    they lie: a larger product keeps more workers busy, and its input is read once.
+    Their weights are joined, as an expression over weights. It pays because attention reads slices
+    as they lie: a larger product keeps more workers busy, and its input is read once.
     """
     return rewrite(graph, [one_product])
 

@@ -56,6 +56,11 @@ class Numbers:
 _numbers: ContextVar[Numbers | None] = ContextVar("numbers", default=None)
 
 
+def known_numbers() -> Numbers:
+    """What passes may look at now: nothing, outside looking_at()."""
+    return _numbers.get() or Numbers()
+
+
 @contextmanager
 def looking_at(numbers: Numbers | None) -> Iterator[None]:
     """Within it, recognise() may look at these numbers."""
@@ -68,13 +73,13 @@ def looking_at(numbers: Numbers | None) -> Iterator[None]:
 
 def read_numbers(graph: Graph) -> Graph:
     """Indices and exponents that the model keeps as weights become attributes."""
-    numbers = _numbers.get() or Numbers()
+    numbers = known_numbers()
     return rewrite(graph, [small_power, gather_of_one], numbers.read, numbers.frozen.update)
 
 
 def recognise(graph: Graph) -> Graph:
     """GELU, SiLU, softmax, normalisation and attention become one operator each."""
-    numbers = _numbers.get() or Numbers()
+    numbers = known_numbers()
     return rewrite(graph, [*RULES, *ATTENTION], numbers.read, numbers.frozen.update)
 
 
