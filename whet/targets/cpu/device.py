@@ -29,6 +29,7 @@ from whet.targets.cpu.functions import LIBRARY
 from whet.targets.cpu.legalize import emits, legalize
 from whet.targets.cpu.pool import Pool
 from whet.targets.cpu.templates import TEMPLATES
+from whet.targets.cpu.workers import Job, compile_all
 
 
 class ObjectCache(Protocol):
@@ -72,7 +73,7 @@ class Device:
         """The address of the kernel's function, compiled or taken from the cache."""
         with self._lock:
             if kernel not in self._code:
-                self._code[kernel] = self._build(kernel)
+                self._code[kernel] = _load(self.object(kernel))
             return self._code[kernel].address(codegen.ENTRY)
 
     def key(self, kernel: Kernel | str) -> str:
@@ -98,13 +99,44 @@ class Device:
         """The kernel's machine code, prebuilt, from the cache, or compiled now."""
         return self._cached(self.key(kernel), lambda: self._compile(kernel))
 
+    def compile(self, kernels: Sequence[Kernel]) -> None:
+        """Makes sure of the code of many kernels, several processes compiling what is new."""
+        missing = [k for k in dict.fromkeys(kernels) if k not in self._code]
+        found = {k: self._found(self.key(k)) for k in missing}
+        jobs = {k: self._job(k) for k, code in found.items() if code is None}
+
+        def done() -> None:
+            if self.watch is not None:
+                self.watch(sum(bool(job.code) for job in jobs.values()), len(jobs))
+
+        compile_all(list(jobs.values()), self.architecture, done)
+        for kernel, job in jobs.items():
+            self._keep(self.key(kernel), job.code)
+            if knobs.dump is not None:
+                self._dump(kernel, job.text, job.code)
+        with self._lock:
+            for kernel in missing:
+                if kernel not in self._code:
+                    self._code[kernel] = _load(found[kernel] or jobs[kernel].code)
+
+    def _found(self, key: str) -> bytes | None:
+        code = self.prebuilt.get(key)
+        return self.cache.get(key) if code is None and self.cache is not None else code
+
+    def _keep(self, key: str, code: bytes) -> None:
+        self.compiled += 1
+        if self.cache is not None:
+            self.cache.put(key, code)
+
+    def _job(self, kernel: Kernel) -> Job:
+        text = codegen.to_llvm(kernel, self.architecture)
+        return Job(text, codegen.imports(text))
+
     def _cached(self, key: str, make: Callable[[], bytes]) -> bytes:
-        code = self.prebuilt.get(key) or (self.cache.get(key) if self.cache is not None else None)
+        code = self._found(key)
         if code is None:
             code = make()
-            self.compiled += 1
-            if self.cache is not None:
-                self.cache.put(key, code)
+            self._keep(key, code)
         return code
 
     def _compile(self, kernel: Kernel) -> bytes:
@@ -127,9 +159,9 @@ class Device:
         }.items():
             (folder / f"{stem}.{suffix}").write_bytes(stage)
 
-    def _build(self, kernel: Kernel) -> jit.Code:
-        code = self.object(kernel)
-        return jit.load(code, [codegen.ENTRY], _library(frozenset(jit.undefined_symbols(code))))
+
+def _load(code: bytes) -> jit.Code:
+    return jit.load(code, [codegen.ENTRY], _library(frozenset(jit.undefined_symbols(code))))
 
 
 @cache
@@ -152,11 +184,7 @@ class Executable:
     def __init__(self, plan: Plan, device: Device, threads: int) -> None:
         self.plan, self.device, self.threads = plan, device, threads
         self.segments = _segments(plan.steps)
-        for number, step in enumerate(plan.steps, 1):
-            if step.kernel is not None:
-                device.code(step.kernel)
-            if device.watch is not None:
-                device.watch(number, len(plan.steps))
+        device.compile([step.kernel for step in plan.steps if step.kernel is not None])
         self._free: list[_Context] = []
 
     def run(

@@ -1,0 +1,57 @@
+"""Compiling in worker processes: the same bytes, errors carried over, lost workers made up for."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from whet.errors import CompileError
+from whet.targets.cpu import host, jit, workers
+from whet.targets.cpu.workers import Job, compile_all
+
+
+def jobs(count: int) -> list[Job]:
+    text = "define i64 @add{0}(i64 %x) {{\n %y = add i64 %x, {0}\n ret i64 %y\n}}\n"
+    return [Job(text.format(n), ()) for n in range(count)]
+
+
+def test_workers_give_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "cores", lambda: 3)
+    made = jobs(40)
+    compile_all(made, host.architecture())
+    for job in made:
+        assert job.code == jit.to_object(job.text, host.architecture())
+
+
+def test_an_error_names_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "cores", lambda: 2)
+    bad = Job("define void @broken() {\n ret i64 0\n}\n", ())
+    with pytest.raises(CompileError, match="broken"):
+        compile_all([*jobs(20), bad], host.architecture())
+
+
+@pytest.mark.parametrize(
+    "program", ["/nowhere/python", "/bin/true", "/bin/cat"], ids=["absent", "silent", "echo"]
+)
+def test_without_workers_all_is_compiled_here(
+    monkeypatch: pytest.MonkeyPatch, program: str
+) -> None:
+    monkeypatch.setattr(host, "cores", lambda: 2)
+    monkeypatch.setattr(sys, "executable", program)
+    made = jobs(12)
+    compile_all(made, host.architecture())
+    assert all(job.code for job in made)
+
+
+def test_a_worker_that_dies_loses_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    dying = tmp_path / "python"
+    ready = workers._READY.decode().strip()
+    dying.write_text(f"#!/bin/sh\necho '{ready}'\nhead -c 100 >/dev/null\nexit 1\n")
+    dying.chmod(0o755)
+    monkeypatch.setattr(host, "cores", lambda: 2)
+    monkeypatch.setattr(sys, "executable", str(dying))
+    made = jobs(12)
+    compile_all(made, host.architecture())
+    assert all(job.code for job in made)
