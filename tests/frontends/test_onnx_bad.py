@@ -92,13 +92,13 @@ def test_names_that_are_not_text() -> None:
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("g (float[N] x) => (float[N] y) { y = Relu(z) }", "'z' is used before"),
+        ("g (float[N] x) => (float[N] y) { y = Relu(z) }", "gives the tensor 'z'"),
         ("g (float[N] x) => (float[N] y) { y = Relu(z)\n z = Relu(x) }", "'z' is used before"),
         ("g (float[N] x) => (float[N] y) { y = Add(x, z)\n z = Relu(y) }", "'z' is used before"),
         ("g (float[N] x) => (float[N] y) { y = Relu(y) }", "'y' is used before"),
         ("g (float[N] x) => (float[N] y) { y = Relu(x)\n y = Exp(x) }", "'y' has a value already"),
         ("g (float[N] x) => (float[N] y) { x = Relu(x)\n y = Exp(x) }", "'x' has a value already"),
-        ("g (float[N] x) => (float[N] y) { z = Relu(x) }", "'y' is used before"),
+        ("g (float[N] x) => (float[N] y) { z = Relu(x) }", "gives the tensor 'y'"),
         ("g (float[N] x, float[N] x) => (float[N] y) { y = Relu(x) }", "two inputs"),
         ("g (float[N] x) => (float[N] y) { y, z = Relu(x) }", "it has 1 outputs"),
         ("g (float[N] x) => (float[N] y) { y = Relu(x, x) }", "do not fit"),

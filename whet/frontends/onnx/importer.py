@@ -74,7 +74,7 @@ def import_model(model: Model) -> Imported:
     """The first stage of a model: all that does not depend on what only a run can tell."""
     check_calls(model.body.nodes, model.functions)
     importer = Importer(model.functions)
-    scope = Scope()
+    scope = Scope(own=model.body.own)
     inputs = []
     for name, kind in model.body.inputs:
         if name in model.body.tensors:
@@ -339,7 +339,7 @@ class Importer:
         self, body: Body, inputs: Sequence[Value], outer: Scope, label: str
     ) -> tuple[Any, ...]:
         """The outputs of an inner graph for the given inputs, read in a scope of its own."""
-        scope = Scope({}, outer, f"{outer.prefix}{label}/")
+        scope = Scope({}, outer, f"{outer.prefix}{label}/", body.own)
         if len(inputs) != len(body.inputs):
             raise InvalidModel(
                 f"its inner graph {body.name!r} takes {len(body.inputs)} inputs, not {len(inputs)}"

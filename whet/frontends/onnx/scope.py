@@ -16,16 +16,24 @@ class Scope:
     values: dict[str, Any] = field(default_factory=dict)
     parent: Scope | None = None
     prefix: str = ""
+    own: frozenset[str] = frozenset()
+    """The names that the graph gives a meaning, sooner or later."""
 
     def find(self, name: str) -> Any:
+        """What a name stands for; raises InvalidModel where nothing, or nothing yet, gives it."""
+        comes_later = False
         scope: Scope | None = self
         while scope is not None:
             if name in scope.values:
                 return scope.values[name]
+            comes_later = comes_later or name in scope.own
             scope = scope.parent
-        raise InvalidModel(
-            f"the tensor {name!r} is used before any node, input or initializer gives it"
-        )
+        if comes_later:
+            raise InvalidModel(
+                f"the tensor {name!r} is used before the node that gives it: ONNX needs the nodes "
+                "in topological order, without a cycle"
+            )
+        raise InvalidModel(f"no node, input or initializer gives the tensor {name!r}")
 
 
 class Poison:
