@@ -66,6 +66,10 @@ class Op:
     """Whether `reference` first takes a function that runs an inner graph: (graph, arrays) ->
     outputs."""
 
+    is_bookkeeping: ClassVar[bool] = False
+    """Whether it touches no elements: a size that is read, a branch taken, a sequence put together.
+    The host does that by design, and no kernel could do it faster."""
+
     folds: ClassVar[bool] = False
     """Whether results may be computed while a model is read, where all inputs are known then."""
 

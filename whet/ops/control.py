@@ -43,6 +43,7 @@ class If(ControlFlow):
     then: Graph
     otherwise: Graph
     types: tuple[Type, ...]
+    is_bookkeeping: ClassVar[bool] = True
 
     def infer(self, condition: TensorType, *captures: Type) -> tuple[Type, ...]:
         for graph in (self.then, self.otherwise):

@@ -22,6 +22,7 @@ class Extent(Op):
 
     size: Size
     defines_sizes: ClassVar[bool] = True
+    is_bookkeeping: ClassVar[bool] = True
 
     def infer(self, x: TensorType) -> TensorType:
         need(x.dtype, INTEGERS, "an integer")

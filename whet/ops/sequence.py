@@ -67,6 +67,7 @@ class MakeSequence(Op):
     """The inputs, in order. `element` is the type of what an empty one could hold."""
 
     element: Type
+    is_bookkeeping: ClassVar[bool] = True
 
     def infer(self, *inputs: Type) -> SequenceType:
         element: Type = self.element
@@ -84,6 +85,7 @@ class SequenceAt(Op):
 
     kind: Type
     defines_sizes: ClassVar[bool] = True
+    is_bookkeeping: ClassVar[bool] = True
 
     def infer(self, sequence: Type, index: TensorType) -> Type:
         element_of(sequence)
@@ -97,6 +99,8 @@ class SequenceAt(Op):
 class SequenceLength(Op):
     """The number of elements, an int64 scalar."""
 
+    is_bookkeeping: ClassVar[bool] = True
+
     def infer(self, sequence: Type) -> TensorType:
         element_of(sequence)
         return TensorType("int64", ())
@@ -108,6 +112,8 @@ class SequenceLength(Op):
 @operator
 class SequenceInsert(Op):
     """The sequence with an element put before a position, or at the end without one."""
+
+    is_bookkeeping: ClassVar[bool] = True
 
     def infer(self, sequence: Type, item: Type, index: TensorType | None = None) -> Type:
         return SequenceType(join(element_of(sequence), item))
@@ -123,6 +129,8 @@ class SequenceInsert(Op):
 @operator
 class SequenceErase(Op):
     """The sequence without the element at a position, or without its last."""
+
+    is_bookkeeping: ClassVar[bool] = True
 
     def infer(self, sequence: Type, index: TensorType | None = None) -> Type:
         element_of(sequence)
@@ -185,6 +193,7 @@ class MakeOptional(Op):
     """Its input as an optional of elements of a type, or nothing where there is none."""
 
     element: Type
+    is_bookkeeping: ClassVar[bool] = True
 
     def infer(self, value: Type | None = None) -> OptionalType:
         return OptionalType(self.element if value is None else value)
@@ -196,6 +205,8 @@ class MakeOptional(Op):
 @operator
 class HasElement(Op):
     """Whether an optional holds a value, a bool scalar."""
+
+    is_bookkeeping: ClassVar[bool] = True
 
     def infer(self, optional: Type) -> TensorType:
         return TensorType("bool", ())
@@ -210,6 +221,7 @@ class GetElement(Op):
 
     kind: Type
     defines_sizes: ClassVar[bool] = True
+    is_bookkeeping: ClassVar[bool] = True
 
     def infer(self, optional: Type) -> Type:
         if not isinstance(optional, OptionalType):

@@ -14,7 +14,7 @@ from whet.ops import elementwise as ew
 from whet.ops.gather import ScatterElements, ScatterND
 from whet.ops.movement import Concat
 from whet.ops.reduce import Cumulative
-from whet.plan.kernel import Apply, Axis, Choice, Expression, Literal, Load, Nest, Select, Store
+from whet.plan.kernel import Apply, Axis, Choice, Expression, Literal, Nest, Select, Store
 from whet.plan.lower import Indices, Lowering, flatten, loop_index, within
 
 Phase = Callable[[Lowering, Value], list[Nest]]

@@ -56,7 +56,8 @@ class Plan:
     @cached_property
     def reference_ops(self) -> tuple[str, ...]:
         """The nodes that run their NumPy reference."""
-        return tuple(name for step in self.steps if step.is_host for name in step.nodes)
+        references = [s for s in self.steps if s.is_host and not s.value.op.is_bookkeeping]
+        return tuple(name for step in references for name in step.nodes)
 
     def __str__(self) -> str:
         lines = [

@@ -210,7 +210,10 @@ class Stage:
         self.rest = replace(graph.substitute(inputs), inputs=tuple(inputs.values()))
         runner.reference_ops.update(
             dict.fromkeys(
-                name for v in self.frontier for name in graph.origins.get(v, (str(v.op),))
+                name
+                for v in self.frontier
+                if not v.op.is_bookkeeping
+                for name in graph.origins.get(v, (str(v.op),))
             )
         )
 
