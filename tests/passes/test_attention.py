@@ -10,8 +10,20 @@ from whet.ir.graph import Value, constant
 from whet.ir.sizes import symbol
 from whet.ops.attention import Attention
 from whet.ops.contract import MatMul
-from whet.ops.elementwise import Cast, IsNaN, Relu, Tanh, Where
-from whet.ops.movement import broadcast_to, reshape, slice_axis, transpose, unsqueeze
+from whet.ops.elementwise import (
+    And,
+    Cast,
+    Equal,
+    IsNaN,
+    Less,
+    LessOrEqual,
+    Not,
+    Relu,
+    Tanh,
+    Where,
+)
+from whet.ops.index import Iota
+from whet.ops.movement import Sizes, broadcast_to, reshape, slice_axis, transpose, unsqueeze
 from whet.ops.reduce import Softmax
 from whet.passes.fold import fold_constants
 from whet.passes.layout import channels_last, settle_layout
@@ -220,3 +232,102 @@ NONE = {
 def test_is_no_attention(name):
     before = graph(*NONE[name]())
     assert count(recognise(before), Attention) == 0
+
+
+def positions(length, axis: int, shift=0) -> Value:
+    """As torch's exporter has them: a range, and axes of size 1 around it."""
+    line = Iota(length)() if not isinstance(length, int) else constant(np.arange(length))
+    return reshape(line + shift, *(length if i == axis else 1 for i in range(4)))
+
+
+def below(queries, keys, shift: int = 0) -> Value:
+    """Whether key j is at most query i + shift."""
+    return LessOrEqual()(positions(keys, 3), positions(queries, 2, shift))
+
+
+def triangle(queries, keys) -> Value:
+    """onnxscript: the lower triangle of ones, compared with 0."""
+    diagonal = reshape(positions(keys, 3) - positions(queries, 2), queries, keys)
+    ones = Where()(
+        LessOrEqual()(diagonal, constant(0)), constant(1.0, "float32"), constant(0.0, "float32")
+    )
+    low, zero = constant(-math.inf, "float32"), constant(0.0, "float32")
+    return Where()(Equal()(ones, zero), low, zero)
+
+
+def added(condition: Value, low: float = LOWEST) -> Value:
+    return Where()(condition, constant(0.0, "float32"), constant(low, "float32"))
+
+
+def attended(mask: Value, queries=S, keys=T) -> Value:
+    q, k, v = heads("q", queries), heads("k", keys), heads("v", keys)
+    return MatMul()(guarded(Softmax(-1)(MatMul()(q, swapped(k)) * 0.3 + mask)), v)
+
+
+PAST = T - S
+CAUSAL = {
+    "positions": (added(below(S, T)), 0),
+    "positions after some that are kept": (added(below(S, T, PAST)), PAST),
+    "later keys hidden": (
+        Where()(
+            Less()(positions(S, 2), positions(T, 3)),
+            constant(LOWEST, "float32"),
+            constant(0.0, "float32"),
+        ),
+        0,
+    ),
+    "not later": (added(Not()(Less()(positions(S, 2), positions(T, 3)))), 0),
+    "a triangle": (triangle(S, T), 0),
+    "a constant": (constant(np.where(np.tri(S, T, 1), 0, -1e9), "float32"), 1),
+    "a condition that is a constant": (added(constant(np.tri(S, T, dtype=bool))), 0),
+    "and padding": (
+        added(And()(given("pad", B, 1, 1, T, dtype="bool"), below(S, T)), -math.inf),
+        0,
+    ),
+}
+
+
+@pytest.mark.parametrize("folded", [True, False])
+@pytest.mark.parametrize("name", CAUSAL)
+def test_causal(name, folded):
+    mask, offset = CAUSAL[name]
+    before = graph(attended(mask))
+    (after,) = transformed(
+        recognise, *(fold_constants(before) if folded else simplify(before)).outputs
+    )
+    op = attention_of(after)
+    assert (op.right, op.offset, op.left) == (0, offset, None)
+    masks = next(v.inputs[3] for v in graph(after).values if isinstance(v.op, Attention))
+    assert (masks is None) == (name != "and padding")
+
+
+def test_causal_with_names_for_sizes():
+    past = symbol("past")
+    total = N + past
+    q, k, v = heads("q", N), heads("k", total), heads("v", total)
+    mask = added(LessOrEqual()(positions(total, 3), positions(N, 2) + Sizes((past,))()))
+    y = MatMul()(Softmax(-1)(MatMul()(q, swapped(k)) + mask), v)
+    op = attention_of(recognise(simplify(graph(y))).outputs[0])
+    assert (op.right, op.offset) == (0, past)
+
+
+NOT_CAUSAL = {
+    "a window that hides a query": added(below(S, T, -1)),
+    "earlier keys hidden": added(LessOrEqual()(positions(S, 2), positions(T, 3))),
+    "every second key": added(LessOrEqual()(positions(T, 3) * 2, positions(S, 2))),
+    "padding that may hide all by a finite number": added(
+        And()(given("pad", B, 1, 1, T, dtype="bool"), below(S, T))
+    ),
+    "a constant that is no triangle": constant(np.where(np.eye(S, T), 0, -1e9), "float32"),
+    "a weight": added(weight("w", S, T, dtype="bool")),
+    "numbers too small to hide": Where()(
+        below(S, T), constant(0.0, "float32"), constant(-3.0, "float32")
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NOT_CAUSAL)
+def test_masks_that_are_not_causal(name):
+    (after,) = transformed(recognise, *simplify(graph(attended(NOT_CAUSAL[name]))).outputs)
+    op = attention_of(after)
+    assert (op.left, op.right, op.offset) == (None, None, 0)

@@ -21,7 +21,7 @@ SCALE, ZERO = weight("scale"), weight("zero", dtype="uint8")
 
 
 class Weights:
-    """Weights of a quantised model: small scales, zero points as given, integers of the whole range."""
+    """Weights of a quantised model: small scales, zero points as given, any integers."""
 
     def __init__(self, **zeros: int) -> None:
         self.zeros = zeros

@@ -12,6 +12,7 @@ from whet.ops.elementwise import (
     Cast,
     Clip,
     Div,
+    Equal,
     Exp,
     Max,
     Min,
@@ -83,6 +84,18 @@ BECOMES = {
     "where always": (Where()(constant(True), X, Exp()(X)), X),
     "where never": (Where()(constant(np.zeros((2, 1), bool)), X, Exp()(X)), Exp()(X)),
     "where not": (Where()(Not()(B), X, Exp()(X)), Where()(B, Exp()(X), X)),
+    "equal to what holds": (
+        Equal()(
+            Where()(B, constant(1.0, "float32"), constant(0.0, "float32")), constant(1.0, "float32")
+        ),
+        B,
+    ),
+    "equal to what does not hold": (
+        Equal()(
+            Where()(B, constant(1.0, "float32"), constant(0.0, "float32")), constant(0.0, "float32")
+        ),
+        Not()(B),
+    ),
     "and true": (And()(B, constant(True)), B),
     "or false": (Or()(constant(False), B), B),
     "softmax axis from the back": (Softmax(-1)(X), Softmax(1)(X)),
@@ -170,6 +183,10 @@ STAYS = {
     "int64 does not fit float32": Cast("int64")(Cast("float32")(given("l", 3, dtype="int64"))),
     "clip of relu below zero": Clip()(Relu()(X), -3.0, -1.0),
     "scales that round": X * 0.3 * 0.7,
+    "equal to both sides": Equal()(
+        Where()(B, constant(1.0, "float32"), constant(1.0, "float32") + Exp()(X)),
+        constant(1.0, "float32"),
+    ),
     "max of min": Max()(Min()(X, 1.0), 2.0),
     "or true has a shape": Or()(B, constant(np.array([True, False, True]))),
     "transpose that moves": transpose(X, 1, 0),

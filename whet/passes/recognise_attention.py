@@ -24,6 +24,7 @@ from whet.ops.elementwise import Add, Div, IsNaN, Mul, Neg, Sub, Tanh, Where
 from whet.ops.movement import Broadcast, Reshape, Transpose, broadcast_to, reshape, transpose
 from whet.ops.reduce import Softmax
 from whet.passes.axes import groups
+from whet.passes.causal import causal_offset
 from whet.passes.movement import only
 
 Number = Callable[[Value], Any]
@@ -79,7 +80,7 @@ def attention(p: Value, v: Value, root: Value, matcher: Matcher) -> Built:
     v = only(v) if isinstance(v.op, Cast) and only(v).dtype == scores.q.dtype else v
     if not scores.q.dtype == scores.k.dtype == v.dtype:
         return "queries, keys and values have different dtypes"
-    return built(scores, v, root)
+    return built(scores, v, root, matcher.number)
 
 
 def scores_of(value: Value, number: Number) -> Scores | None:
@@ -213,7 +214,7 @@ READ_SCORES: dict[type[Any], Callable[[Value, Number], Scores | None]] = {
 }
 
 
-def built(scores: Scores, v: Value, root: Value) -> Built:
+def built(scores: Scores, v: Value, root: Value, number: Number) -> Built:
     """The operator on four axes, and its result in the shape that was there."""
     q, k = scores.q, scores.k
     if not q.rank == k.rank == v.rank:
@@ -222,15 +223,31 @@ def built(scores: Scores, v: Value, root: Value) -> Built:
     if heads is None:
         return "the batch axes of queries, keys and values differ"
     q, k, v = heads
-    masks = [_fitted(m, scores.q, q, k) for m in scores.masks]
+    offset, others = _causal(scores.masks, (q.shape[2], k.shape[2]), number)
+    masks = [_fitted(m, scores.q, q, k) for m in others]
     if any(m is None for m in masks):
         return "a mask stretches the scores"
     mask: Value | None = None
     for m in masks:
         mask = m if mask is None else mask + m
     k, v = _grouped(k, v)
-    y = Attention(scores.scale, scores.softcap)(q, k, v, mask)
+    right = None if offset is None else 0
+    op = Attention(scores.scale, scores.softcap, None, right, 0 if offset is None else offset)
+    y = op(q, k, v, mask)
     return reshape(y if y.dtype == root.dtype else Cast(root.dtype)(y), *root.shape)
+
+
+def _causal(
+    masks: tuple[Value, ...], plane: tuple[Size, Size], number: Number
+) -> tuple[Size | None, list[Value]]:
+    """How far behind its place each query sees keys, if a mask says so, and the other masks."""
+    for i, mask in enumerate(masks):
+        found = causal_offset(mask, number) if mask.shape[-2:] == plane else None
+        if found is not None:
+            offset, rest = found
+            others = [*masks[:i], *masks[i + 1 :], *([] if rest is None else [rest])]
+            return offset, others
+    return None, list(masks)
 
 
 def _heads(q: Value, k: Value, v: Value) -> tuple[Value, Value, Value] | None:

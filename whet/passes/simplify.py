@@ -15,7 +15,21 @@ from whet.ir.match import Matcher
 from whet.ir.rewrite import Rules, number, rewrite, rule, rule_for
 from whet.ir.types import FLOATS, INTEGERS, NUMPY_DTYPES, SIGNED
 from whet.ops.cast import Cast
-from whet.ops.elementwise import And, Clip, Div, Max, Min, Mul, Neg, Not, Or, Pow, Relu, Where
+from whet.ops.elementwise import (
+    And,
+    Clip,
+    Div,
+    Equal,
+    Max,
+    Min,
+    Mul,
+    Neg,
+    Not,
+    Or,
+    Pow,
+    Relu,
+    Where,
+)
 from whet.ops.movement import broadcast_to
 from whet.ops.reduce import LogSoftmax, Reduce, Softmax
 from whet.passes.movement import MOVEMENT
@@ -167,6 +181,15 @@ def where_not(c: Value, a: Value, b: Value) -> Value:
     return Where()(c, b, a)
 
 
+@rule(lambda c, a, b, n: Equal()(Where()(c, number(a), number(b)), number(n)))
+def equal_to_one_side(c: Value, a: float, b: float, n: float, root: Value) -> Value | None:
+    """Which side was chosen: the condition, or its negation."""
+    if (a == n) == (b == n):
+        return None
+    chosen = c if a == n else Not()(c)
+    return chosen if chosen.shape == root.shape else None
+
+
 @rule_for(And, Or)
 def and_or_known(value: Value) -> Value | None:
     a, b = value.inputs
@@ -242,6 +265,7 @@ RULES: Rules = [
     cast_of_cast,
     where_known,
     where_not,
+    equal_to_one_side,
     and_or_known,
     positive_axis,
     reduce_nothing,
