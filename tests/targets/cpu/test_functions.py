@@ -45,7 +45,7 @@ def distance(got: Array, want: Array) -> Array:
 FUNCTIONS: dict[str, tuple[Any, Callable[..., Any], float]] = {
     "exp": (Exp(), np.exp, 2),
     "log": (Log(), np.log, 2),
-    "tanh": (Tanh(), np.tanh, 2),
+    "tanh": (Tanh(), np.tanh, 2.5),
     "sin": (Sin(), np.sin, 2),
     "cos": (Cos(), np.cos, 2),
     "erf": (Erf(), np.vectorize(math.erf), 4),
