@@ -103,6 +103,7 @@ def test_names_that_are_not_text() -> None:
         ("g (float[N] x) => (float[N] y) { y, z = Relu(x) }", "it has 1 outputs"),
         ("g (float[N] x) => (float[N] y) { y = Relu(x, x) }", "do not fit"),
         ("g (float[N] x) => (float[N] y) { y = Relu() }", "do not fit"),
+        ("g (float[N] x) => (float[N] y) { y = Add(x, ) }", r"input 1 \(b\) is absent"),
         ("g (float[3] x, float[4] z) => (float[N] y) { y = Add(x, z) }", r'"y" \(Add\).*broadcast'),
         ("g (float[3] x, int64[3] z) => (float[N] y) { y = Add(x, z) }", "one dtype"),
     ],
@@ -195,6 +196,10 @@ CONV = "g (float[1,1,8,8] x, float[1,1,3,3] w) => (float[N] y) {{ y = Conv<{}>(x
         f"g (float[N] x) => (float[N] y) <int64[2] p = {{{HUGE}, 0}}> {{ y = Pad(x, p) }}",
         f"g (float[N] x) => (float[N] y) {{ y = Softmax<axis = {HUGE}>(x) }}",
         CONV.format(f"strides = [{HUGE}, 1]"),
+        "g (float[1,1,2000000000] x) => (float[A,B,C] y) {"
+        " y = AveragePool<kernel_shape = [99], pads = [9, 9]>(x) }",
+        f"g (float[N] x, int64[{HUGE}] s) => (float[M] y) {{ y = Reshape(x, s) }}",
+        f"g (float[N] x, int64[{HUGE}] s) => (float[M] y) {{ y = Expand(x, s) }}",
         CONV.format(f"pads = [{HUGE}, 0, 0, 0]"),
         f"g (float[{HUGE}] x) => (seq(float) y) {{ y = SplitToSequence(x) }}",
         f"""g (float[N] x, bool c) => (float[N] y) {{ n = Constant<value = int64 {{{HUGE}}}>()

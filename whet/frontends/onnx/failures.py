@@ -16,6 +16,9 @@ from whet.ir.sizes import Undecided
 def call(reader: Meaning, inputs: Sequence[Value | None], keywords: Mapping[str, Any]) -> Any:
     """The reader's result. What it raises besides our own errors comes from a node that breaks
     ONNX's rules."""
+    for place, name in reader.required:
+        if place < len(inputs) and inputs[place] is None:
+            raise InvalidModel(f"its input {place} ({name}) is absent, which it needs")
     try:
         return reader.read(*inputs, **keywords)
     except (Error, Refused, NeedsValue, Expansion, Poisoned, NotImplementedError):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from whet.frontends.onnx.importer import Importer
     from whet.frontends.onnx.scope import Inner, Scope
 
-MOST_AXES = 16  # of a tensor whose sizes are data
+MOST_COUNTS = 64  # sizes in one tensor that is data
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Reading:
         if self.known(value) is not None:
             return self.sizes(value, what)
         length = value.shape[0] if value.rank == 1 else 1
-        if not isinstance(length, int) or value.rank > 1 or length > MOST_AXES:
+        if not isinstance(length, int) or value.rank > 1 or length > MOST_COUNTS:
             raise NeedsValue(value, what)
         return tuple(self._extent(value, i, length, what) for i in range(length))
 

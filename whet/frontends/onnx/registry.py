@@ -32,6 +32,16 @@ class Meaning:
         return frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY) - {"node"}
 
     @cached_property
+    def required(self) -> tuple[tuple[int, str], ...]:
+        """The places and names of the inputs that cannot be absent."""
+        parameters = list(inspect.signature(self.read).parameters.values())
+        return tuple(
+            (i, p.name)
+            for i, p in enumerate(parameters)
+            if p.kind is p.POSITIONAL_OR_KEYWORD and p.annotation == "Value"
+        )
+
+    @cached_property
     def wants_node(self) -> bool:
         return "node" in inspect.signature(self.read).parameters
 

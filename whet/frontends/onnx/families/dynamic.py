@@ -17,6 +17,8 @@ from whet.ops.reduce import Reduce
 if TYPE_CHECKING:
     from whet.frontends.onnx.reading import Reading
 
+MOST_AXES = 16  # of a shape that is data
+
 
 def dynamic_slice(x: Value, start: Value, end: Value, axis: int, step: int, node: Reading) -> Value:
     """x[start:end:step] along an axis as Python has it, for scalars that are data and a step
@@ -40,7 +42,7 @@ def _from_front(index: Value, size: Size) -> Value:
 
 def has_known_length(shape: Value) -> bool:
     """Whether a shape that is data says how many axes there are."""
-    return shape.rank == 1 and isinstance(shape.shape[0], int)
+    return shape.rank == 1 and isinstance(shape.shape[0], int) and shape.shape[0] <= MOST_AXES
 
 
 def dynamic_reshape(x: Value, shape: Value, keeps_zeros: bool, node: Reading) -> Value:

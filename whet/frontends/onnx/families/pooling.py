@@ -174,6 +174,9 @@ def average(x: Value, w: Windows, count_padding: bool) -> Value:
     return narrowed(total / reduce(operator.mul, factors, constant(uniform, total.dtype)), x)
 
 
+MOST_TAPS = 1 << 22  # positions looked at to count elements while reading
+
+
 def _elements(size: Size, w: Windows, axis: int, count_padding: bool) -> Value | int:
     """How many elements count in each window of one axis; a number where all have the same."""
     kernel, stride, dilation = w.kernel[axis], w.strides[axis], w.dilations[axis]
@@ -183,7 +186,10 @@ def _elements(size: Size, w: Windows, axis: int, count_padding: bool) -> Value |
         size, before, after = size + before + after, 0, 0
     if before == after == 0 and is_less((windows - 1) * stride + span, size + 1):
         return kernel
-    if not (isinstance(size, int) and isinstance(before, int) and isinstance(windows, int)):
+    if (
+        not (isinstance(size, int) and isinstance(before, int) and isinstance(windows, int))
+        or windows * kernel > MOST_TAPS
+    ):
         ones = broadcast_to(constant(1.0, "float32"), 1, size, 1)
         pool = Pool("sum", (kernel,), (stride,), (dilation,), (before,), (windows,))
         return reshape(pool(ones), windows)
