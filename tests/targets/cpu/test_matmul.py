@@ -164,3 +164,15 @@ def test_movements_that_do_not_step_evenly_take_a_kernel_of_their_own() -> None:
     a, b = tensor("a", "float32", 6, 7), tensor("b", "float32", 7, 10)
     y = reshape(transpose(MatMul()(a, b), 1, 0), 4, 15)
     check(y, [a, b], LEVELS[-1], 2, seed=1, kernels=2)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_is_summed_in_single(level: str, dtype: str) -> None:
+    a, b = tensor("a", dtype, 2, 30, 200), tensor("b", dtype, 200, 40)
+    rng = np.random.default_rng(8)
+    feeds = {x: rng.standard_normal(x.shape).astype(x.tensor.numpy) for x in (a, b)}
+    (got,), (want,) = run([MatMul()(a, b)], feeds, level, 2), expected([MatMul()(a, b)], feeds)
+    assert got.dtype == want.dtype
+    unit = 2.0**-10 if dtype == "float16" else 2.0**-7
+    np.testing.assert_allclose(got.astype(float), want.astype(float), rtol=unit, atol=unit)

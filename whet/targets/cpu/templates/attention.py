@@ -11,15 +11,13 @@ from dataclasses import dataclass
 from whet.ir.graph import Op, Value, operator
 from whet.ir.sizes import Size
 from whet.ops.attention import Attention
-from whet.ops.elementwise import Cast
 from whet.plan.kernel import Template, View
 from whet.targets.cpu.architecture import Architecture
 from whet.targets.cpu.llvm import Module
-from whet.targets.cpu.templates.matmul import integer
+from whet.targets.cpu.templates.matmul import FLOATS, cast, integer
 from whet.targets.cpu.templates.tiling import split_even
 
 BLOCK_BYTES = 256 << 10  # of copied keys and values, kept in the second-level cache
-FLOATS = ("float32", "float16", "bfloat16")
 
 
 @operator
@@ -42,10 +40,9 @@ class AttentionTemplate:
             return None
         if not value.type.is_static or 0 in value.inputs[1].shape:  # type: ignore[union-attr]
             return None
-        inputs = [i if i is None else _single(i) for i in value.inputs]
+        inputs = [i if i is None else cast(i, "float32") for i in value.inputs]
         run = FlashAttention(op.scale, op.softcap, op.left, op.right, op.offset)
-        y: Value = run(*inputs)
-        return y if value.dtype == "float32" else Cast(value.dtype)(y)
+        return cast(run(*inputs), value.dtype)
 
     def generate(self, kernel: Template, architecture: Architecture, name: str) -> Module:
         from whet.targets.cpu.templates.flash import FlashCode
@@ -53,11 +50,6 @@ class AttentionTemplate:
         problem = problem_of(kernel)
         schedule = schedule_of(problem, architecture)
         return FlashCode(kernel, problem, schedule, architecture, name).generate()
-
-
-def _single(x: Value) -> Value:
-    y: Value = x if x.dtype == "float32" else Cast("float32")(x)
-    return y
 
 
 @dataclass(frozen=True)

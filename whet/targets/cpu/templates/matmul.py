@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from whet.ir.graph import Op, Value, operator
 from whet.ir.sizes import Size, coefficient, substitute
 from whet.ops.contract import MatMul
+from whet.ops.elementwise import Cast
 from whet.plan.kernel import Axis, Expression, Nest, Store, Template, View
 from whet.plan.loops import merge
 from whet.plan.lower import broadcast_index, loop_index
@@ -25,6 +26,16 @@ from whet.targets.cpu.templates.tiling import split_even
 PANEL_BYTES = 128 << 10  # of the right side, kept in the second-level cache
 SUMS_BYTES = 48 << 10  # of unfinished results, where the sum is cut into blocks
 PAGE = 4096  # rows this far apart share one set of the first-level cache
+
+
+FLOATS = ("float32", "float16", "bfloat16")
+"""What is computed in float32; 16-bit floats are rounded once, behind the sum."""
+
+
+def cast(x: Value, dtype: str) -> Value:
+    """x in another dtype, or as it is."""
+    y: Value = x if x.dtype == dtype else Cast(dtype)(x)
+    return y
 
 
 @operator
@@ -43,12 +54,11 @@ class ProductTemplate:
         return known and not (position == 0 and _is_scattered(view))
 
     def legalize(self, value: Value, architecture: Architecture) -> Value | None:
-        if type(value.op) is not MatMul or value.dtype != "float32":
+        dtypes = {i.dtype for i in value.inputs if i is not None}
+        if type(value.op) is not MatMul or not {value.dtype, *dtypes} <= set(FLOATS):
             return None
-        if any(i is None or i.dtype != "float32" for i in value.inputs):
-            return None
-        product: Value = Product(value.op.accumulate)(*value.inputs)
-        return product
+        product: Value = Product()(*(cast(i, "float32") for i in value.inputs if i is not None))
+        return cast(product, value.dtype)
 
     def generate(self, kernel: Template, architecture: Architecture, name: str) -> Module:
         from whet.targets.cpu.templates.product import ProductCode
