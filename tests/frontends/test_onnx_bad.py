@@ -103,7 +103,7 @@ def test_names_that_are_not_text() -> None:
         ("g (float[N] x) => (float[N] y) { y, z = Relu(x) }", "it has 1 outputs"),
         ("g (float[N] x) => (float[N] y) { y = Relu(x, x) }", "do not fit"),
         ("g (float[N] x) => (float[N] y) { y = Relu() }", "do not fit"),
-        ("g (float[N] x) => (float[N] y) { y = Add(x, ) }", r"input 1 \(b\) is absent"),
+        ("g (float[N] x) => (float[N] y) { y = Add(, x) }", r"input 0 \(a\) is absent"),
         ("g (float[3] x, float[4] z) => (float[N] y) { y = Add(x, z) }", r'"y" \(Add\).*broadcast'),
         ("g (float[3] x, int64[3] z) => (float[N] y) { y = Add(x, z) }", "one dtype"),
     ],
