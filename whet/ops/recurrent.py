@@ -139,17 +139,22 @@ class Recurrent(Op):
             return self._lstm(gates + apply(MatMul(), h, weight), c, peephole)
         if self.kind == "gru":
             return self._gru(gates, weight, h, bias), None
-        return self._squash(0, gates + apply(MatMul(), h, weight)), None
+        return self.squash(0, gates + apply(MatMul(), h, weight)), None
 
     def _lstm(self, gates: Any, c: Any, peephole: Any) -> Any:
-        i, o, f, g = parts(gates, 4)
+        rows = None if peephole is None else [row(peephole, k) for k in range(3)]
+        return self.lstm_cell(parts(gates, 4), c, rows)
+
+    def lstm_cell(self, gates: Any, c: Any, peephole: Any = None) -> tuple[Any, Any]:
+        """The hidden and cell state from the sums of the four gates, element by element."""
+        i, o, f, g = gates
         if peephole is not None:
-            from_input, from_output, from_forget = (row(peephole, k) for k in range(3))
+            from_input, from_output, from_forget = peephole
             i, f = i + from_input * c, f + from_forget * c
-        i = self._squash(0, i)
-        f = 1 - i if self.coupled else self._squash(0, f)
-        c = f * c + i * self._squash(1, g)
-        o = self._squash(0, o if peephole is None else o + from_output * c)
+        i = self.squash(0, i)
+        f = 1 - i if self.coupled else self.squash(0, f)
+        c = f * c + i * self.squash(1, g)
+        o = self.squash(0, o if peephole is None else o + from_output * c)
         return o * self._squash_state(2, c), c
 
     def _gru(self, gates: Any, weight: Any, h: Any, bias: Any) -> Any:
@@ -157,17 +162,20 @@ class Recurrent(Op):
         own_z, own_r, own_g = parts(gates, 3)
         update_reset, candidate = cut(weight, 0, 2 * size), cut(weight, 2 * size, size)
         z, r = parts(apply(MatMul(), h, update_reset), 2)
-        z, r = self._squash(0, own_z + z), self._squash(0, own_r + r)
+        z, r = self.squash(0, own_z + z), self.squash(0, own_r + r)
         if self.reset_after:
             from_state = apply(MatMul(), h, candidate)
             from_state = r * (from_state if bias is None else from_state + bias)
         else:
             from_state = apply(MatMul(), r * h, candidate)
-        g = self._squash(1, own_g + from_state)
-        return (1 - z) * g + z * h
+        return self.gru_state(z, own_g + from_state, h)
 
-    def _squash(self, index: int, x: Any) -> Any:
-        """The activation of what is clipped first."""
+    def gru_state(self, z: Any, candidate: Any, h: Any) -> Any:
+        """The hidden state from the update gate and the candidate's sum, element by element."""
+        return (1 - z) * self.squash(1, candidate) + z * h
+
+    def squash(self, index: int, x: Any) -> Any:
+        """An activation, of what is clipped first."""
         if self.clip is not None:
             limit = [like(bound, x) for bound in (-self.clip, self.clip)]
             x = apply(Clip(), x, *limit)

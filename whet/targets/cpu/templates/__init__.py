@@ -8,6 +8,7 @@ from whet.ir.graph import Op
 from whet.targets.cpu.templates.attention import AttentionTemplate, FlashAttention
 from whet.targets.cpu.templates.contraction import Contraction, PackedConvolution, PackedProduct
 from whet.targets.cpu.templates.matmul import Product, ProductTemplate
+from whet.targets.cpu.templates.recurrent import FusedRecurrent, RecurrentTemplate
 
 _contraction = Contraction()
 
@@ -16,4 +17,5 @@ TEMPLATES: dict[type[Op], Any] = {
     PackedProduct: _contraction,
     Product: ProductTemplate(),
     FlashAttention: AttentionTemplate(),
+    FusedRecurrent: RecurrentTemplate(),
 }

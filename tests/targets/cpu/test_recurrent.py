@@ -1,0 +1,65 @@
+"""The recurrent template at many sizes, kinds and options, judged by `reference`."""
+
+from __future__ import annotations
+
+import secrets
+
+import numpy as np
+import pytest
+
+from whet.engine.weights import ImportedWeights
+from whet.ir.evaluate import evaluate
+from whet.ir.graph import Graph, Input, make
+from whet.ir.types import TensorType, dtype_name
+from whet.ops.recurrent import GATES, Recurrent
+from whet.runtime.program import Runner
+from whet.targets.cpu import host
+from whet.targets.cpu.device import Device
+
+SIGMOID, TANH, RELU = ("sigmoid", 0.0, 0.0), ("tanh", 0.0, 0.0), ("relu", 0.0, 0.0)
+ACTIVATIONS = {"lstm": (SIGMOID, TANH, TANH), "gru": (SIGMOID, TANH), "rnn": (RELU,)}
+
+
+@pytest.mark.parametrize("level", ["avx512", "avx2", "sse2"])
+@pytest.mark.parametrize("kind", GATES)
+@pytest.mark.parametrize("units", [1, 17, 48, 100])
+@pytest.mark.parametrize("batch", [1, 5, 9])
+def test_agrees_with_reference(level: str, kind: str, units: int, batch: int) -> None:
+    seed = secrets.randbits(32)
+    print(f"seed {seed}")
+    rng = np.random.default_rng(seed)
+    steps = int(rng.integers(5, 9))
+    arrays = draw(rng, kind, steps, batch, units)
+    options = {"gru": {"reset_after": bool(rng.integers(2))}, "rnn": {"clip": 0.6}}.get(kind, {})
+    op = Recurrent(kind, ACTIVATIONS[kind], bool(rng.integers(2)), **options)
+    given = {n: a for n, a in enumerate(arrays) if a is not None}
+    types = {n: TensorType(dtype_name(a.dtype), a.shape) for n, a in given.items()}
+    inputs = {n: make(Input(f"x{n}", kind), ())[0] for n, kind in types.items()}
+    graph = Graph(tuple(inputs.values()), op(*(inputs.get(n) for n in range(7))))
+    runner = Runner(Device(host.architecture(level)), ImportedWeights({}), threads=2)
+    got = runner.execute(graph, list(given.values()))
+    assert not runner.reference_ops
+    want = evaluate(graph, {inputs[n]: a for n, a in given.items()})
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
+
+
+def draw(
+    rng: np.random.Generator, kind: str, steps: int, batch: int, units: int
+) -> list[np.ndarray | None]:
+    """Gates, weight and states, and each optional input half of the time."""
+
+    def numbers(*shape: int) -> np.ndarray:
+        return rng.normal(size=shape).astype(np.float32)
+
+    def maybe(array: np.ndarray, wanted: bool = True) -> np.ndarray | None:
+        return array if wanted and rng.random() < 0.5 else None
+
+    columns = GATES[kind] * units
+    weight = (numbers(units, columns) / units**0.5).astype(np.float32)
+    cell = numbers(batch, units) if kind == "lstm" else None
+    bias = maybe(numbers(units), kind == "gru")
+    peephole = maybe(numbers(3, units), kind == "lstm")
+    lengths = maybe(rng.integers(0, steps + 1, batch).astype(np.int32))
+    gates = numbers(steps, batch, columns)
+    return [gates, weight, numbers(batch, units), cell, bias, peephole, lengths]
