@@ -177,6 +177,21 @@ def test_bind_reaches_inner_graphs() -> None:
     assert outcome.op.graphs == (branch, branch) and "n" in outcome.op.symbols
 
 
+def test_a_branch_that_sizes_do_not_fit_is_an_error_only_when_taken() -> None:
+    x, flag = tensor("x", N), tensor("flag", dtype="bool")
+    inner = make(Parameter(Token(), x.type), ())[0]
+    guard = Guard(N, 4, "reshape")
+    misfit = Graph((inner,), (mv.reshape(inner, 4),), guards=(guard,))
+    other = Graph((inner,), (mv.broadcast_to(constant(0.0, "float32"), 4),))
+    outcome = control.If(misfit, other, (TensorType("float32", (4,)),))(flag, x)
+    bound = Graph((x, flag), (outcome,)).bind({"n": 3})
+    given = np.ones(3, np.float32)
+    ready = dict(zip(bound.inputs, [given, np.array(False)]))
+    assert evaluate(bound, ready)[0].tolist() == [0] * 4
+    with pytest.raises(ShapeError, match='"reshape"'):
+        evaluate(bound, {**ready, bound.inputs[1]: np.array(True)})
+
+
 def test_bind_reaches_types_of_sequences() -> None:
     kind = SequenceType(TensorType("float32", (N, 2)))
     assert map_sizes(kind, lambda s: 3 if isinstance(s, Expr) else s) == SequenceType(
