@@ -54,8 +54,10 @@ class ProductTemplate:
         return known and not (position == 0 and _is_scattered(view))
 
     def legalize(self, value: Value, architecture: Architecture) -> Value | None:
+        if type(value.op) is not MatMul:
+            return None
         dtypes = {i.dtype for i in value.inputs if i is not None}
-        if type(value.op) is not MatMul or not {value.dtype, *dtypes} <= set(FLOATS):
+        if not {value.dtype, *dtypes} <= set(FLOATS):
             return None
         product: Value = Product()(*(cast(i, "float32") for i in value.inputs if i is not None))
         return cast(product, value.dtype)
