@@ -13,7 +13,7 @@ from whet.targets.cpu.templates.product import Run, by_run, runs_of
 from whet.targets.cpu.templates.registers import PanelCopy
 from whet.targets.cpu.templates.results import buffer
 
-STATE_BYTES = 32 << 10  # of results that wait for further blocks of keys
+STATE_BYTES = 128 << 10  # of results that wait for further blocks of keys
 
 
 class FlashCode:
