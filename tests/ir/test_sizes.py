@@ -302,3 +302,11 @@ def test_expressions_stay_small() -> None:
     with pytest.raises(Undecided, match="nests"):
         for _ in range(1000):
             chain = maximum(floor_divide(chain, 2) + 1, 3)
+
+
+def test_the_least_of_several_never_matters_beside_one_of_them_in_a_greatest():
+    n, m = symbol("n"), symbol("m")
+    assert maximum(minimum(64, n), n) == n
+    assert maximum(maximum(minimum(64, n), m), n) == maximum(m, n)
+    assert minimum(maximum(n, m), n) == n
+    assert minimum(minimum(n, m), 3) == minimum(3, n, m)

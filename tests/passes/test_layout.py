@@ -1,12 +1,15 @@
 """Transposes sink and cancel; each operator they pass, and those they cannot."""
 
+import itertools
+
+import numpy as np
 import pytest
 
 from tests.passes.graphs import count, given, graph, transformed, weight
 from whet.ir.graph import Graph, Value, constant
 from whet.ir.sizes import symbol
 from whet.ops.contract import Convolution, MatMul
-from whet.ops.elementwise import Add, Exp, Relu, Sigmoid, Where
+from whet.ops.elementwise import Add, Exp, Relu, Sigmoid, Sqrt, Where
 from whet.ops.movement import (
     Concat,
     Gather,
@@ -24,6 +27,7 @@ from whet.ops.reduce import ArgReduce, Cumulative, LayerNorm, Reduce, RMSNorm, S
 from whet.ops.window import Pool
 from whet.passes.axes import carried, gathered_groups, groups, inverse
 from whet.passes.layout import channels_last, settle_layout
+from whet.passes.unmerge import refined
 
 TO_LAST, TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
 Y = given("y", 2, 4, 5, 6)  # channels last
@@ -156,6 +160,28 @@ def test_pixel_shuffle_needs_one():
     assert count(graph(after), Transpose) == 2, "one at the input, one for the shuffle"
 
 
+@pytest.mark.parametrize("batch", [1, N])
+def test_group_normalisation(batch):
+    """Channels of a group and pixels are merged, normalised together, and split again."""
+    x = given("x", batch, 8, 6, 5)
+    y = reshape(convolution(x, "a", 8), batch, 2, 120)
+    d = y - reduce_mean(y, (2,))
+    y = reshape(d / Sqrt()(reduce_mean(d * d, (2,)) + 1e-5), batch, 8, 6, 5)
+    y = Relu()(y * weight("g", 8, 1, 1) + weight("h", 8, 1, 1))
+    (after,) = transformed(laid_out, transpose(convolution(y, "b", 4), *TO_LAST))
+    assert count(graph(after), Transpose) == 1
+
+
+def test_rows_of_a_batch_in_another_order():
+    """torch's multi-head attention: rows of (position, batch) between the heads and the output."""
+    heads = given("y", 2, 4, 5, 8)
+    rows = reshape(transpose(heads, 2, 0, 1, 3), 10, 32)
+    y = reshape(MatMul()(rows, weight("w", 32, 6)) + weight("b", 6), 5, 2, 6)
+    (after,) = transformed(laid_out, transpose(y, 1, 0, 2))
+    left = [v.op.order for v in graph(after).values if isinstance(v.op, Transpose)]
+    assert left == [(0, 2, 1, 3)]
+
+
 def test_a_flatten_goes_into_the_weight():
     x = given("x", N, 3, 4, 4)
     flat = reshape(Relu()(convolution(x, "a", 6, 3)), N, 96)
@@ -217,11 +243,34 @@ def test_groups(a, b, runs):
     assert groups(a, b) == runs
 
 
-def test_carried_and_gathered():
-    assert carried((2, 6, 4, 5), (2, 6, 20), (0, 3, 1, 2)) == (0, 2, 1)
-    assert carried((2, 6, 4, 5), (12, 4, 5), (0, 3, 1, 2)) is None
-    assert gathered_groups((2, 3, 4, 5, 2), (2, 3, 20, 2), (0, 4, 1, 3, 2)) == (
-        (0, 1, 3, 2, 4),
-        (0, 3, 1, 2),
-    )
-    assert inverse((2, 0, 1)) == (1, 2, 0)
+def test_refined():
+    assert refined((1, 8, 6, 6), (1, 2, 144)) == (1, 2, 4, 6, 6)
+    assert refined((N, 8, 6), (N, 2, 24)) == (N, 2, 4, 6)
+    assert refined((4, 6), (6, 4)) is None
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_carried_and_gathered_mean_what_they_say(seed):
+    """A reshape of a transposed array is the transpose of a reshape that both give."""
+    rng = np.random.default_rng(seed)
+    fine = rng.choice([1, 2, 3, 4, 5], 6)
+    between = merged(rng, fine)
+    order = tuple(int(i) for i in rng.permutation(len(between)))
+    y = rng.random([between[i] for i in inverse(order)])
+    for shape in (merged(rng, fine), merged(rng, fine)):
+        wanted = y.transpose(order).reshape(shape)
+        after = carried(between, shape, order)
+        if after is not None:
+            spread = [shape[i] for i in inverse(after)]
+            assert (y.reshape(spread).transpose(after) == wanted).all()
+        parts = gathered_groups(between, shape, order)
+        assert parts is not None
+        together, last = parts
+        spread = [shape[i] for i in inverse(last)]
+        assert (y.transpose(together).reshape(spread).transpose(last) == wanted).all()
+
+
+def merged(rng, sizes) -> tuple[int, ...]:
+    """The sizes with some neighbours multiplied."""
+    cuts = [0, *np.flatnonzero(rng.random(len(sizes) - 1) < 0.6) + 1, len(sizes)]
+    return tuple(int(np.prod(sizes[a:b])) for a, b in itertools.pairwise(cuts))

@@ -188,9 +188,11 @@ class Matcher:
             yield from self._inputs(patterns[1:], values[1:], with_first)
 
     def number(self, value: Value) -> Any:
-        """The number that a Value of one element is, where it is known; else None."""
+        """The number that every element of a Value is, where it is known; else None."""
         if isinstance(value.op, Constant):
             data = value.op.data
+            if data.size > 1 and data.dtype != object and (data == data.flat[0]).all():
+                data = data.flat[:1]
             return data.item() if data.size == 1 and data.dtype.kind in "biuf" else _narrow(data)
         if isinstance(value.op, Weight) and all(size == 1 for size in value.op.type.shape):
             return self._read(value.op.name)

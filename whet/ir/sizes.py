@@ -397,6 +397,7 @@ def maximum(*sizes: Size) -> Size:
 
 
 def _extreme(name: str, pick: Callable[..., int], sizes: tuple[Size, ...]) -> Size:
+    sizes = tuple(part for size in sizes for part in (_arguments(size, name) or (size,)))
     known = [size for size in sizes if isinstance(size, int)]
     kept: list[Size] = [pick(known)] if known else []
     for size in dict.fromkeys(size for size in sizes if isinstance(size, Expr)):
@@ -408,8 +409,16 @@ def _extreme(name: str, pick: Callable[..., int], sizes: tuple[Size, ...]) -> Si
     return _atom(Call(name, tuple(sorted(kept, key=str))))
 
 
+def _arguments(size: Size, name: str) -> tuple[Size, ...]:
+    """What a size is the "min" or "max" of; nothing where it is something else."""
+    atom = size.terms[0][0][0] if isinstance(size, Expr) and size.is_atom else None
+    return atom.args if isinstance(atom, Call) and atom.function == name else ()
+
+
 def _dominates(name: str, a: Size, b: Size) -> bool:
     """Whether b never matters beside a."""
+    if a in _arguments(b, "min" if name == "max" else "max"):
+        return True
     return is_less(a, b + 1) if name == "min" else is_less(b, a + 1)
 
 

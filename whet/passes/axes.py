@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from whet.ir.sizes import Size, is_less, modulo
@@ -93,16 +94,21 @@ def gathered_groups(
 ) -> tuple[Order, Order] | None:
     """p, q: reshape(transpose(y, order), b) is transpose(reshape(transpose(y, p), …), q).
 
-    p brings the axes that the reshape from a to b merges together, where the first stands in y.
+    p brings the axes that the reshape from a to b merges together, where the largest stands in y.
     """
     runs = groups(a, b)
     if runs is None or 0 in a:
         return None
-    ordered = sorted(runs, key=lambda run: order[run[0][0]])
+    ordered = sorted(runs, key=lambda run: order[max(run[0], key=lambda i: _extent(a[i]))])
     first = [axis for inputs, _ in ordered for axis in inputs]
     together = tuple(order[i] for i in _with_ones(first, a))
     axes = [axis for _, outputs in ordered for axis in outputs]
     return together, inverse(_with_ones(axes, b))
+
+
+def _extent(size: Size) -> float:
+    """A size for comparison; one that only a run can tell is taken to be large."""
+    return size if isinstance(size, int) else math.inf
 
 
 def _with_ones(axes: list[int], shape: Sequence[Size]) -> list[int]:

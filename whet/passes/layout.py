@@ -29,6 +29,7 @@ from whet.passes.sink import (
     through_merge,
     transposed_parts,
 )
+from whet.passes.unmerge import UNMERGE
 
 
 def channels_last(graph: Graph) -> Graph:
@@ -47,7 +48,9 @@ def channels_last(graph: Graph) -> Graph:
 
 
 def sunk(graph: Graph) -> Graph:
-    return rewrite(graph, [*SINK, through_merge, interleaved, transposed_parts, *MOVEMENT])
+    return rewrite(
+        graph, [*SINK, *UNMERGE, through_merge, interleaved, transposed_parts, *MOVEMENT]
+    )
 
 
 def settle_layout(graph: Graph) -> Graph:

@@ -181,8 +181,12 @@ def reshape_and_back(value: Value) -> Value | None:
         chain.append(v)
         v = _rows(v)
     x = only(v)
-    if not chain or not x.rank or x.shape[:-1] != value.shape[:-1] or x.shape[-1] != v.shape[-1]:
+    lead = value.shape[:-1]
+    if not chain or not lead or x.shape[: len(lead)] != lead or 0 in x.shape:
         return None
+    if product(x.shape[len(lead) :]) != v.shape[-1]:
+        return None
+    x = reshape(x, *lead, v.shape[-1])
     for step in reversed(chain):
         x = step.op(*(x if i is _rows(step) else i for i in step.inputs))
     return x if x.shape == value.shape else None
@@ -280,6 +284,8 @@ def reverse_of_reverse(x: Value, a: tuple[int, ...], b: tuple[int, ...]) -> Valu
 @rule(lambda x, i, axis: Gather(axis)(x, number(i)))
 def gather_of_one(x: Value, i: int, axis: int, root: Value) -> Value | None:
     """At one known index it is a slice."""
+    if product(root.shape) != floor_divide(product(x.shape), x.shape[axis]):
+        return None
     axis = axis % x.rank
     size = x.shape[axis]
     index = i if i >= 0 else size + i

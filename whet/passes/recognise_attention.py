@@ -15,7 +15,7 @@ from typing import Any
 from whet.ir.graph import Value, constant
 from whet.ir.match import Matcher
 from whet.ir.rewrite import Built, Rules, once, rule, such
-from whet.ir.sizes import Size, product
+from whet.ir.sizes import Size, is_different, product
 from whet.ir.types import FLOATS, NUMPY_DTYPES
 from whet.ops.attention import Attention
 from whet.ops.cast import Cast
@@ -155,17 +155,24 @@ def _sum(value: Value, number: Number) -> Scores | None:
     assert a is not None
     assert b is not None
     for x, mask in ((a, b), (b, a)):
-        scores = scores_of(x, number) if x.shape == value.shape else None
+        scores = scores_of(x, number) if _keeps_shape(x, value) else None
         if scores is not None:
             return scores.masked(mask)
     return None
+
+
+def _keeps_shape(x: Value, value: Value) -> bool:
+    """Whether no axis of x is known to be stretched; named sizes have been found to fit."""
+    return x.rank == value.rank and all(
+        a == b or (a != 1 and not is_different(a, b)) for a, b in zip(x.shape, value.shape)
+    )
 
 
 def _difference(value: Value, number: Number) -> Scores | None:
     x, mask = value.inputs
     assert x is not None
     assert mask is not None
-    scores = scores_of(x, number) if x.shape == value.shape else None
+    scores = scores_of(x, number) if _keeps_shape(x, value) else None
     return scores and scores.masked(Neg()(mask))
 
 
@@ -178,7 +185,7 @@ def _selection(value: Value, number: Number) -> Scores | None:
         assert x is not None
         assert fill is not None
         low = number(fill)
-        if low is None or low > HIDDEN or x.shape != value.shape:
+        if low is None or low > HIDDEN or not _keeps_shape(x, value):
             continue
         scores = scores_of(x, number)
         if scores is not None:

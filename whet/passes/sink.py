@@ -227,17 +227,15 @@ def through_reshape(value: Value) -> Value | None:
 
 @rule_for(Reshape)
 def through_merge(value: Value) -> Value | None:
-    """A reshape that merges distant axes: they are brought together where the first stands."""
+    """A reshape that merges distant axes: they are brought together where the largest stands."""
     before = transposed(only(value))
     if before is None or carried(only(value).shape, value.shape, before[1]) is not None:
         return None
     y, order = before
     parts = gathered_groups(only(value).shape, value.shape, order)
-    if parts is None:
+    if parts is None or parts[1] == tuple(range(value.rank)):
         return None
     together, after = parts
-    if after == tuple(range(value.rank)):
-        return None
     return transpose(reshape(transpose(y, *together), *_permuted(value.shape, after)), *after)
 
 
