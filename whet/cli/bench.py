@@ -16,7 +16,7 @@ from whet.cli.contest import Result, Rules, compete
 from whet.cli.contestant import Task
 from whet.cli.inputs import given_inputs, random_inputs
 from whet.cli.parser import a_count, add_inputs, add_model, names, seconds
-from whet.cli.status import DEFECT, OK, WrongUse
+from whet.cli.status import DEFECT, OK, UsageError
 from whet.cli.terminal import duration, note, say, size, table, working
 
 if TYPE_CHECKING:
@@ -101,13 +101,13 @@ def peers_of(asked: Sequence[str], model: str) -> dict[str, str]:
     for text in asked:
         name, _, path = text.partition("=")
         if name not in ("onnxruntime", "openvino", "torch"):
-            raise WrongUse(f"--against {text}: onnxruntime, openvino and torch=FILE are known")
+            raise UsageError(f"--against {text}: onnxruntime, openvino and torch=FILE are known")
         if name == "torch" and not path:
-            raise WrongUse("--against torch: PyTorch reads no ONNX; say torch=FILE.pt2")
+            raise UsageError("--against torch: PyTorch reads no ONNX; say torch=FILE.pt2")
         if path and not Path(path).exists():
-            raise WrongUse(f"--against {text}: there is no file {path}")
+            raise UsageError(f"--against {text}: there is no file {path}")
         if not path and models.is_engine(model):
-            raise WrongUse(f"--against {text}: {name} reads no engine; give the ONNX model")
+            raise UsageError(f"--against {text}: {name} reads no engine; give the ONNX model")
         if find_spec(name) is None:
             note(f"{name} is not installed and left out: `pip install {name}`")
             continue
@@ -130,7 +130,7 @@ def _feeds(engine: Engine, options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def report(results: list[Result], built: float, was_built: bool) -> None:
     """The table of the runners, then what only whet tells."""
-    whet, *others = results
+    whet = results[0]
     rows = [row(result, whet) for result in results if result.is_measured]
     heads = (
         "runner",

@@ -9,7 +9,7 @@ from typing import Any
 
 from whet.cli import models
 from whet.cli.parser import a_size, names
-from whet.cli.status import OK, WrongUse
+from whet.cli.status import OK, UsageError
 from whet.cli.terminal import duration, facts, say, size
 
 ABOUT = """\
@@ -60,9 +60,9 @@ def build(options: argparse.Namespace) -> int:
     source = Path(options.model)
     target = Path(options.output) if options.output else source.with_suffix(".whet")
     if models.is_engine(source):
-        raise WrongUse(f"{source} is an engine already; build takes the ONNX model")
+        raise UsageError(f"{source} is an engine already; build takes the ONNX model")
     if target.exists() and target.resolve() == source.resolve():
-        raise WrongUse(f"{target} is the model itself; name another file with -o")
+        raise UsageError(f"{target} is the model itself; name another file with -o")
     start = time.perf_counter()
     engine = models.open_model(
         source, architectures=tuple(options.architectures), refittable=options.refittable
@@ -92,7 +92,7 @@ def _with_profile(engine: Any, ranges: dict[str, tuple[int, int, int]]) -> Any:
     models.check_names(ranges, open_sizes)
     missing = [name for name in open_sizes if name not in ranges]
     if missing:
-        raise WrongUse(f"give a range for {', '.join(missing)} too: --size {missing[0]}=1:4:16")
+        raise UsageError(f"give a range for {', '.join(missing)} too: --size {missing[0]}=1:4:16")
     shapes = [
         {
             name: models.shape_at(kind, {n: r[which] for n, r in ranges.items()})

@@ -13,6 +13,7 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from whet.cli.contestant import Task
 from whet.errors import Error
 
 
-class RunnerFailed(Error, RuntimeError):
+class RunnerError(Error, RuntimeError):
     """A runner reported an error or died."""
 
 
@@ -43,7 +44,7 @@ class Process:
         )
 
     def ask(self, method: str, *arguments: Any) -> Any:
-        """What the runner's method returns; raises RunnerFailed."""
+        """What the runner's method returns; raises RunnerError."""
         assert self.child.stdin is not None and self.child.stdout is not None
         try:
             self._signal("SIGCONT")
@@ -51,10 +52,10 @@ class Process:
             self.child.stdin.flush()
             succeeded, result = pickle.load(self.child.stdout)
         except (OSError, EOFError, pickle.UnpicklingError):
-            raise RunnerFailed(f"{self.name} died: {self._last_words()}") from None
+            raise RunnerError(f"{self.name} died: {self._last_words()}") from None
         self._signal("SIGSTOP")
         if not succeeded:
-            raise RunnerFailed(f"{self.name}: {result}")
+            raise RunnerError(f"{self.name}: {result}")
         return result
 
     def close(self) -> None:
@@ -130,7 +131,7 @@ def as_list(outputs: Any) -> list[Any]:
 
 
 def relative_error(actual: Any, expected: Any) -> float:
-    """The largest difference over the largest finite value expected; inf where they cannot match."""
+    """The largest difference over the largest finite element expected; inf for other shapes."""
     actual, expected = np.asarray(actual), np.asarray(expected)
     if actual.shape != expected.shape:
         return float("inf")
@@ -172,16 +173,16 @@ def compete(
             step(number, len(tasks), f"loading into {name}")
             process = running[name] = Process(name)
             stack.callback(process.close)
-            _try(results[name], running, lambda p, r: _load(p, r, task, feeds))
+            _try(results[name], running, partial(_load, task=task, feeds=feeds))
         for turn in range(rules.rounds):
             names = deque(running)
             names.rotate(-turn)
             for name in names:
                 step(turn, rules.rounds, f"round {turn + 1} of {rules.rounds}: {name}")
-                _try(results[name], running, lambda p, r: _block(p, r, rules))
+                _try(results[name], running, partial(_block, rules=rules))
         for name in tuple(running):
             step(rules.rounds, rules.rounds, f"throughput: {name}")
-            _try(results[name], running, lambda p, r: _finish(p, r, rules))
+            _try(results[name], running, partial(_finish, rules=rules))
     return list(results.values())
 
 
@@ -190,7 +191,7 @@ def _try(
 ) -> None:
     try:
         do(running[result.name], result)
-    except RunnerFailed as failure:
+    except RunnerError as failure:
         result.failure = str(failure)
         del running[result.name]
 

@@ -54,7 +54,7 @@ class Whet:
             setattr(self, attempt, time.perf_counter() - start)
 
     def run(self, feeds: Feeds) -> Mapping[str, Any]:
-        return self.session.run(feeds)  # type: ignore[no-any-return]
+        return self.session.run(feeds)
 
     def figures(self) -> dict[str, Any]:
         """What only whet can tell of itself, after at least one run."""
@@ -205,7 +205,7 @@ class Contestant:
 
     def kernels(self, runs: int) -> list[tuple[str, str, float]]:
         """The time of each of whet's steps."""
-        return self.runner.kernels(self.feeds[0], runs)  # type: ignore[no-any-return]
+        return self.runner.kernels(self.feeds[0], runs)
 
 
 def private_memory() -> int | None:

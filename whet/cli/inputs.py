@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from whet.cli.models import chosen_sizes, shape_at
-from whet.cli.status import WrongUse
+from whet.cli.status import UsageError
 from whet.ir.graph import Graph, Value
 from whet.ir.types import FLOATS, TensorType
 
@@ -29,7 +29,7 @@ def given_inputs(engine: Engine, options: argparse.Namespace) -> tuple[dict[str,
     if not missing:
         return arrays, ", ".join(Path(_split(t, engine)[1]).name for t in options.input)
     if arrays:
-        raise WrongUse(
+        raise UsageError(
             f"no --input for {', '.join(missing)}; give each one a file, or none to any of them"
         )
     sizes = chosen_sizes(engine, options)
@@ -49,7 +49,7 @@ def draw(value: Value, graph: Graph, sizes: Mapping[str, int], rng: np.random.Ge
     """A random array for one input of a graph."""
     name, kind = value.op.name, value.type  # type: ignore[attr-defined]
     if not isinstance(kind, TensorType):
-        raise WrongUse(f"input {name!r} is {kind}: nothing random fits; give it with --input")
+        raise UsageError(f"input {name!r} is {kind}: nothing random fits; give it with --input")
     shape = shape_at(kind, sizes)
     if kind.dtype == "string":
         return rng.choice(np.array(["a", "b", "c"], object), shape)
@@ -90,7 +90,7 @@ def read(text: str, engine: Engine, options: argparse.Namespace) -> dict[str, An
     """What one `--input` gives: arrays by the names of inputs."""
     name, path = _split(text, engine)
     if not Path(path).exists():
-        raise WrongUse(f"--input {text}: there is no file {path}")
+        raise UsageError(f"--input {text}: there is no file {path}")
     suffix = Path(path).suffix.lower()
     if suffix == ".npz":
         return {n: _fit(n, x, engine, options) for n, x in _archive(path, name).items()}
@@ -98,7 +98,7 @@ def read(text: str, engine: Engine, options: argparse.Namespace) -> dict[str, An
     if suffix in PICTURES:
         return {name: picture(path, name, engine, options)}
     if suffix != ".npy":
-        raise WrongUse(f"--input {text}: .npy, .npz and pictures can be read, {suffix!r} cannot")
+        raise UsageError(f"--input {text}: .npy, .npz and pictures can be read, {suffix!r} cannot")
     return {name: _fit(name, _load(path), engine, options)}
 
 
@@ -108,7 +108,7 @@ def _split(text: str, engine: Engine) -> tuple[str | None, str]:
     if sign and name in engine.inputs:
         return name, path
     if sign and not Path(text).exists():
-        raise WrongUse(f"--input {text}: the model has no input {name!r}, but {_list(engine)}")
+        raise UsageError(f"--input {text}: the model has no input {name!r}, but {_list(engine)}")
     return None, text
 
 
@@ -118,7 +118,7 @@ def _list(engine: Engine) -> str:
 
 def _only(engine: Engine, text: str) -> str:
     if len(engine.inputs) != 1:
-        raise WrongUse(f"--input {text}: say which one it is: NAME={text}, of {_list(engine)}")
+        raise UsageError(f"--input {text}: say which one it is: NAME={text}, of {_list(engine)}")
     (name,) = engine.inputs
     return name
 
@@ -128,7 +128,7 @@ def _load(path: str) -> Any:
         # Pickled objects could run code; strings are read as NumPy's own text.
         return np.load(path, allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
-        raise WrongUse(f"{path} is no array that NumPy can read: {error}") from None
+        raise UsageError(f"{path} is no array that NumPy can read: {error}") from None
 
 
 def _archive(path: str, name: str | None) -> dict[str, Any]:
@@ -138,12 +138,12 @@ def _archive(path: str, name: str | None) -> dict[str, Any]:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in archive.files}
     except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise WrongUse(f"{path} is no archive that NumPy can read: {error}") from None
+        raise UsageError(f"{path} is no archive that NumPy can read: {error}") from None
     if name is None:
         return arrays
     if len(arrays) != 1:
-        raise WrongUse(f"{path} holds {', '.join(arrays)}: give it without {name}=")
-    return {name: x for x in arrays.values()}
+        raise UsageError(f"{path} holds {', '.join(arrays)}: give it without {name}=")
+    return dict(zip([name], arrays.values()))
 
 
 def _fit(name: str, array: Any, engine: Engine, options: argparse.Namespace) -> Any:
@@ -158,7 +158,7 @@ def _fit(name: str, array: Any, engine: Engine, options: argparse.Namespace) -> 
     if array.dtype != kind.numpy and options.cast:
         return array.astype(kind.numpy)
     if array.dtype != kind.numpy:
-        raise WrongUse(
+        raise UsageError(
             f"input {name!r} must be {kind.dtype}, the file has {array.dtype}; "
             "convert it, or say --cast"
         )
@@ -172,7 +172,7 @@ def picture(path: str, name: str, engine: Engine, options: argparse.Namespace) -
     """A picture as the model's input: resized, scaled, normalised, with its axes in order."""
     kind = engine.inputs[name]
     if not isinstance(kind, TensorType) or kind.rank not in (3, 4):
-        raise WrongUse(f"input {name!r} is {kind}, which is no picture: it has no 3 or 4 axes")
+        raise UsageError(f"input {name!r} is {kind}, which is no picture: it has no 3 or 4 axes")
     sizes = chosen_sizes(engine, options)
     shape = shape_at(kind, sizes)[-3:]
     channel_axis = _channel_axis(shape, name)
@@ -191,7 +191,7 @@ def _channel_axis(shape: Sequence[int], name: str) -> int:
     for axis in (0, 2):
         if shape[axis] in (1, 3, 4):
             return axis
-    raise WrongUse(f"input {name!r} has no axis of 1, 3 or 4 channels: {list(shape)}")
+    raise UsageError(f"input {name!r} has no axis of 1, 3 or 4 channels: {list(shape)}")
 
 
 def _pixels(
@@ -200,7 +200,7 @@ def _pixels(
     try:
         from PIL import Image, ImageOps
     except ImportError:
-        raise WrongUse(
+        raise UsageError(
             f"{path}: pictures are read with Pillow, which is not installed; "
             "`pip install pillow`, or give the pixels as .npy"
         ) from None
@@ -209,7 +209,7 @@ def _pixels(
             mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
             image = ImageOps.exif_transpose(file).convert(mode)
     except OSError as error:
-        raise WrongUse(f"{path} is no picture that Pillow can read: {error}") from None
+        raise UsageError(f"{path} is no picture that Pillow can read: {error}") from None
     resample = Image.Resampling.BILINEAR
     if options.fit == "stretch":
         image = image.resize(size, resample)
@@ -228,6 +228,6 @@ def _normalised(pixels: np.ndarray[Any, Any], options: argparse.Namespace) -> An
     channels = pixels.shape[-1]
     for option, values in (("scale", options.scale), ("mean", mean), ("std", deviation)):
         if len(values) not in (1, channels):
-            raise WrongUse(f"--{option} has {len(values)} numbers for {channels} channels")
+            raise UsageError(f"--{option} has {len(values)} numbers for {channels} channels")
     scaled = pixels.astype(np.float32) * np.float32(options.scale)
     return (scaled - np.float32(mean)) / np.float32(deviation)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from whet.cli.parser import chosen
-from whet.cli.status import WrongUse
+from whet.cli.status import UsageError
 from whet.cli.terminal import note, working
 from whet.engine.header import MAGIC
 
@@ -78,11 +78,11 @@ def chosen_sizes(engine: Engine, options: argparse.Namespace) -> dict[str, int]:
 
 
 def check_names(asked: Mapping[str, Any], names: list[str]) -> None:
-    """Raises WrongUse for a `--size` that the inputs do not have."""
+    """Raises UsageError for a `--size` that the inputs do not have."""
     unknown = [name for name in asked if name not in names]
     if unknown:
         have = f"it has {', '.join(names)}" if names else "all of its sizes are fixed"
-        raise WrongUse(f"--size {unknown[0]}: the model has no size of that name; {have}")
+        raise UsageError(f"--size {unknown[0]}: the model has no size of that name; {have}")
 
 
 def profile_sizes(engine: Engine) -> dict[str, int]:

@@ -12,7 +12,7 @@ import numpy as np
 from whet.cli import models
 from whet.cli.inputs import given_inputs
 from whet.cli.parser import a_count, add_device, add_inputs, add_model
-from whet.cli.status import OK, WrongUse
+from whet.cli.status import OK, UsageError
 from whet.cli.terminal import duration, note, say, size, table
 
 ABOUT = "Runs a model once and says what came out."
@@ -71,7 +71,7 @@ def save(path: str, outputs: dict[str, Any]) -> None:
     arrays = {}
     for name, array in outputs.items():
         if not isinstance(array, np.ndarray):
-            raise WrongUse(f"output {name!r} is no tensor, and .npz holds only tensors")
+            raise UsageError(f"output {name!r} is no tensor, and .npz holds only tensors")
         arrays[name] = array.astype(str) if array.dtype == object else array
     with atomic_write(path) as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
@@ -83,7 +83,7 @@ def _labels(path: str | None) -> list[str]:
     try:
         return Path(path).read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError:
-        raise WrongUse(
+        raise UsageError(
             f"--labels {path}: the file is no text; one name to a line is needed"
         ) from None
 

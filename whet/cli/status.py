@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import sys
 import traceback
 
 from whet import errors
@@ -32,13 +31,13 @@ STATUS: dict[type[BaseException], int] = {
 WRONG_PATHS = {errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.ENAMETOOLONG}
 
 
-class WrongUse(errors.Error, ValueError):
+class UsageError(errors.Error, ValueError):
     """An option or a file of the command line that does not fit."""
 
 
 def status_of(error: BaseException) -> int:
     """The exit status for an error: that of its class, or of the nearest one it derives from."""
-    if isinstance(error, WrongUse):
+    if isinstance(error, UsageError):
         return WRONG_USE
     for kind in type(error).__mro__:
         if kind in STATUS:

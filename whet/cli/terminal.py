@@ -1,4 +1,4 @@
-"""What commands print: tables and facts on standard output, notes and progress on standard error."""
+"""What commands print: results on standard output, notes and progress on standard error."""
 
 from __future__ import annotations
 
@@ -58,27 +58,37 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[Any]], left: Sequence[in
         )
     for row in rows:
         shown.add_row(*(str(cell) for cell in row))
-    output().print(shown)
+    _print(shown)
 
 
 def facts(rows: Sequence[tuple[str, Any]]) -> None:
     """Names and what is to be said of each, one to a line."""
     from rich.table import Table
-    from rich.text import Text
 
     shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
     shown.add_column(no_wrap=True, style="bold")
     shown.add_column(overflow="fold")
     for name, value in rows:
-        shown.add_row(name, value if isinstance(value, Text) else str(value))
-    output().print(shown)
+        shown.add_row(name, str(value))
+    _print(shown)
+
+
+def _print(shown: Any) -> None:
+    """Prints something wide without the spaces that fill its lines up."""
+    console = output()
+    with console.capture() as caught:
+        console.print(shown)
+    for line in caught.get().splitlines():
+        print(line.rstrip())
 
 
 class Work:
     """Something that takes its time; `step` says how far it is."""
 
     def __init__(self, title: str) -> None:
-        self.title, self._bar, self._task = title, None, None
+        self.title = title
+        self._bar: Any = None
+        self._task: Any = None
         self._done, self._total = 0.0, 0.0
         self._lock = threading.Lock()
 
@@ -95,8 +105,8 @@ class Work:
 
         columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
         with self._lock:
-            self._bar: Any = Progress(*columns, console=messages(), transient=True)
-            self._task: Any = self._bar.add_task(self.title, total=None)
+            self._bar = Progress(*columns, console=messages(), transient=True)
+            self._task = self._bar.add_task(self.title, total=None)
             self._update()
             self._bar.start()
 
@@ -132,10 +142,11 @@ def working(title: str) -> Iterator[Work]:
 
 def duration(seconds: float) -> str:
     """Seconds in the unit that suits them."""
-    for limit, factor, unit in ((1e-3, 1e6, "µs"), (1, 1e3, "ms")):
-        if seconds < limit:
-            return f"{seconds * factor:.3g} {unit}" if seconds else "0 s"
-    return f"{seconds:.2f} s"
+    value, unit = seconds, "s"
+    if seconds < 1:
+        value, unit = (seconds * 1e6, "µs") if seconds < 1e-3 else (seconds * 1e3, "ms")
+    digits = 0 if value >= 100 or unit == "µs" else 1 if value >= 10 else 2
+    return f"{value:.{digits}f} {unit}"
 
 
 def size(count: float) -> str:
