@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import numpy as np
 
 from whet.errors import ShapeError, TypeMismatch
-from whet.ir.graph import Op, operator
+from whet.ir.graph import Op, Value, constant, operator
 from whet.ir.sizes import Size, is_less, product
-from whet.ir.types import INTEGERS, TensorType
-from whet.ops.elementwise import need, require_equal
+from whet.ir.types import FLOATS, INTEGERS, TensorType
+from whet.ops.bits import BitCast
+from whet.ops.elementwise import (
+    BitwiseNot,
+    BitwiseXor,
+    Cast,
+    Equal,
+    IsNaN,
+    Less,
+    Min,
+    Mod,
+    Not,
+    Where,
+    cast_to,
+    need,
+    require_equal,
+)
+from whet.ops.gather import GatherElements, ScatterElements
+from whet.ops.index import positions
+from whet.ops.movement import Concat, Gather, broadcast_to, reshape, slice_axis, transpose
+from whet.ops.reduce import Cumulative
 
 Array = np.ndarray
 
@@ -36,6 +56,23 @@ class Extent(Op):
 
 
 @operator
+class Prefix(Op):
+    """The first elements along an axis, as many as an integer says: known as `count`."""
+
+    count: Size
+    axis: int = 0
+    defines_sizes: ClassVar[bool] = True
+    is_bookkeeping: ClassVar[bool] = True
+
+    def infer(self, x: TensorType, number: TensorType) -> TensorType:
+        need(number.dtype, INTEGERS, "an integer")
+        return x.with_shape(*x.shape[: self.axis], self.count, *x.shape[self.axis + 1 :])
+
+    def reference(self, x: Array, number: Array) -> Array:
+        return x[(*(slice(None),) * self.axis, slice(int(number.reshape(()))))]
+
+
+@operator
 class NonZero(Op):
     """The indices of elements that are not zero, `count` columns of one index for each axis, in
     row-major order."""
@@ -48,6 +85,19 @@ class NonZero(Op):
 
     def reference(self, x: Array) -> Array:
         return np.stack(np.nonzero(np.atleast_1d(x)))
+
+    def lower(self, x: Value) -> Value:
+        """Places in row-major order, as indices of the axes, of which the first count.
+
+        All work is of a size that is known, so that no kernel has to be made for each count.
+        """
+        size = product(x.shape)
+        if not x.tensor.is_static or x.dtype == "string" or size == 0:
+            return self(x)
+        flags = Cast("bool")(reshape(x, size))
+        places, number = kept_places(flags)
+        lines = [reshape(i, 1, size) for i in _unflattened(places, x.shape or (1,))]
+        return Prefix(self.count, 1)(Concat(0)(*lines) if len(lines) > 1 else lines[0], number)
 
 
 @operator
@@ -84,6 +134,47 @@ class Unique(Op):
         taken = x.reshape(-1)[first] if self.axis is None else np.take(x, first, self.axis)
         return taken, first, which, counts
 
+    def lower(self, x: Value) -> tuple[Value, ...]:
+        """Runs of equal elements in sorted order; slices of several elements are left as they
+        are."""
+        size = product(x.shape)
+        flat = self.axis is None or size == x.shape[self.axis]
+        key = sort_key(x)
+        if not flat or key is None or not x.tensor.is_static or size == 0:
+            return self(x)
+        first, which, counts, number = _runs(reshape(key, size), size)
+        if not self.ascending:
+            order = Order()(first)
+            first, counts = Gather(0)(first, order), Gather(0)(counts, order)
+            room = broadcast_to(constant(0, "int64"), size)
+            rank = ScatterElements(0)(room, order, positions(size, 1, 0))
+            which = Gather(0)(rank, which)
+        last = constant(size, "int64") - 1
+        taken = Gather(0)(reshape(x, size), Min()(first, last))
+        shape = (size,) if self.axis is None else x.shape
+        taken = Prefix(self.count, self.axis or 0)(reshape(taken, *shape), number)
+        first, counts = (Prefix(self.count)(v, number) for v in (first, counts))
+        return taken, first, which, counts
+
+
+def _runs(key: Value, size: Size) -> tuple[Value, Value, Value, Value]:
+    """Of the different keys, ascending: their first places, which one each key is, their counts,
+    and how many they are. Behind their end the first places are `size`."""
+    order = Order()(key)
+    line = Gather(0)(key, order)
+    changes = Not()(Equal()(slice_axis(line, 0, 1, size - 1), slice_axis(line, 0, 0, size - 1)))
+    fresh = Concat(0)(constant(np.ones(1, bool)), changes)
+    run = Cumulative("sum", 0)(Cast("int64")(fresh)) - 1
+    end = constant(size, "int64")
+    # A sort that keeps equal elements in order has the first of each run at its front.
+    room = broadcast_to(end, size + 1)
+    first = ScatterElements(0)(room, Where()(fresh, run, end), order)
+    none = broadcast_to(constant(0, "int64"), size)
+    counts = ScatterElements(0, "sum")(none, run, broadcast_to(constant(1, "int64"), size))
+    which = ScatterElements(0)(none, order, run)
+    number = slice_axis(run, 0, size - 1, 1) + 1
+    return slice_axis(first, 0, 0, size), which, counts, number
+
 
 def unique_rows(rows: Array) -> tuple[Array, Array, Array]:
     """First occurrences of the different rows in ascending order, which of them each row is,
@@ -91,12 +182,81 @@ def unique_rows(rows: Array) -> tuple[Array, Array, Array]:
     if rows.shape[0] == 0:
         return (np.zeros(0, np.int64),) * 3
     # Ranks in place of elements: strings and small floats compare as they should, rows as integers.
-    _, ranks = np.unique(rows.reshape(-1), return_inverse=True)
+    _, ranks = np.unique(sortable(rows).reshape(-1), return_inverse=True)
     ranks = ranks.reshape(rows.shape) if rows.size else np.zeros((rows.shape[0], 1), np.int64)
     _, first, which, counts = np.unique(
         ranks, return_index=True, return_inverse=True, return_counts=True, axis=0
     )
     return first, which.reshape(-1), counts
+
+
+def kept_places(flags: Value) -> tuple[Value, Value]:
+    """The places of true flags[N], in order, and how many there are; zeros fill the rest."""
+    (size,) = flags.shape
+    upto = Cumulative("sum", 0)(Cast("int64")(flags))
+    # What is not kept goes behind the end, where it is cut off.
+    target = Where()(flags, upto - 1, constant(size, "int64"))
+    room = broadcast_to(constant(0, "int64"), size + 1)
+    places = ScatterElements(0)(room, target, positions(size, 1, 0))
+    return slice_axis(places, 0, 0, size), slice_axis(upto, 0, size - 1, 1)
+
+
+def _unflattened(places: Value, shape: tuple[Size, ...]) -> Iterator[Value]:
+    """The indices of row-major places, an axis at a time."""
+    for axis, size in enumerate(shape):
+        inner = places / constant(product(shape[axis + 1 :]), "int64")
+        yield Mod()(inner, constant(size, "int64")) if axis else inner
+
+
+@operator
+class Order(Op):
+    """The int64 indices that sort along the last axis; equal elements keep their order, and NaN is
+    the greatest."""
+
+    descending: bool = False
+
+    def infer(self, x: TensorType) -> TensorType:
+        if x.rank == 0:
+            raise ShapeError("a scalar has no axis to sort")
+        return x.with_dtype("int64")
+
+    def reference(self, x: Array) -> Array:
+        x = sortable(x)
+        if not self.descending:
+            return np.argsort(x, -1, kind="stable")
+        # A stable sort of the reversed axis, read backwards, keeps equal elements in order.
+        return x.shape[-1] - 1 - np.flip(np.argsort(np.flip(x, -1), -1, kind="stable"), -1)
+
+    def lower(self, x: Value) -> Value:
+        """By integers in the same order."""
+        key = sort_key(x)
+        if key is None or (key is x and not self.descending):
+            return self(x)
+        return Order()(BitwiseNot()(key) if self.descending else key)
+
+
+def sortable(x: Array) -> Array:
+    """x in a dtype of NumPy's own: of the others it does not know where their NaN belongs."""
+    return x.astype(np.float32) if x.dtype != object and x.dtype.isbuiltin != 1 else x
+
+
+def sort_key(x: Value) -> Value | None:
+    """int32 or int64 in the order of x; zeros of both signs are equal, and so are NaNs."""
+    if x.dtype in ("int32", "int64"):
+        return x
+    if x.dtype == "uint64":
+        return BitCast("int64")(x) + constant(-(2**63), "int64")
+    if x.dtype in INTEGERS or x.dtype == "bool":
+        return Cast("int64" if x.dtype == "uint32" else "int32")(x)
+    if x.dtype not in FLOATS:
+        return None
+    bits = 64 if x.dtype == "float64" else 32
+    x = cast_to(x, f"float{bits}")
+    code = BitCast(f"int{bits}")(Where()(Equal()(x, 0.0), constant(0.0, x.dtype), x))
+    most = constant(2 ** (bits - 1) - 1, code.dtype)
+    # Below zero a greater magnitude is less: all bits but the sign are turned over.
+    mirrored = Where()(Less()(code, constant(0, code.dtype)), BitwiseXor()(code, most), code)
+    return Where()(IsNaN()(x), most, mirrored)
 
 
 @operator
@@ -120,14 +280,21 @@ class TopK(Op):
         size = x.shape[self.axis]
         if size < self.k:
             raise ShapeError(f"the best {self.k} of an axis of {size} do not exist")
-        if self.largest:
-            # A stable sort of the reversed axis, read backwards, keeps equal elements in order.
-            order = np.argsort(np.flip(x, self.axis), self.axis, kind="stable")
-            order = size - 1 - np.flip(order, self.axis)
-        else:
-            order = np.argsort(x, self.axis, kind="stable")
+        order = np.moveaxis(
+            Order(self.largest).reference(np.moveaxis(x, self.axis, -1)), -1, self.axis
+        )
         best = np.split(order, [self.k], self.axis)[0]
         return np.take_along_axis(x, best, self.axis), best
+
+    def lower(self, x: Value) -> tuple[Value, Value]:
+        """The first of a sorted axis."""
+        if sort_key(x) is None:
+            return self(x)
+        turn = [i for i in range(x.rank) if i != self.axis] + [self.axis]
+        back = sorted(range(x.rank), key=turn.__getitem__)
+        order = transpose(Order(self.largest)(transpose(x, *turn)), *back)
+        best = slice_axis(order, self.axis, 0, self.k)
+        return GatherElements(self.axis)(x, best), best
 
 
 @operator

@@ -12,8 +12,9 @@ import numpy as np
 from whet.engine.weights import WeightStore
 from whet.errors import InvalidInput
 from whet.ir.evaluate import bind_sizes, check_guards, compute
-from whet.ir.graph import Constant, Graph, Input, Parameter, Value, Weight, make
+from whet.ir.graph import Constant, Graph, Input, Parameter, Value, Weight, make, topological
 from whet.ir.types import TensorType
+from whet.ops.select import Prefix
 from whet.plan.plan import Plan, make_plan
 from whet.plan.trace import tracing
 from whet.targets.cpu.device import Device, Executable
@@ -190,6 +191,7 @@ class Stage:
     tell, then the rest."""
 
     def __init__(self, runner: Runner, graph: Graph) -> None:
+        graph = counted(graph)
         self.runner, self.graph = runner, graph
         ready = _ready(graph)
         self.frontier = _frontier(graph, ready)
@@ -232,7 +234,34 @@ class Stage:
             for i in value.inputs
         ]
         extra = [self.runner.run_graph] if value.op.runs_graphs else []
-        return compute(value, [*extra, *arrays], {})
+        # Kernels read what lies without gaps; a part of an axis may not.
+        return tuple(map(_contiguous, compute(value, [*extra, *arrays], {})))
+
+
+def _contiguous(x: Any) -> Any:
+    return np.ascontiguousarray(x) if isinstance(x, np.ndarray) and x.ndim else x
+
+
+def counted(graph: Graph) -> Graph:
+    """The graph with operators that find a number of things in terms of kernels, where that goes;
+    a Prefix tells the number."""
+    new = graph.map(_counted)
+    if new is graph:
+        return graph
+    values = topological((*new.outputs, *new.definers.values()))
+    found = {name: v for v in values if isinstance(v.op, Prefix) for name in v.op.symbols}
+    return replace(new, definers={**new.definers, **found})
+
+
+def _counted(value: Value) -> Any:
+    """An operator that finds a number of things, as one that finds them in kernels and takes as
+    many as there are."""
+    static = all(
+        isinstance(i.type, TensorType) and i.type.is_static for i in value.inputs if i is not None
+    )
+    if not (value.op.defines_sizes and static and hasattr(value.op, "lower")):
+        return value
+    return value.op.lower(*value.inputs)
 
 
 def _ready(graph: Graph) -> set[Value]:

@@ -9,6 +9,7 @@ from whet.targets.cpu.templates.attention import AttentionTemplate, FlashAttenti
 from whet.targets.cpu.templates.contraction import Contraction, PackedConvolution, PackedProduct
 from whet.targets.cpu.templates.matmul import Product, ProductTemplate
 from whet.targets.cpu.templates.recurrent import FusedRecurrent, RecurrentTemplate
+from whet.targets.cpu.templates.sort import MergeSort, SortTemplate
 
 _contraction = Contraction()
 
@@ -18,4 +19,5 @@ TEMPLATES: dict[type[Op], Any] = {
     Product: ProductTemplate(),
     FlashAttention: AttentionTemplate(),
     FusedRecurrent: RecurrentTemplate(),
+    MergeSort: SortTemplate(),
 }

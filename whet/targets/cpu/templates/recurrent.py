@@ -88,7 +88,7 @@ class RecurrentTemplate:
         few = steps <= MOST_UNROLLED
         if units > MOST_UNITS or (few and units * columns > SMALL_WEIGHT):
             return None
-        run = FusedRecurrent(**{f.name: getattr(op, f.name) for f in fields(op)})  # type: ignore[arg-type]
+        run = FusedRecurrent(**{f.name: getattr(op, f.name) for f in fields(op)})
         given = (*value.inputs, *(None,) * (7 - len(value.inputs)))
         inputs = [i and _cast(i, "float32") for i in given[:6]]
         count, rows = GATES[op.kind], tile_rows(batch, architecture)

@@ -1,0 +1,137 @@
+"""Sorting: the order of each line's keys, by merging longer and longer runs.
+
+Bottom-up merge sort keeps equal keys in order and takes the same time for any input (Knuth, The Art
+of Computer Programming 3, 5.2.4).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from whet.ir.graph import Value, operator
+from whet.ir.types import TensorType
+from whet.ops.select import Order
+from whet.plan.kernel import Template, View
+from whet.targets.cpu.architecture import Architecture
+from whet.targets.cpu.llvm import Function, Index, Module
+from whet.targets.cpu.templates.matmul import integer
+
+KEYS = {"int32": "i32", "int64": "i64"}
+
+
+@operator
+class MergeSort(Order):
+    """The order of int32 or int64 keys; the second result is room to work in."""
+
+    def infer(self, x: TensorType) -> Any:
+        order = super().infer(x)
+        return order, order
+
+    def reference(self, x: Any) -> Any:
+        order = super().reference(x)
+        return order, order
+
+
+class SortTemplate:
+    """Order along the last axis; threads share lines."""
+
+    has_epilogue = False
+    has_strided_output = False
+
+    def takes(self, op: Any, position: int, view: View) -> bool:
+        return False
+
+    def legalize(self, value: Value, architecture: Architecture) -> Value | None:
+        (x, *_) = value.inputs or (None,)
+        if type(value.op) is not Order or value.op.descending or x is None or x.dtype not in KEYS:
+            return None
+        order: Value = MergeSort()(x)[0]
+        return order
+
+    def generate(self, kernel: Template, architecture: Architecture, name: str) -> Module:
+        module = Module(architecture.vector_bytes * 8)
+        f = module.function(name, {"args": "ptr noalias", "thread": "i64", "threads": "i64"})
+        (keys,) = kernel.inputs
+        assert keys is not None
+        *lead, size = (integer(s) for s in keys.shape)
+        pointers = [f.load("ptr", "%args", 8 * (n + 1)) for n in range(3)]
+        rows = 1
+        for count in lead:
+            rows *= count
+        low = f.op(f"udiv i64 {f.mul('%thread', rows)}, %threads")
+        high = f.op(f"udiv i64 {f.mul(f.add('%thread', 1), rows)}, %threads")
+        kind = KEYS[keys.dtype]
+        wide = 4 if kind == "i32" else 8
+
+        def line(row: str, _: list[str]) -> None:
+            steps = (wide, 8, 8)
+            bases = [f.address(p, f.mul(row, size * n)) for p, n in zip(pointers, steps)]
+            _Line(f, kind, wide, size, *bases).sort()
+
+        if size:
+            f.loop(low, high, 1, line)
+        f.end()
+        return module
+
+
+class _Line:
+    """One line's keys, and the two buffers that hold its order in turns."""
+
+    def __init__(
+        self, f: Function, kind: str, wide: int, size: int, keys: str, order: str, room: str
+    ) -> None:
+        self.f, self.kind, self.wide, self.size = f, kind, wide, size
+        self.keys, self.order, self.room = keys, order, room
+
+    def sort(self) -> None:
+        f = self.f
+        passes = (self.size - 1).bit_length()
+        # The last pass must end in the result.
+        first, second = (self.order, self.room) if passes % 2 == 0 else (self.room, self.order)
+        f.loop(0, self.size, 1, lambda i, _: f.store("i64", i, first, f.mul(i, 8)))
+
+        def one(_: str, carried: list[str]) -> list[str]:
+            source, target, width = carried
+            self.merge_all(source, target, width)
+            return [target, source, f.op(f"shl i64 {width}, 1")]
+
+        f.loop(0, passes, 1, one, [("ptr", first), ("ptr", second), ("i64", "1")])
+
+    def merge_all(self, source: str, target: str, width: str) -> None:
+        """Pairs of sorted runs of `width` to runs of twice that."""
+        f = self.f
+        pair = f.op(f"shl i64 {width}, 1")
+        count = f.op(f"udiv i64 {f.add(f.sub(pair, 1), self.size)}, {pair}")
+
+        def merge(n: str, _: list[str]) -> None:
+            low = f.mul(n, pair)
+            middle = f.min(f.add(low, width), self.size)
+            high = f.min(f.add(low, pair), self.size)
+            self.merge(source, target, low, middle, high)
+
+        f.loop(0, count, 1, merge)
+
+    def merge(self, source: str, target: str, low: Index, middle: Index, high: Index) -> None:
+        """The smaller of both fronts, again and again; the left one where they are equal."""
+        f = self.f
+
+        def turn(p: str, carried: list[str]) -> list[str]:
+            i, j = carried
+            (a, ka), (b, kb) = self.front(source, i), self.front(source, j)
+            left = f.op(f"icmp slt i64 {i}, {middle}")
+            right = f.op(f"icmp slt i64 {j}, {high}")
+            ordered = f.op(f"icmp sle {self.kind} {ka}, {kb}")
+            only = f.op(f"xor i1 {right}, true")
+            take = f.op(f"and i1 {left}, {f.op(f'or i1 {only}, {ordered}')}")
+            f.store("i64", f.op(f"select i1 {take}, i64 {a}, i64 {b}"), target, f.mul(p, 8))
+            step = f.op(f"zext i1 {take} to i64")
+            return [str(f.add(i, step)), str(f.add(j, f.sub(1, step)))]
+
+        f.loop(low, high, 1, turn, [("i64", str(low)), ("i64", str(middle))])
+
+    def front(self, source: str, i: str) -> tuple[str, str]:
+        """The element at a run's front and its key; the line's last one behind the end."""
+        f = self.f
+        at = f.min(i, self.size - 1)
+        element = f.load("i64", source, f.mul(at, 8))
+        return element, f.load(self.kind, self.keys, f.mul(element, self.wide))
