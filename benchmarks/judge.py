@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-
 SMALLEST_SCALE = 1e-4
 
 

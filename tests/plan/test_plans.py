@@ -1,4 +1,4 @@
-"""What is planned for small networks, as counts and as text: fused kernels, no copies, no references."""
+"""What is planned for small networks, as counts and as text: fused kernels, no references."""
 
 from __future__ import annotations
 

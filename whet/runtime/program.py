@@ -22,6 +22,10 @@ from whet.targets.cpu.device import Device, Executable
 Arrays = Sequence[Any]
 
 
+MOST_STAGES = 256
+"""Compiled graphs that are kept: one for each graph and each set of sizes, the oldest go first."""
+
+
 class Runner:
     """All that runs on one device from one set of weights; results of weight-only work are kept and
     shared."""
@@ -57,6 +61,8 @@ class Runner:
             with self._lock:
                 if key not in self._stages:
                     self._stages[key] = Stage(self, graph.bind(sizes))
+                    while len(self._stages) > MOST_STAGES:
+                        self._stages.pop(next(iter(self._stages)))
                 found = self._stages[key]
         return found
 

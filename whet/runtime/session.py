@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from whet.passes.pipeline import optimise
 from whet.plan.plan import Plan
 from whet.plan.trace import Look, Trace, tracing
 from whet.runtime.profile import Profile
-from whet.runtime.program import Runner
+from whet.runtime.program import MOST_STAGES, Runner
 
 if TYPE_CHECKING:
     from whet.targets.cpu.device import Device
@@ -33,6 +34,7 @@ class Session:
         profiles: tuple[Profile, ...] = (),
     ) -> None:
         self.graph, self.profiles = graph, profiles
+        self._optimised = lru_cache(MOST_STAGES)(optimise)
         self._runner = Runner(device, weights, threads)
         self.inputs: dict[str, Type] = {v.op.name: v.type for v in graph.inputs}  # type: ignore[attr-defined]
         self._outputs = graph.late.outputs if graph.late is not None else graph.output_names
@@ -96,7 +98,7 @@ class Session:
             ready = len(graph.output_names)
             named.update(zip(graph.output_names, results))
             captured = dict(zip(graph.late.captured, results[ready:]))
-            graph = optimise(graph.late.stage(captured, self._runner.weights.array))
+            graph = self._optimised(graph.late.stage(captured, self._runner.weights.array))
             results = self._runner.execute(graph, [captured[v.op.name] for v in graph.inputs])  # type: ignore[attr-defined]
         named.update(zip(graph.output_names, results))
         return {name: named[name] for name in self._outputs}
