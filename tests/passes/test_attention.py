@@ -128,6 +128,9 @@ FORMS = {
     "torch": torch_sdpa,
     "bert": bert,
     "scaled keys": lambda: MatMul()(Softmax(-1)(MatMul()(Q, swapped(K) * 0.5)), V),
+    "a scale for each head": lambda: MatMul()(
+        Softmax(-1)(SCORES * weight("temperature", H, 1, 1) + given("a", S, T)), V
+    ),
     "two masks": lambda: MatMul()(
         Softmax(-1)(SCORES * 0.5 + given("a", S, T) + given("b", B, 1, 1, T)), V
     ),
@@ -204,6 +207,7 @@ def test_only_the_transposes_it_needs_are_left():
 NONE = {
     "a softmax over queries": lambda: (MatMul()(Softmax(2)(SCORES), V),),
     "probabilities that are read": lambda: (MatMul()(Softmax(-1)(SCORES), V), Softmax(-1)(SCORES)),
+    "a scale for each key": lambda: (MatMul()(Softmax(-1)(SCORES * given("f", T)), V),),
     "scores bent before the softmax": lambda: (MatMul()(Softmax(-1)(Relu()(SCORES)), V),),
     "what is hidden keeps a weight": lambda: (
         MatMul()(Softmax(-1)(Where()(MASK, SCORES, constant(-1.0, "float32"))), V),

@@ -53,6 +53,7 @@ FOLDS = {
     ),
     "a scale in front": (convolution(X * weight("g", 4)), 0),
     "a scale in front of groups": (convolution(X * weight("g", 4), groups=2), 0),
+    "a number in front": (convolution(X * 0.7), 0),
     "one scale for all channels in front": (convolution(X * weight("g")), 0),
     "a shift in front without padding": (convolution(X + weight("t", 4), pad=0), 1),
     "normalised input": (convolution((X - weight("m", 4)) * weight("g", 4), pad=0), None),

@@ -199,7 +199,7 @@ class Matcher:
         return None
 
     def look(self, name: str) -> Any:
-        """A weight's elements where rules may look at them, else None; what was seen is remembered."""
+        """A weight's elements where rules may look at them; what was seen is remembered."""
         data = self.read(name)
         if data is not None:
             self.numbers_read[name] = None

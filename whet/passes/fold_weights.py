@@ -185,6 +185,15 @@ def scale_before(x: Value, f: Value, w: Value, g: int, root: Value) -> Built:
     return root.op(x, _scaled_inputs(w, broadcast_to(scale, x.shape[-1]), g))
 
 
+@rule(
+    lambda x, c, w, s, d, b, a, g: Convolution(s, d, b, a, g, None)(once(x * number(c)), static(w))
+)
+def number_before(x: Value, c: float, w: Value, root: Value) -> Built:
+    if x.shape != root.inputs[0].shape:  # type: ignore[union-attr]
+        return "the factor stretches the input"
+    return root.op(x, multiplied(w, constant(c, w.dtype)))
+
+
 def _scaled_inputs(w: Value, scale: Value, groups: int) -> Value:
     """w[O, *K, C/groups] with input channel c times scale[c]."""
     if groups == 1:
@@ -259,6 +268,7 @@ RULES = [
     shift_minus_shift,
     shift_twice,
     scale_before,
+    number_before,
     shift_before,
     pad_into_convolution,
     pad_into_pool,

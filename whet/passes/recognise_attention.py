@@ -134,12 +134,27 @@ def _scaled(value: Value, number: Number) -> tuple[Value, float] | None:
 def _scaling(value: Value, number: Number) -> Scores | None:
     found = _scaled(value, number)
     if found is None:
-        return None
+        return _scaled_heads(value, number) if isinstance(value.op, Mul) else None
     x, factor = found
     if isinstance(x.op, Tanh):
         return _capped(only(x), factor, number)
     scores = scores_of(x, number)
     return scores and scores.times(factor)
+
+
+def _scaled_heads(value: Value, number: Number) -> Scores | None:
+    """Scores times a factor that does not depend on query and key: the queries are scaled."""
+    a, b = value.inputs
+    assert a is not None
+    assert b is not None
+    for x, factor in ((a, b), (b, a)):
+        if any(size != 1 for size in factor.shape[-2:]) or not _keeps_shape(x, value):
+            continue
+        scores = scores_of(x, number)
+        if scores is not None and not scores.softcap:
+            masks = tuple(m * factor for m in scores.masks)
+            return replace(scores, q=scores.q * factor, masks=masks)
+    return None
 
 
 def _capped(x: Value, cap: float, number: Number) -> Scores | None:
