@@ -52,6 +52,11 @@ class Session:
         return self._runner.threads
 
     @property
+    def weights(self) -> WeightStore:
+        """The engine's weights."""
+        return self._runner.weights
+
+    @property
     def architecture(self) -> str:
         """What code is generated for."""
         return str(self._runner.device.architecture)
