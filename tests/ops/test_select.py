@@ -89,3 +89,16 @@ def test_sorting_many_keeps_equal_elements_in_order(rng: np.random.Generator) ->
         x = rng.integers(-3, 3, (3, size)).astype(np.int32)
         check("avx2", select.Order(), x, named=False)
         check("avx2", select.Order(True), x.astype(np.float32), named=False)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("center", [True, False])
+@pytest.mark.parametrize("limits", range(4))
+def test_suppression(rng: np.random.Generator, level: str, center: bool, limits: int) -> None:
+    for batch, classes, count in [(1, 1, 1), (2, 3, 40), (1, 2, 300)]:
+        boxes = rng.uniform(0, 10, (batch, count, 4)).astype(np.float32)
+        boxes[:, ::7] = boxes[:, :1]  # some boxes are the same
+        scores = rng.integers(-20, 20, (batch, classes, count)).astype(np.float32) / 16
+        scores[:, :, ::11] = np.nan
+        given = [np.array([15]), np.array([0.3], np.float32), np.array([0.2], np.float32)]
+        check(level, select.NonMaxSuppression(COUNT, center), boxes, scores, *given[:limits])

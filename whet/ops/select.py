@@ -325,20 +325,57 @@ class NonMaxSuppression(Op):
         require_equal(boxes.shape[2], 4, "the numbers of a box and 4")
         return TensorType("int64", (self.count, 3))
 
-    def reference(
-        self, boxes: Array, scores: Array, most: Any = None, overlap: Any = None, score: Any = None
-    ) -> Array:
-        limit = 0 if most is None else int(most.reshape(()))
-        above = np.float32(0) if overlap is None else overlap.reshape(())
-        rows: list[tuple[int, int, int]] = []
-        for batch, (some, classes) in enumerate(zip(boxes, scores)):
-            corners = corners_of(some, self.center)
-            for number, values in enumerate(classes):
-                wanted = np.arange(values.size) if score is None else np.nonzero(values > score)[0]
-                order = wanted[np.argsort(-values[wanted], kind="stable")]
-                kept = suppress(corners, order, limit, above)
-                rows += [(batch, number, int(box)) for box in kept]
-        return np.array(rows, np.int64).reshape(-1, 3)
+    def reference(self, boxes: Array, scores: Array, *limits: Any) -> Array:
+        return kept_boxes(boxes, scores, self.center, *limits)
+
+    def lower(self, boxes: Value, scores: Value, *limits: Value | None) -> Value:
+        """As many rows as there could be, then those that there are."""
+        if 0 in (*boxes.shape, *scores.shape):
+            return self(boxes, scores, *limits)
+        rows, number = Suppression(self.center)(boxes, scores, *limits)
+        return Prefix(self.count)(rows, number)
+
+
+@operator
+class Suppression(Op):
+    """NonMaxSuppression's rows in a tensor with room for every box of every class, and how many
+    there are, int64[1]; what stands behind them has no meaning."""
+
+    center: bool = False
+
+    def infer(
+        self, boxes: TensorType, scores: TensorType, *limits: TensorType | None
+    ) -> tuple[TensorType, TensorType]:
+        rows = TensorType("int64", (product(scores.shape), 3))
+        return rows, TensorType("int64", (1,))
+
+    def reference(self, boxes: Array, scores: Array, *limits: Any) -> tuple[Array, Array]:
+        kept = kept_boxes(boxes, scores, self.center, *limits)
+        rows = np.zeros((scores.size, 3), np.int64)
+        rows[: len(kept)] = kept
+        return rows, np.array([len(kept)])
+
+
+def kept_boxes(
+    boxes: Array,
+    scores: Array,
+    center: bool,
+    most: Any = None,
+    overlap: Any = None,
+    score: Any = None,
+) -> Array:
+    """Rows (batch, class, box) of the boxes that no better one suppresses."""
+    limit = 0 if most is None else int(most.reshape(()))
+    above = np.float32(0) if overlap is None else overlap.reshape(())
+    rows: list[tuple[int, int, int]] = []
+    for batch, (some, classes) in enumerate(zip(boxes, scores)):
+        corners = corners_of(some, center)
+        for number, values in enumerate(classes):
+            wanted = np.arange(values.size) if score is None else np.nonzero(values > score)[0]
+            order = wanted[np.argsort(-values[wanted], kind="stable")]
+            kept = suppress(corners, order, limit, above)
+            rows += [(batch, number, int(box)) for box in kept]
+    return np.array(rows, np.int64).reshape(-1, 3)
 
 
 def corners_of(boxes: Array, center: bool) -> Array:

@@ -10,6 +10,7 @@ from whet.targets.cpu.templates.contraction import Contraction, PackedConvolutio
 from whet.targets.cpu.templates.matmul import Product, ProductTemplate
 from whet.targets.cpu.templates.recurrent import FusedRecurrent, RecurrentTemplate
 from whet.targets.cpu.templates.sort import MergeSort, SortTemplate
+from whet.targets.cpu.templates.suppression import SortedSuppression, SuppressionTemplate
 
 _contraction = Contraction()
 
@@ -20,4 +21,5 @@ TEMPLATES: dict[type[Op], Any] = {
     FlashAttention: AttentionTemplate(),
     FusedRecurrent: RecurrentTemplate(),
     MergeSort: SortTemplate(),
+    SortedSuppression: SuppressionTemplate(),
 }

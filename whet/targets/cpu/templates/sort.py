@@ -65,8 +65,12 @@ class SortTemplate:
 
         def line(row: str, _: list[str]) -> None:
             steps = (wide, 8, 8)
-            bases = [f.address(p, f.mul(row, size * n)) for p, n in zip(pointers, steps)]
-            _Line(f, kind, wide, size, *bases).sort()
+            at, *buffers = (f.address(p, f.mul(row, size * n)) for p, n in zip(pointers, steps))
+            passes = (size - 1).bit_length()
+            # The last pass must end in the result, which is the first of the buffers.
+            first, second = buffers if passes % 2 == 0 else buffers[::-1]
+            f.loop(0, size, 1, lambda i, _: f.store("i64", i, first, f.mul(i, 8)))
+            Line(f, kind, at, size).merge_passes(first, second, passes)
 
         if size:
             f.loop(low, high, 1, line)
@@ -74,28 +78,24 @@ class SortTemplate:
         return module
 
 
-class _Line:
-    """One line's keys, and the two buffers that hold its order in turns."""
+class Line:
+    """Keys, and the order of some of them, in two buffers in turns."""
 
-    def __init__(
-        self, f: Function, kind: str, wide: int, size: int, keys: str, order: str, room: str
-    ) -> None:
-        self.f, self.kind, self.wide, self.size = f, kind, wide, size
-        self.keys, self.order, self.room = keys, order, room
+    def __init__(self, f: Function, kind: str, keys: str, size: Index) -> None:
+        self.f, self.kind, self.keys, self.size = f, kind, keys, size
+        self.wide = 4 if kind == "i32" else 8
+        self.last = f.sub(size, 1)
 
-    def sort(self) -> None:
+    def merge_passes(self, first: str, second: str, passes: Index) -> str:
+        """Sorts the places in `first`; the buffer in which they are in order in the end."""
         f = self.f
-        passes = (self.size - 1).bit_length()
-        # The last pass must end in the result.
-        first, second = (self.order, self.room) if passes % 2 == 0 else (self.room, self.order)
-        f.loop(0, self.size, 1, lambda i, _: f.store("i64", i, first, f.mul(i, 8)))
 
         def one(_: str, carried: list[str]) -> list[str]:
             source, target, width = carried
             self.merge_all(source, target, width)
             return [target, source, f.op(f"shl i64 {width}, 1")]
 
-        f.loop(0, passes, 1, one, [("ptr", first), ("ptr", second), ("i64", "1")])
+        return f.loop(0, passes, 1, one, [("ptr", first), ("ptr", second), ("i64", "1")])[0]
 
     def merge_all(self, source: str, target: str, width: str) -> None:
         """Pairs of sorted runs of `width` to runs of twice that."""
@@ -132,6 +132,6 @@ class _Line:
     def front(self, source: str, i: str) -> tuple[str, str]:
         """The element at a run's front and its key; the line's last one behind the end."""
         f = self.f
-        at = f.min(i, self.size - 1)
+        at = f.min(i, self.last)
         element = f.load("i64", source, f.mul(at, 8))
         return element, f.load(self.kind, self.keys, f.mul(element, self.wide))
