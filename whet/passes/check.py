@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -63,6 +64,20 @@ def same_meaning(
             assert len(graph.outputs) == len(wanted)
         runs += 1
     return runs
+
+
+class Checked:
+    """Watches a pipeline: after each pass, the graph is run beside the one before."""
+
+    def __init__(self, graph: Graph, weights: ReadWeight | None = None) -> None:
+        self.last = graph
+        self.weights = weights
+
+    def __call__(self, name: str, graph: Graph) -> None:
+        """Raises MeaningChangedError, with the pass's name, where it computes something else."""
+        if same_meaning(self.last, {name: graph}, self.weights) == 0:
+            warnings.warn(f"{name} is not checked: the model refuses random inputs", stacklevel=2)
+        self.last = graph
 
 
 def _refuses(graph: Graph, arrays: Arrays, read: ReadWeight) -> bool:

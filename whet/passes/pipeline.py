@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from whet.ir.graph import Graph, map_inner
+from whet.knobs import knobs
+from whet.passes.check import Checked
 from whet.passes.fold import fold_constants
 from whet.passes.fold_weights import fold_weights
 from whet.passes.layout import channels_last, settle_layout
@@ -40,12 +42,22 @@ def optimise(
     """The graph after every pass; `watch` is shown each pass's name and what it made of the graph.
 
     The bodies of control flow are optimised first, by the same passes. `numbers` lets rules look at
-    one-element weights; it lists those that are part of the graph afterwards.
+    one-element weights; it lists those that are part of the graph afterwards. With WHET_CHECK=1
+    each pass's graph is run beside the one before.
     """
-    graph = map_inner(graph, lambda body: optimise(body, None, numbers, passes))
+    watches = [] if watch is None else [watch]
+    if knobs.check:
+        watches.append(Checked(graph, None if numbers is None else numbers.read))
+    return _optimised(graph, watches, numbers, passes)
+
+
+def _optimised(
+    graph: Graph, watches: Sequence[Watch], numbers: Numbers | None, passes: Sequence[Pass]
+) -> Graph:
+    graph = map_inner(graph, lambda body: _optimised(body, [], numbers, passes))
     for run in passes:
         with looking_at(numbers):
             graph = run(graph)
-        if watch is not None:
+        for watch in watches:
             watch(run.__name__, graph)
     return graph
