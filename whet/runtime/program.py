@@ -42,6 +42,13 @@ class Runner:
         """The plans of all stages compiled so far, in that order."""
         return tuple(stage.program.plan for stage in list(self._stages.values()))
 
+    def source(self, plan: Plan) -> tuple[Graph, dict[Value, Value]]:
+        """The graph that a plan computes, and which of its Values those of the plan stand for."""
+        for stage in list(self._stages.values()):
+            if stage.program.plan is plan:
+                return stage.program.source, meanings(stage.program.source, self.device)
+        raise KeyError("this session has no such plan")
+
     def execute(
         self, graph: Graph, arrays: Arrays, out: Mapping[int, np.ndarray] | None = None
     ) -> list[Any]:
@@ -100,7 +107,27 @@ class Runner:
 
     def program(self, graph: Graph) -> Program:
         """A graph whose sizes are all known, compiled."""
-        return Program(self, legal(graph, self.device))
+        return Program(self, legal(graph, self.device), source=graph)
+
+
+def meanings(graph: Graph, device: Device) -> dict[Value, Value]:
+    """For Values of `legal(graph, device)` the Values of the graph that have the same elements."""
+    found = {value: value for value in graph.values}
+    while True:
+        firsts = iter(dict.fromkeys(value.siblings for value in graph.values))
+        step: dict[Value, Value] = {}
+
+        def legalize(value: Value) -> Any:
+            olds, new = next(firsts), device.legalize(value)  # noqa: B023, map calls it at once
+            news = value.siblings if new is value else (new,) if isinstance(new, Value) else new
+            step.update(zip(news, olds))  # noqa: B023
+            return new
+
+        after = graph.map(legalize)
+        if after is graph:
+            return found
+        found = {new: found[old] for new, old in step.items() if old in found}
+        graph = after
 
 
 def legal(graph: Graph, device: Device) -> Graph:
@@ -142,8 +169,12 @@ def is_given(value: Value) -> bool:
 class Program:
     """A graph whose sizes are all known: its plan, compiled, and what was prepared for it."""
 
-    def __init__(self, runner: Runner, graph: Graph, prepare: bool = False) -> None:
+    def __init__(
+        self, runner: Runner, graph: Graph, prepare: bool = False, source: Graph | None = None
+    ) -> None:
         self.runner, self.graph = runner, graph
+        self.source = source or graph
+        """The graph before it was put into the device's terms."""
         self.plan: Plan = make_plan(graph, runner.device.capabilities, prepare)
         runner.reference_ops.update(dict.fromkeys(self.plan.reference_ops))
         self.executable = Executable(self.plan, runner.device, runner.threads)

@@ -10,7 +10,7 @@ import numpy as np
 
 from whet.engine.weights import WeightStore
 from whet.errors import InvalidInput, ShapeError
-from whet.ir.graph import Graph
+from whet.ir.graph import Graph, Value
 from whet.ir.types import TensorType, Type, dtype_name
 from whet.passes.pipeline import optimise
 from whet.plan.plan import Plan
@@ -65,6 +65,10 @@ class Session:
     def plans(self) -> tuple[Plan, ...]:
         """What has been compiled so far: one Plan for each stage, for each set of sizes seen."""
         return self._runner.plans
+
+    def source(self, plan: Plan) -> tuple[Graph, dict[Value, Value]]:
+        """The graph that one of `plans` computes, and which of its Values the plan's stand for."""
+        return self._runner.source(plan)
 
     def trace(self, inputs: Mapping[str, Any], look: Look | None = None) -> Trace:
         """Runs once and gives the seconds of each step; `look` is shown what each one wrote.
