@@ -254,3 +254,20 @@ def test_a_deep_transformer_takes_well_under_a_second():
     took = time.perf_counter() - start
     assert count(after, LayerNorm) == count(after, Gelu) == 60
     assert took < 10, f"{len(imported.graph.values)} values took {took:.1f} s"
+
+
+def test_the_bodies_of_control_flow_are_optimised():
+    branches = []
+    for factor in (1.0, 2.0):
+        net = Network()
+        y = net("Mul", net.gelu("x"), net.number(factor))
+        result = helper.make_tensor_value_info(y, TensorProto.FLOAT, None)
+        branches.append(helper.make_graph(net.nodes, "branch", [], [result], net.tensors))
+    outer = Network(x=(2, 3))
+    total = outer("ReduceSum", "x", keepdims=0)
+    positive = outer("Greater", total, outer.number(0.0))
+    chosen = outer("If", positive, then_branch=branches[0], else_branch=branches[1])
+    imported, after = read(outer.model(chosen))
+    bodies = [body for v in after.values for body in v.op.graphs]
+    assert [count(body, Gelu) for body in bodies] == [1, 1]
+    assert same_meaning(imported.graph, after, weights_of(imported)) == 1
