@@ -79,7 +79,14 @@ def test_nonzero(rng: np.random.Generator, level: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("ascending", [True, False])
 def test_unique(rng: np.random.Generator, level: str, dtype: str, ascending: bool) -> None:
-    for shape, axis in [((50,), None), ((3, 8), None), ((1, 9), 1), ((1,), 0)]:
+    for shape, axis in [
+        ((50,), None),
+        ((3, 8), None),
+        ((1, 9), 1),
+        ((1,), 0),
+        ((30, 2), 0),
+        ((2, 30, 1), 1),
+    ]:
         x = numbers(rng, dtype, *shape)
         check(level, select.Unique(COUNT, axis, ascending), x)
 

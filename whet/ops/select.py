@@ -9,7 +9,7 @@ import numpy as np
 
 from whet.errors import ShapeError, TypeMismatch
 from whet.ir.graph import Op, Value, constant, operator
-from whet.ir.sizes import Size, is_less, product
+from whet.ir.sizes import Size, floor_divide, is_less, product
 from whet.ir.types import FLOATS, INTEGERS, TensorType
 from whet.ops.bits import BitCast
 from whet.ops.elementwise import (
@@ -30,7 +30,7 @@ from whet.ops.elementwise import (
 from whet.ops.gather import GatherElements, ScatterElements
 from whet.ops.index import positions
 from whet.ops.movement import Concat, Gather, broadcast_to, reshape, slice_axis, transpose
-from whet.ops.reduce import Cumulative
+from whet.ops.reduce import Cumulative, Reduce
 
 Array = np.ndarray
 
@@ -135,40 +135,50 @@ class Unique(Op):
         return taken, first, which, counts
 
     def lower(self, x: Value) -> tuple[Value, ...]:
-        """Runs of equal elements in sorted order; slices of several elements are left as they
-        are."""
-        size = product(x.shape)
-        flat = self.axis is None or size == x.shape[self.axis]
-        key = sort_key(x)
-        if not flat or key is None or not x.tensor.is_static or size == 0:
+        """Runs of equal lines in sorted order; lines of many elements are left as they are."""
+        key, axis = sort_key(x), self.axis or 0
+        if key is None or not x.tensor.is_static or 0 in x.shape:
             return self(x)
-        first, which, counts, number = _runs(reshape(key, size), size)
+        x, key = (v if self.axis is not None else reshape(v, product(v.shape)) for v in (x, key))
+        size = x.shape[axis]
+        width = floor_divide(product(x.shape), size)
+        if is_less(MOST_COLUMNS, width):
+            return self(x)
+        turn = (axis, *(i for i in range(x.rank) if i != axis))
+        first, which, counts, number = _runs(reshape(transpose(key, *turn), size, width))
         if not self.ascending:
             order = Order()(first)
             first, counts = Gather(0)(first, order), Gather(0)(counts, order)
             room = broadcast_to(constant(0, "int64"), size)
             rank = ScatterElements(0)(room, order, positions(size, 1, 0))
             which = Gather(0)(rank, which)
-        last = constant(size, "int64") - 1
-        taken = Gather(0)(reshape(x, size), Min()(first, last))
-        shape = (size,) if self.axis is None else x.shape
-        taken = Prefix(self.count, self.axis or 0)(reshape(taken, *shape), number)
+        taken = Gather(axis)(x, Min()(first, constant(size, "int64") - 1))
+        taken = Prefix(self.count, axis)(taken, number)
         first, counts = (Prefix(self.count)(v, number) for v in (first, counts))
         return taken, first, which, counts
 
 
-def _runs(key: Value, size: Size) -> tuple[Value, Value, Value, Value]:
-    """Of the different keys, ascending: their first places, which one each key is, their counts,
-    and how many they are. Behind their end the first places are `size`."""
-    order = Order()(key)
-    line = Gather(0)(key, order)
-    changes = Not()(Equal()(slice_axis(line, 0, 1, size - 1), slice_axis(line, 0, 0, size - 1)))
-    fresh = Concat(0)(constant(np.ones(1, bool)), changes)
-    run = Cumulative("sum", 0)(Cast("int64")(fresh)) - 1
+MOST_COLUMNS = 32  # of lines that are sorted by each of their elements
+
+
+def _runs(key: Value) -> tuple[Value, Value, Value, Value]:
+    """Of the different lines of key[N, M], ascending: their first places, which one each line is,
+    their counts, and how many they are. Behind their end the first places are N."""
+    size, width = key.shape
+    assert isinstance(width, int)
+    order = positions(size, 1, 0)
+    for column in reversed(range(width)):
+        line = reshape(slice_axis(key, 1, column, 1), size)
+        order = Gather(0)(order, Order()(Gather(0)(line, order)))
+    lines = Gather(0)(key, order)
+    before, after = (slice_axis(lines, 0, start, size - 1) for start in (0, 1))
+    changes = Reduce("max", (1,))(Cast("int64")(Not()(Equal()(before, after))))
+    fresh = Concat(0)(constant(np.ones(1, np.int64)), reshape(changes, size - 1))
+    run = Cumulative("sum", 0)(fresh) - 1
     end = constant(size, "int64")
     # A sort that keeps equal elements in order has the first of each run at its front.
     room = broadcast_to(end, size + 1)
-    first = ScatterElements(0)(room, Where()(fresh, run, end), order)
+    first = ScatterElements(0)(room, Where()(Cast("bool")(fresh), run, end), order)
     none = broadcast_to(constant(0, "int64"), size)
     counts = ScatterElements(0, "sum")(none, run, broadcast_to(constant(1, "int64"), size))
     which = ScatterElements(0)(none, order, run)
