@@ -253,7 +253,7 @@ def reductions() -> Iterator[Case]:
     for kind in ("sum", "max", "min"):
         for axes in ((0,), (1, 2), (0, 1, 2)):
             op = reduce.Reduce(kind, axes)
-            yield from rows(NUMERIC, f"reduce-{kind}-{axes}", op, x(5, 6, 7), sums=8)
+            yield from rows(NUMERIC, f"reduce-{kind}-{axes}", op, x(5, 6, 7), sums=64)
         yield from rows(NUMERIC, f"reduce-{kind}-empty", reduce.Reduce(kind, (1,)), x(3, 0, 2))
     yield from rows(NUMERIC, "reduce-prod", reduce.Reduce("prod", (1,)), x(3, 6), ulps=8)
     yield from rows(FLOATING, "reduce-max-special", reduce.Reduce("max", (1,)), special(30, 4))
