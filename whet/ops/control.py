@@ -14,9 +14,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from whet.errors import ShapeError, TypeMismatch
-from whet.ir.graph import Graph, Op, operator
+from whet.ir.graph import Graph, Op, Value, operator
 from whet.ir.sizes import Size, is_different
 from whet.ir.types import NUMPY_DTYPES, TensorType, Type, UnrankedType
+from whet.ops.movement import Concat, reshape, slice_axis, unsqueeze
 from whet.ops.sequence import SequenceType
 
 RunGraph = Callable[[Graph, Sequence[Any]], list[Any]]
@@ -129,6 +130,38 @@ class Scan(ControlFlow):
             for items, item in zip(results, outputs[self.states :]):
                 items.append(item)
         return (*states, *map(stack, results, self.types[self.states :]))
+
+    def lower(self, *inputs: Value) -> tuple[Value, ...]:
+        """The body once for each position, where they are few: then it runs in kernels."""
+        own = self.states + self.scanned
+        states, values, captures = inputs[: self.states], inputs[self.states : own], inputs[own:]
+        steps = values[0].shape[0]
+        if not _can_unroll(self.body, steps):
+            return self(*inputs)
+        lines: list[list[Value]] = [[] for _ in self.types[self.states :]]
+        for i in range(steps):
+            slices = [reshape(slice_axis(v, 0, i, 1), *v.shape[1:]) for v in values]
+            given = dict(zip(self.body.inputs, (*states, *slices, *captures)))
+            outputs = self.body.substitute(given).outputs
+            states = outputs[: self.states]
+            for line, item in zip(lines, outputs[self.states :]):
+                line.append(unsqueeze(item, 0))
+        results = (*states, *(Concat(0)(*line) if len(line) > 1 else line[0] for line in lines))
+        return results if all(map(_has_known_sizes, results)) else self(*inputs)
+
+
+MOST_UNROLLED = 512
+"""Operators that a body may become when it is written once for each position."""
+
+
+def _can_unroll(body: Graph, steps: Size) -> bool:
+    if not isinstance(steps, int) or not 0 < steps * len(body.values) <= MOST_UNROLLED:
+        return False
+    return not (body.guards or body.definers or body.late or any(v.op.has_effect for v in body))
+
+
+def _has_known_sizes(value: Value) -> bool:
+    return isinstance(value.type, TensorType) and value.type.is_static
 
 
 @operator

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -10,10 +12,13 @@ from typing import Any
 import numpy as np
 
 from whet.errors import ShapeError
-from whet.ir.graph import Op, operator
-from whet.ir.sizes import Size
-from whet.ir.types import TensorType
-from whet.ops.elementwise import Array, broadcast, need
+from whet.ir.graph import Op, Value, constant, operator
+from whet.ir.sizes import Size, is_less, product
+from whet.ir.types import INTEGERS, TensorType
+from whet.ops.elementwise import And, Array, Cast, Equal, Min, broadcast, need
+from whet.ops.gather import ScatterElements
+from whet.ops.movement import Concat, broadcast_to, reshape, slice_axis, unsqueeze
+from whet.ops.reduce import Reduce
 
 STRING = frozenset({"string"})
 
@@ -128,6 +133,10 @@ def python_pattern(pattern: str) -> str:
     return re.sub(r"\\(.)", lambda m: r"\Z" if m[1] == "z" else m[0], spelt)
 
 
+MOST_CELLS = 1 << 26
+"""Comparisons of a token with an n-gram that cost less than to look them up one by one."""
+
+
 @operator
 class CountNgrams(Op):
     """How often each n-gram of a vocabulary occurs in each row: float32[..., size].
@@ -159,6 +168,40 @@ class CountNgrams(Op):
                 row[place] += weight * (min(count, 1) if self.once else count)
         return out.reshape(*x.shape[:-1], size)
 
+    def lower(self, x: Value) -> Value:
+        """Tokens that are numbers are compared with all n-grams at once."""
+        vocabulary = {n: (p, w) for n, p, w in zip(self.ngrams, self.places, self.weights)}
+        size = max(self.places, default=-1) + 1
+        cells = product(x.shape) * len(vocabulary)
+        if x.dtype not in INTEGERS or not isinstance(cells, int) or not 0 < cells <= MOST_CELLS:
+            return self(x)
+        rows = reshape(x, product(x.shape[:-1]), x.shape[-1])
+        least, most = self.lengths
+        kept = sorted((n for n in vocabulary if least <= len(n) <= most), key=len)
+        alike = [list(group) for _, group in itertools.groupby(kept, len)]
+        found = [self._count(rows, np.array(ngrams)) for ngrams in alike]
+        room = broadcast_to(constant(0.0, "float32"), rows.shape[0], size)
+        if not found:
+            return reshape(room, *x.shape[:-1], size)
+        count = Concat(1)(*found) if len(found) > 1 else found[0]
+        count = Min()(count, constant(1.0, "float32")) if self.once else count
+        weights = constant(np.array([vocabulary[n][1] for n in kept]), "float32")
+        places = constant(np.array([[vocabulary[n][0] for n in kept]]), "int64")
+        places = broadcast_to(places, *count.shape)
+        return reshape(
+            ScatterElements(1, "sum")(room, places, count * weights), *x.shape[:-1], size
+        )
+
+    def _count(self, rows: Value, ngrams: Array) -> Value:
+        """How often each of some n-grams of one length occurs in each row."""
+        count, length = ngrams.shape
+        total: Value = broadcast_to(constant(0.0, "float32"), rows.shape[0], count)
+        for distance in range(1, self.skips + 2 if length > 1 else 2):
+            starts = rows.shape[1] - (length - 1) * distance
+            if is_less(0, starts):
+                total = total + _matches(rows, ngrams, distance, starts)
+        return total
+
     def _occurrences(self, tokens: list[Any]) -> Iterator[tuple[Any, ...]]:
         least, most = self.lengths
         for distance in range(1, self.skips + 2):
@@ -167,3 +210,13 @@ class CountNgrams(Op):
                     continue  # a single token has no distance: it is counted once
                 for start in range(len(tokens) - (length - 1) * distance):
                     yield tuple(tokens[start + i * distance] for i in range(length))
+
+
+def _matches(rows: Value, ngrams: Array, distance: int, starts: Size) -> Value:
+    """How often tokens `distance` apart are those of each n-gram: float32[rows, n-grams]."""
+    windows = [
+        unsqueeze(slice_axis(rows, 1, i * distance, starts), 1) for i in range(ngrams.shape[1])
+    ]
+    tokens = [constant(column.reshape(1, -1, 1), rows.dtype) for column in ngrams.T]
+    same = functools.reduce(And(), map(Equal(), windows, tokens))
+    return reshape(Reduce("sum", (2,))(Cast("float32")(same)), rows.shape[0], len(ngrams))
