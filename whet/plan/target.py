@@ -3,12 +3,18 @@ its inputs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
 
 from whet.ir.graph import Op, Value
-from whet.plan.kernel import View
+from whet.ir.types import TensorType
+from whet.plan.kernel import Kernel, View
+
+if TYPE_CHECKING:
+    from whet.plan.plan import Plan
 
 
 class Template(Protocol):
@@ -37,3 +43,52 @@ class Capabilities:
     """Whether a loop nest can hold the operator, with these dtypes."""
 
     templates: Mapping[type[Op], Template]
+
+
+class Executable(Protocol):
+    """A Plan compiled for a device."""
+
+    def run(
+        self, given: Mapping[Value, Any], out: Mapping[Value, Any], run_graph: Callable[..., Any]
+    ) -> dict[Value, Any]:
+        """The plan's outputs, in the `out` arrays where there are; `given` are its inputs and what
+        was prepared."""
+
+
+class Device(Protocol):
+    """What runs plans: memory, code, and what they are planned for."""
+
+    capabilities: Capabilities
+    architecture: Any
+    cache: Any
+    compiled: int
+    """Kernels for which there was no code yet."""
+    watch: Callable[[int, int], None] | None
+    """Is told how many kernels are compiled, and of how many."""
+
+    def legalize(self, value: Value) -> Any:
+        """An operator in the target's own terms."""
+
+    def key(self, kernel: Kernel) -> str:
+        """What the cache knows the code of a kernel by."""
+
+    def object(self, kernel: Kernel) -> bytes:
+        """The kernel's code, prebuilt, from the cache, or compiled now."""
+
+    def executable(self, plan: Plan, threads: int) -> Executable:
+        """A Plan, ready to run."""
+
+    def arrays(self, kinds: Sequence[TensorType]) -> list[Any]:
+        """Room for tensors that are kept."""
+
+    def given(self, array: np.ndarray) -> Any:
+        """A weight or constant where kernels read it."""
+
+    def room(self, kind: TensorType, arrays: Sequence[Any]) -> Any:
+        """Fresh memory for a result of a run with these inputs."""
+
+    def adopt(self, x: Any, what: str) -> Any:
+        """A tensor that speaks DLPack, as runs take it; None for one in the host's memory."""
+
+    def trim(self) -> None:
+        """Gives memory back that nothing uses any more."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from whet.engine.file import EngineFile, write_engine
 from whet.engine.header import REFITTABLE
 from whet.engine.weights import ImportedWeights, WeightStore
-from whet.errors import InvalidSetting
+from whet.errors import DeviceError, InvalidSetting
 from whet.ir.graph import Graph
 from whet.ir.types import Type
 from whet.knobs import knobs
@@ -25,6 +25,8 @@ from whet.runtime.session import Session
 
 if TYPE_CHECKING:
     import onnx
+
+    from whet.plan.target import Device
 
 logger = logging.getLogger("whet")
 
@@ -80,25 +82,23 @@ class Engine:
     ) -> Session:
         """The engine ready to run on a device, its kernels compiled or taken from the cache.
 
-        `device`: "auto" or "cpu", or "cpu:avx2" for a lower level of it. `threads`: how many take
-        part
-        in a run (by default one for each physical core). `cache`: "default", a folder, a Cache, or
+        `device`: "cpu", or "cpu:avx2" for a lower level of it; "cuda", or "cuda:1" for another GPU
+        than the first; "auto" for a GPU where there is one. `threads`: how many take part in a run
+        on a CPU (by default one for each physical core). `cache`: "default", a folder, a Cache, or
         False. `watch` is told how many kernels are compiled, and of how many. Raises DeviceError
         where there is no such device.
         """
         from whet.targets.cpu import host
-        from whet.targets.cpu.device import Device
 
         if specialize not in SPECIALIZE:
             raise InvalidSetting(
                 f"specialize={specialize!r}; one of {', '.join(SPECIALIZE)} is needed"
             )
-        level = _cpu_level(device)
         count = threads or knobs.threads or host.default_threads()
         if count < 1:
             raise InvalidSetting(f"threads={threads}; a number from 1 on is needed")
         start = time.perf_counter()
-        opened = Device(host.architecture(level), _cache(cache), self.kernels, count)
+        opened = open_device(device, _cache(cache), self.kernels, count)
         opened.watch = watch
         session = Session(self.graph, self.weights, opened, count, self.profiles)
         _report(opened, time.perf_counter() - start)
@@ -183,15 +183,34 @@ def _watch(watch: Watch | None) -> Watch | None:
     return dump
 
 
-def _cpu_level(device: str) -> str | None:
-    name, _, level = device.partition(":")
-    if name in ("auto", "cpu"):
-        return level or None
-    from whet.errors import DeviceError
+def open_device(
+    name: str,
+    cache: Cache | None = None,
+    kernels: Mapping[str, bytes] | None = None,
+    threads: int = 1,
+) -> Device:
+    """The device of a name: auto, cpu, cpu:avx2, cuda, cuda:1. Raises DeviceError for any other."""
+    kind, _, which = name.partition(":")
+    if kind == "cuda" or (kind == "auto" and not which and _has_gpu()):
+        from whet.targets.cuda.device import Device as Gpu
 
-    raise DeviceError(
-        f"there is no device {device!r}; this version of whet runs on auto, cpu, cpu:avx2, cpu:sse2"
-    )
+        if which and not which.isdecimal():
+            raise DeviceError(f"there is no device {name!r}; GPUs are written cuda:0, cuda:1, …")
+        return Gpu(None, cache, kernels, int(which or 0))
+    if kind not in ("auto", "cpu"):
+        raise DeviceError(
+            f"there is no device {name!r}; whet runs on auto, cpu, cpu:avx2, cpu:sse2, cuda, cuda:1"
+        )
+    from whet.targets.cpu import host
+    from whet.targets.cpu.device import Device as Cpu
+
+    return Cpu(host.architecture(which or None), cache, kernels, threads)
+
+
+def _has_gpu() -> bool:
+    from whet.targets.cuda import driver
+
+    return driver.count() > 0
 
 
 def _cache(cache: str | os.PathLike[str] | Cache | bool) -> Cache | None:
@@ -213,11 +232,21 @@ def _report(device: Any, seconds: float) -> None:
 def _prebuilt(graph: Graph, architectures: Sequence[str]) -> dict[str, bytes]:
     """Kernels for each of the architectures, by cache key."""
     from whet.runtime.program import compile_ahead
-    from whet.targets.cpu.architecture import Architecture
-    from whet.targets.cpu.device import Device
 
     kernels: dict[str, bytes] = {}
     for name in architectures:
-        device = Device(Architecture.parse(name))
-        kernels.update(compile_ahead(graph, device))
+        kernels.update(compile_ahead(graph, _compiler_for(name)))
     return kernels
+
+
+def _compiler_for(name: str) -> Device:
+    """A device of an architecture that need not be here: avx2, avx512+vnni, sm90."""
+    if name.startswith("sm"):
+        from whet.targets.cuda import architecture as gpu
+        from whet.targets.cuda.device import Device as Gpu
+
+        return Gpu(gpu.Architecture.parse(name))
+    from whet.targets.cpu import architecture as cpu
+    from whet.targets.cpu.device import Device as Cpu
+
+    return Cpu(cpu.Architecture.parse(name))

@@ -16,8 +16,8 @@ from whet.ir.graph import Constant, Graph, Input, Parameter, Value, Weight, make
 from whet.ir.types import TensorType
 from whet.ops.select import Prefix
 from whet.plan.plan import Plan, make_plan
+from whet.plan.target import Device
 from whet.plan.trace import tracing
-from whet.targets.cpu.device import Device, Executable
 
 Arrays = Sequence[Any]
 
@@ -91,8 +91,11 @@ class Runner:
             room = self.device.arrays([v.tensor for v in rest])
             with tracing(None):
                 self.prepared.update(zip(rest, program.run((), dict(enumerate(room)))))
-            for value in program.given:
+            given = list(program.given)
+            del program
+            for value in given:
                 self._let_go(value, keep=missing)
+            self.device.trim()
 
     def _let_go(self, value: Value, keep: Sequence[Value]) -> None:
         """Forgets a weight as the model has it, once only what was made from it is needed."""
@@ -103,7 +106,7 @@ class Runner:
     def _given(self, value: Value) -> Any:
         op = value.op
         array = op.data if isinstance(op, Constant) else self.weights.array(op.name)  # type: ignore[attr-defined]
-        return array if array.ndim == 0 else np.ascontiguousarray(array)
+        return self.device.given(array)
 
     def program(self, graph: Graph) -> Program:
         """A graph whose sizes are all known, compiled."""
@@ -177,7 +180,7 @@ class Program:
         """The graph before it was put into the device's terms."""
         self.plan: Plan = make_plan(graph, runner.device.capabilities, prepare)
         runner.reference_ops.update(dict.fromkeys(self.plan.reference_ops))
-        self.executable = Executable(self.plan, runner.device, runner.threads)
+        self.executable = runner.device.executable(self.plan, runner.threads)
         given = {v for step in self.plan.steps for v in step.reads if is_given(v)}
         given |= {o for o in graph.outputs if is_given(o)}
         wanted = (*given, *self.plan.prepared)
@@ -194,12 +197,13 @@ class Program:
                 self._check_out(number, value, out[number])
             if value in self.made and value not in buffers and isinstance(value.type, TensorType):
                 fresh = number not in out
-                buffers[value] = np.empty(value.shape, value.tensor.numpy) if fresh else out[number]
+                room = self.runner.device.room
+                buffers[value] = room(value.tensor, arrays) if fresh else out[number]
         values = self.executable.run(given, buffers, self.runner.run_graph)
         results: list[Any] = []
         for number, value in enumerate(self.graph.outputs):
             array = values[value]
-            if isinstance(array, np.ndarray) and (
+            if isinstance(value.type, TensorType) and (
                 value not in buffers or any(array is r for r in results)
             ):
                 array = array.copy()  # an input, a weight, or an output given twice

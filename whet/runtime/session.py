@@ -19,7 +19,7 @@ from whet.runtime.profile import Profile
 from whet.runtime.program import MOST_STAGES, Runner
 
 if TYPE_CHECKING:
-    from whet.targets.cpu.device import Device
+    from whet.plan.target import Device
 
 
 class Session:
@@ -119,7 +119,8 @@ class Session:
             said = [f"missing: {', '.join(missing)}"] * bool(missing)
             said += [f"unknown: {', '.join(unknown)}"] * bool(unknown)
             raise InvalidInput(f"inputs {'; '.join(said)}; the model has {', '.join(self.inputs)}")
-        return [_array(name, inputs[name], kind) for name, kind in self.inputs.items()]
+        device = self._runner.device
+        return [_array(name, inputs[name], kind, device) for name, kind in self.inputs.items()]
 
     def _check_profiles(self, arrays: list[Any]) -> None:
         if not self.profiles:
@@ -147,13 +148,16 @@ class Session:
         return {numbers[name]: array for name, array in out.items()}
 
 
-def _array(name: str, x: Any, kind: Type) -> Any:
-    """An input as a contiguous array of the type's dtype."""
+def _array(name: str, x: Any, kind: Type, device: Device) -> Any:
+    """An input as a contiguous array of the type's dtype: NumPy's, or the device's own."""
     if not isinstance(kind, TensorType):
         return x
+    adopted = None
     if not isinstance(x, np.ndarray | np.generic) and hasattr(x, "__dlpack__"):
-        x = np.from_dlpack(x)
-    array = np.asarray(x, object) if kind.dtype == "string" else np.asarray(x)
+        adopted = device.adopt(x, f"input {name!r}")
+        x = np.from_dlpack(x) if adopted is None else adopted
+    array = np.asarray(x, object) if kind.dtype == "string" else x
+    array = array if adopted is not None else np.asarray(array)
     found = dtype_name(array.dtype) if array.dtype != object else "string"
     if found != kind.dtype:
         raise InvalidInput(
@@ -168,4 +172,4 @@ def _array(name: str, x: Any, kind: Type) -> Any:
             raise InvalidInput(
                 f"input {name!r} is {kind}, got an array of the shape {list(array.shape)}"
             )
-    return np.ascontiguousarray(array) if array.ndim else array
+    return np.ascontiguousarray(array) if array.ndim and adopted is None else array

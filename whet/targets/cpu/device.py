@@ -95,6 +95,25 @@ class Device:
             for at, kind in zip(places, kinds)
         ]
 
+    def executable(self, plan: Plan, threads: int) -> Executable:
+        """A Plan, ready to run."""
+        return Executable(plan, self, threads)
+
+    def given(self, array: np.ndarray) -> np.ndarray:
+        """A weight or constant where kernels read it."""
+        return array if array.ndim == 0 else np.ascontiguousarray(array)
+
+    def room(self, kind: TensorType, arrays: Sequence[Any]) -> np.ndarray:
+        """Fresh memory for a result."""
+        return np.empty(kind.shape, kind.numpy)
+
+    def adopt(self, x: Any, what: str) -> Any:
+        """Every tensor that speaks DLPack is taken as NumPy does it."""
+        return None
+
+    def trim(self) -> None:
+        """The allocator of the host needs no telling."""
+
     def object(self, kernel: Kernel) -> bytes:
         """The kernel's machine code, prebuilt, from the cache, or compiled now."""
         return self._cached(self.key(kernel), lambda: self._compile(kernel))

@@ -1,0 +1,155 @@
+"""Products and convolutions of many shapes as kernels, with arrays and what they must give."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from whet.ir.evaluate import evaluate
+from whet.ir.graph import Graph, Input, Value, make
+from whet.ir.types import NUMPY_DTYPES, TensorType
+from whet.ops.attention import Attention
+from whet.ops.contract import Convolution, MatMul
+from whet.ops.elementwise import Max
+from whet.ops.movement import Slice, reshape, transpose
+
+
+@dataclass
+class Problem:
+    """A graph, and random arrays for it."""
+
+    name: str
+    graph: Graph
+    arrays: list[np.ndarray]
+
+    def wanted(self) -> list[np.ndarray]:
+        """What `reference` gives."""
+        return evaluate(self.graph, dict(zip(self.graph.inputs, self.arrays)))
+
+
+def problem(name: str, build: Any, *shapes: tuple[int, ...], dtype: str = "float16") -> Problem:
+    """A problem with inputs of these shapes."""
+    rng = np.random.default_rng([hash(name) & 0xFFFF, 7])
+    values: list[Value] = [
+        make(Input(f"x{n}", TensorType(dtype, shape)), ())[0] for n, shape in enumerate(shapes)
+    ]
+    arrays = [rng.normal(size=shape).astype(NUMPY_DTYPES[dtype]) for shape in shapes]
+    return Problem(name, Graph(tuple(values), (build(*values),)), arrays)
+
+
+def convolution(
+    name: str,
+    x: tuple[int, ...],
+    w: tuple[int, ...],
+    stride: int = 1,
+    dilation: int = 1,
+    pad: int = 0,
+    groups: int = 1,
+    dtype: str = "float16",
+) -> Problem:
+    """Bias, residual-free and with an activation behind it."""
+    rank = len(x) - 2
+    op = Convolution((stride,) * rank, (dilation,) * rank, (pad,) * rank, (pad,) * rank, groups)
+    return problem(name, lambda a, b, c: Max()(op(a, b) + c, 0.0), x, w, (w[0],), dtype=dtype)
+
+
+def small(dtypes: tuple[str, ...] = ("float16", "float32")) -> Iterator[Problem]:
+    """Shapes at which every branch of the templates is taken.
+
+    The interpreter multiplies no bfloat16 matrices."""
+    for dtype in dtypes:
+        yield problem(f"plain-{dtype}", MatMul(), (70, 50), (50, 40), dtype=dtype)
+        yield problem(f"deep-{dtype}", MatMul(), (5, 600), (600, 33), dtype=dtype)
+    yield problem("batched", MatMul(), (2, 3, 20, 16), (2, 3, 16, 24))
+    yield problem("shared", MatMul(), (2, 3, 20, 16), (16, 24))
+    yield problem("spread", MatMul(), (3, 1, 20, 16), (1, 4, 16, 24))
+    yield problem("vector", MatMul(), (1, 64), (64, 100))
+    yield problem("transposed", lambda a, b: MatMul()(a, transpose(b, 1, 0)), (40, 64), (48, 64))
+    yield problem(
+        "heads",
+        lambda a, b: MatMul()(
+            transpose(reshape(a, 2, 20, 4, 16), 0, 2, 1, 3),
+            transpose(reshape(b, 2, 24, 4, 16), 0, 2, 3, 1),
+        ),
+        (2, 20, 64),
+        (2, 24, 64),
+    )
+    yield problem(
+        "moved-output",
+        lambda a, b: reshape(transpose(MatMul()(a, b), 0, 2, 1, 3), 2, 20, 96) + 1.0,
+        (2, 4, 20, 16),
+        (2, 4, 16, 24),
+    )
+    yield problem(
+        "epilogue", lambda a, b, c: Max()(MatMul()(a, b) + c, 0.0), (33, 40), (40, 50), (50,)
+    )
+    yield convolution("conv3x3", (2, 9, 11, 32), (40, 3, 3, 32), pad=1)
+    yield convolution("conv3x3-stride", (2, 9, 11, 32), (40, 3, 3, 32), stride=2, pad=1)
+    yield convolution("conv-first", (1, 20, 20, 3), (32, 7, 7, 3), stride=2, pad=3)
+    yield convolution("conv-dilated", (1, 12, 12, 16), (24, 3, 3, 16), dilation=2, pad=2)
+    yield convolution("conv-grouped", (1, 9, 9, 64), (48, 3, 3, 32), pad=1, groups=2)
+    yield convolution("conv-grouped-small", (1, 9, 9, 12), (18, 3, 3, 4), pad=1, groups=3)
+    yield convolution("conv-depthwise", (2, 9, 9, 40), (40, 3, 3, 1), pad=1, groups=40)
+    yield convolution("conv1x1", (2, 9, 9, 40), (48, 1, 1, 40))
+    yield convolution("conv1x1-stride", (2, 9, 9, 40), (48, 1, 1, 40), stride=2)
+    yield convolution("conv1d", (2, 30, 16), (24, 5, 16), pad=2)
+    yield convolution("conv3d", (1, 5, 6, 7, 16), (24, 3, 3, 3, 16), pad=1)
+    yield convolution("conv-float32", (1, 9, 9, 16), (24, 3, 3, 16), pad=1, dtype="float32")
+    yield problem(
+        "conv-channels-first",
+        lambda a, b: Convolution((2, 2), (1, 1), (1, 1), (1, 1))(transpose(a, 0, 2, 3, 1), b),
+        (2, 3, 16, 16),
+        (32, 3, 3, 3),
+    )
+    yield problem(
+        "sliced", lambda a, b: MatMul()(Slice((0, 3), (20, 16), (2, 1))(a), b), (40, 20), (16, 30)
+    )
+    yield from attentions()
+
+
+def attentions() -> Iterator[Problem]:
+    """Attention with everything that it may have."""
+    q, k, v = (2, 4, 40, 32), (2, 4, 70, 32), (2, 4, 70, 32)
+    yield problem("attention", Attention(0.2), q, k, v)
+    yield problem("attention-float32", Attention(0.2), q, k, v, dtype="float32")
+    yield problem("attention-causal", Attention(0.2, right=0, offset=30), q, k, v)
+    yield problem("attention-window", Attention(0.2, left=5, right=0, offset=30), q, k, v)
+    yield problem("attention-hidden", Attention(0.2, right=0, offset=-10), q, k, v)
+    yield problem("attention-cap", Attention(0.2, softcap=3.0), q, k, v)
+    yield problem("attention-mask", Attention(0.2), q, k, v, (2, 1, 1, 70))
+    yield problem("attention-mask-full", Attention(0.2), q, k, v, (40, 70))
+    yield problem(
+        "attention-groups", Attention(0.2), (1, 6, 20, 24), (1, 2, 33, 24), (1, 2, 33, 40)
+    )
+    yield problem("attention-one", Attention(0.2, right=0, offset=69), (2, 4, 1, 32), k, v)
+
+
+def error_of(got: np.ndarray, want: np.ndarray) -> float:
+    """The largest difference by the largest element."""
+    a, b = got.astype(np.float64), want.astype(np.float64)
+    if not (np.isfinite(a) == np.isfinite(b)).all():
+        return float("inf")
+    return float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-30))
+
+
+BOUNDS = {"float16": 2e-3, "bfloat16": 1.6e-2, "float32": 2e-6}
+
+
+def large() -> Iterator[Problem]:
+    """Shapes of networks, at which sums are cut into parts and tiles are large."""
+    yield problem("product-2048", MatMul(), (2048, 768), (768, 3072))
+    yield problem("product-odd", MatMul(), (197, 768), (768, 1000))
+    yield problem("product-deep", MatMul(), (128, 3072), (3072, 768))
+    yield problem("product-large", MatMul(), (1024, 1024), (1024, 1024), dtype="bfloat16")
+    yield convolution("layer-56", (1, 56, 56, 64), (64, 3, 3, 64), pad=1)
+    yield convolution("layer-7", (1, 7, 7, 512), (512, 3, 3, 512), pad=1)
+    yield convolution("layer-14", (4, 14, 14, 256), (256, 3, 3, 256), pad=1)
+    yield convolution("layer-first", (2, 224, 224, 3), (64, 7, 7, 3), stride=2, pad=3)
+    yield convolution("layer-1x1", (1, 14, 14, 1024), (256, 1, 1, 1024))
+    yield convolution("layer-depthwise", (1, 56, 56, 144), (144, 5, 5, 1), pad=2, groups=144)
+    yield problem("attention-1024", Attention(0.125), *[(1, 4, 1024, 64)] * 3)
+    yield problem("attention-causal-512", Attention(0.125, right=0), *[(2, 4, 512, 64)] * 3)
+    yield problem("attention-80", Attention(0.125), *[(1, 2, 300, 80)] * 3)

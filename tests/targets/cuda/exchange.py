@@ -1,0 +1,172 @@
+"""How sessions on a GPU take inputs and give outputs: checks for a machine that has one."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+
+import whet
+from whet.engine.weights import ImportedWeights
+from whet.ir.graph import Graph, Input, Value, make
+from whet.ir.types import TensorType
+from whet.ops.contract import MatMul
+from whet.ops.movement import Gather
+from whet.ops.reduce import Softmax
+from whet.runtime.engine import Engine
+
+
+def engine(*sizes: int) -> Engine:
+    """softmax(x @ x) + 1, of 16-bit floats."""
+    x = make(Input("x", TensorType("float16", sizes)), ())[0]
+    y: Value = Softmax()(MatMul()(x, x)) + 1.0
+    return Engine(Graph((x,), (y,), ("y",)), ImportedWeights({}))
+
+
+def wanted(x: np.ndarray) -> np.ndarray:
+    """What it gives."""
+    product = (x.astype(np.float64) @ x.astype(np.float64)).astype(np.float16).astype(np.float64)
+    e = np.exp(product - product.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True) + 1
+
+
+def close(got: Any, x: np.ndarray) -> None:
+    """Asserts that a result is right."""
+    np.testing.assert_allclose(np.asarray(got, np.float64), wanted(x), rtol=0, atol=2e-3)
+
+
+def drawn(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float16)
+
+
+def numpy_arrays() -> None:
+    session = engine(64, 64).session(device="cuda", cache=False)
+    for seed in range(3):
+        x = drawn(seed, 64, 64)
+        close(session.run({"x": x})["y"], x)
+    out = np.full((64, 64), np.nan, np.float16)
+    session.run({"x": x}, out={"y": out})
+    close(out, x)
+
+
+def auto_is_a_gpu() -> None:
+    session = engine(32, 32).session(cache=False)
+    assert session.architecture.startswith("sm"), session.architecture
+
+
+def torch_tensors() -> None:
+    import torch
+
+    session = engine(64, 64).session(device="cuda", cache=False)
+    with torch.cuda.stream(torch.cuda.Stream()):
+        for seed in range(4):
+            x = drawn(seed, 64, 64)
+            y = session.run({"x": torch.from_numpy(x).cuda() * 1})["y"]
+            t = torch.from_dlpack(y)
+            assert t.is_cuda and t.data_ptr() == y.pointer
+            close((t * 1).cpu().numpy(), x)
+    kept = [session.run({"x": torch.from_numpy(drawn(s, 64, 64)).cuda()})["y"] for s in range(5)]
+    for seed, y in enumerate(kept):
+        close(torch.from_dlpack(y).cpu().numpy(), drawn(seed, 64, 64))
+
+
+def cupy_arrays() -> None:
+    import cupy
+
+    session = engine(64, 64).session(device="cuda", cache=False)
+    x = drawn(3, 64, 64)
+    y = cupy.from_dlpack(session.run({"x": cupy.asarray(x)})["y"])
+    close(cupy.asnumpy(y), x)
+
+
+def unaligned_tensors() -> None:
+    import torch
+
+    session = engine(32, 32).session(device="cuda", cache=False)
+    x = drawn(5, 32, 32)
+    room = torch.empty(32 * 32 + 1, dtype=torch.float16, device="cuda")
+    room[1:] = torch.from_numpy(x).cuda().reshape(-1)
+    close(torch.from_dlpack(session.run({"x": room[1:].view(32, 32)})["y"]).cpu().numpy(), x)
+
+
+def host_tensors() -> None:
+    import torch
+
+    session = engine(32, 32).session(device="cuda", cache=False)
+    x = drawn(6, 32, 32)
+    close(session.run({"x": torch.from_numpy(x)})["y"], x)
+
+
+def strided_tensors_are_refused() -> None:
+    import torch
+
+    session = engine(32, 32).session(device="cuda", cache=False)
+    x = torch.from_numpy(drawn(7, 32, 32)).cuda().t()
+    try:
+        session.run({"x": x})
+    except whet.InvalidInput as error:
+        assert "contiguous" in str(error)
+    else:
+        raise AssertionError("a strided tensor was taken")
+
+
+def indices_outside_raise() -> None:
+    x = make(Input("x", TensorType("float32", (5, 4))), ())[0]
+    i = make(Input("i", TensorType("int64", (3,))), ())[0]
+    made = Engine(Graph((x, i), (Gather(0)(x, i),), ("y",)), ImportedWeights({}))
+    session = made.session(device="cuda", cache=False)
+    a = np.arange(20, dtype=np.float32).reshape(5, 4)
+    good = {"x": a, "i": np.array([0, -1, 4])}
+    np.testing.assert_array_equal(session.run(good)["y"], a[[0, -1, 4]])
+    try:
+        session.run({"x": a, "i": np.array([0, 5, 1])})
+    except whet.Error as error:
+        assert "outside" in str(error)
+    else:
+        raise AssertionError("an index outside its axis was taken")
+    np.testing.assert_array_equal(session.run(good)["y"], a[[0, -1, 4]])
+
+
+def many_threads() -> None:
+    session = engine(64, 64).session(device="cuda", cache=False)
+    errors: list[BaseException] = []
+
+    def work(seed: int) -> None:
+        try:
+            for turn in range(20):
+                x = drawn(100 * seed + turn, 64, 64)
+                close(session.run({"x": x})["y"], x)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
+def a_missing_device_is_named() -> None:
+    try:
+        engine(8, 8).session(device="cuda:77")
+    except whet.DeviceError as error:
+        assert "cuda:77" in str(error)
+    else:
+        raise AssertionError("cuda:77 was opened")
+
+
+ALL = (
+    numpy_arrays,
+    auto_is_a_gpu,
+    torch_tensors,
+    cupy_arrays,
+    unaligned_tensors,
+    host_tensors,
+    strided_tensors_are_refused,
+    indices_outside_raise,
+    many_threads,
+    a_missing_device_is_named,
+)

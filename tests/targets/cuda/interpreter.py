@@ -1,0 +1,181 @@
+"""Triton's interpreter as a device: generated text runs on NumPy arrays, no GPU needed.
+
+Only in a process with TRITON_INTERPRET=1, which Triton reads when it is imported.
+"""
+
+from __future__ import annotations
+
+import linecache
+import math
+from typing import Any
+
+import numpy as np
+
+from whet.engine.weights import ImportedWeights
+from whet.errors import IndexOutOfRange
+from whet.ir.evaluate import compute
+from whet.ir.graph import Constant, Graph, Value
+from whet.plan.plan import Plan, Step, make_plan
+from whet.runtime.program import legal
+from whet.targets.cuda.architecture import Architecture
+from whet.targets.cuda.codegen import to_triton
+from whet.targets.cuda.source import Launch, Source
+
+TYPES = {
+    "*i8": "int8",
+    "*i16": "int16",
+    "*i32": "int32",
+    "*i64": "int64",
+    "*u8": "uint8",
+    "*u16": "uint16",
+    "*u32": "uint32",
+    "*u64": "uint64",
+    "*fp16": "float16",
+    "*bf16": "bfloat16",
+    "*fp32": "float32",
+    "*fp64": "float64",
+}
+
+
+class Libdevice:
+    """NumPy in place of NVIDIA's library of functions."""
+
+    def __getattr__(self, name: str) -> Any:
+        import triton.language as tl
+        from triton.runtime.interpreter import TensorHandle
+
+        def function(*args: Any) -> Any:
+            arrays = [a.handle.data for a in args]
+            with np.errstate(all="ignore"):
+                result = FUNCTIONS[name](*np.broadcast_arrays(*arrays))
+            kind = args[0].dtype.scalar
+            shape = list(result.shape)
+            result = np.asarray(result, arrays[0].dtype)
+            return tl.tensor(TensorHandle(result, kind), tl.block_type(kind, shape))
+
+        return function
+
+
+def _erf(x: np.ndarray) -> np.ndarray:
+    return np.vectorize(math.erf, otypes=[x.dtype])(x)
+
+
+FUNCTIONS: dict[str, Any] = {
+    "exp": np.exp,
+    "log": np.log,
+    "tanh": np.tanh,
+    "erf": _erf,
+    "sin": np.sin,
+    "cos": np.cos,
+    "atan": np.arctan,
+    "rint": np.rint,
+    "fmod": np.fmod,
+    "pow": lambda a, b: np.power(a.astype(np.float64), b.astype(np.float64)),
+}
+
+
+def pointer(array: np.ndarray, kind: str) -> Any:
+    """An array's address as a Triton tensor."""
+    import triton.language as tl
+    from triton.runtime.interpreter import TensorHandle
+
+    type = tl.pointer_type(getattr(tl, TYPES[kind]))
+    return tl.tensor(TensorHandle(np.array([array.ctypes.data], np.uint64), type), type)
+
+
+_loaded: dict[str, dict[str, Any]] = {}
+
+
+def functions(source: Source) -> dict[str, Any]:
+    """The text's functions, interpreted."""
+    if source.text not in _loaded:
+        name = f"<interpreted {len(_loaded)}>"
+        text = source.text.replace("from triton.language.extra.cuda import libdevice\n", "")
+        linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
+        namespace: dict[str, Any] = {"__name__": name, "libdevice": Libdevice()}
+        exec(compile(text, name, "exec"), namespace)
+        _loaded[source.text] = namespace
+    return _loaded[source.text]
+
+
+def launch(source: Source, call: Launch, arrays: dict[Any, np.ndarray]) -> None:
+    """Runs one launch, block after block."""
+    pointers = [pointer(arrays[slot], kind) for slot, kind in zip(call.slots, call.types)]
+    functions(source)[call.function][call.grid](*pointers)
+
+
+def run_kernel(source: Source, buffers: list[np.ndarray]) -> bool:
+    """Runs a kernel on its buffers; whether it raised the error flag."""
+    error = np.zeros(1, np.int32)
+    for call in source.launches:
+        # Scratch holds anything; counters are found zero, and left so.
+        counters = np.zeros(max(call.counters, 1), np.int32)
+        scratch = np.full(max(call.scratch, 4), 0xA5, np.uint8)
+        arrays: dict[Any, np.ndarray] = dict(enumerate(buffers))
+        arrays |= {"error": error, "counters": counters, "scratch": scratch}
+        launch(source, call, arrays)
+        assert not counters.any()
+    return bool(error[0])
+
+
+class Interpreted:
+    """What planning and running need of a device."""
+
+    def __init__(self, architecture: str = "sm90") -> None:
+        from whet.targets.cuda.device import capabilities
+
+        self.architecture = Architecture.parse(architecture)
+        self.capabilities = capabilities(self.architecture)
+        self.legalize = self.capabilities.legalize
+
+    def run(self, graph: Graph, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        """The graph's outputs, every kernel interpreted."""
+        return self._run(legal(graph, self), arrays, {})  # type: ignore[arg-type]
+
+    def _run(
+        self, graph: Graph, arrays: list[np.ndarray], known: dict[Value, Any]
+    ) -> list[np.ndarray]:
+        plan = make_plan(graph, self.capabilities)
+        self.plan = plan
+        values: dict[Value, Any] = {**known, **dict(zip(graph.inputs, arrays))}
+        for value in graph.values:
+            if isinstance(value.op, Constant):
+                values[value] = value.op.data
+        if plan.prepared:
+            rest = legal(Graph((), tuple(plan.prepared)), self)  # type: ignore[arg-type]
+            before = make_plan(rest, self.capabilities, prepare=True)
+            self._steps(before, values)
+            values |= dict(zip(plan.prepared, (values[v] for v in rest.outputs)))
+        self._steps(plan, values)
+        self.plan = plan
+        return [values[o] for o in graph.outputs]
+
+    def _steps(self, plan: Plan, values: dict[Value, Any]) -> None:
+        for value in plan.graph.values:
+            if isinstance(value.op, Constant):
+                values[value] = value.op.data
+        for step in plan.steps:
+            if step.kernel is None:
+                self._host(step, values)
+                continue
+            for value in step.writes:
+                if value not in values:
+                    poison = np.full(value.shape, 0, value.tensor.numpy)
+                    poison.reshape(-1).view(np.uint8)[:] = 0xA5 if value.dtype != "bool" else 1
+                    values[value] = poison
+            buffers = [_whole(values[v]) for v in (*step.reads, *step.writes)]
+            if run_kernel(to_triton(step.kernel, self.architecture), buffers):
+                raise IndexOutOfRange(str(step.nodes))
+            for value, buffer in zip(step.writes, buffers[len(step.reads) :]):
+                values[value] = buffer.reshape(value.shape)
+
+    def _host(self, step: Step, values: dict[Value, Any]) -> None:
+        arrays = [None if i is None else values[i] for i in step.value.inputs]
+        values.update(zip(step.writes, compute(step.value, arrays, {})))
+
+
+def _whole(x: Any) -> np.ndarray:
+    return np.ascontiguousarray(x)
+
+
+WEIGHTS = ImportedWeights({})

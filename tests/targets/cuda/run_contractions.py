@@ -1,0 +1,39 @@
+"""Runs products and convolutions through Triton's interpreter: python -m
+tests.targets.cuda.run_contractions [words]."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+
+def main(words: list[str]) -> int:
+    """Prints each one that fails; returns how many."""
+    from tests.targets.cuda.contractions import BOUNDS, error_of, small
+    from tests.targets.cuda.interpreter import Interpreted
+
+    device, failed, passed = Interpreted(), 0, 0
+    for p in small():
+        if not all(word in p.name for word in words):
+            continue
+        try:
+            (got,), (want,) = device.run(p.graph, list(p.arrays)), p.wanted()
+            error = error_of(got, want)
+            kernels = [s.name for s in device.plan.steps]
+            good = error <= BOUNDS[p.graph.outputs[0].dtype] and got.shape == want.shape
+            passed, failed = passed + good, failed + (not good)
+            print(f"{'ok  ' if good else 'BAD '} {p.name}: {error:.1e} {kernels}", flush=True)
+        except Exception as problem:
+            failed += 1
+            print(f"BAD  {p.name}: {type(problem).__name__}: {str(problem)[:300]}", flush=True)
+            if os.environ.get("VERBOSE"):
+                print("\n".join(traceback.format_exc().strip().splitlines()[-15:]))
+    print(f"{passed} passed, {failed} failed")
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(bool(main(sys.argv[1:])))

@@ -1,0 +1,247 @@
+"""Tensors in the memory of a GPU, and their exchange with other libraries by DLPack.
+
+The layout of the structures is that of dlpack.h, version 1.0; capsules are exchanged in the older
+form without versions, which every library understands.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from whet.errors import InvalidInput
+from whet.ir.types import NUMPY_DTYPES, TensorType, dtype_name
+from whet.targets.cuda.driver import Context, api, check
+
+CUDA, CUDA_HOST, CUDA_MANAGED = 2, 3, 13
+CODES = {"i": 0, "u": 1, "f": 2, "b": 6}
+BFLOAT = 4
+
+
+class DLTensor(ctypes.Structure):
+    """A tensor as DLPack has it."""
+
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("device_type", ctypes.c_int32),
+        ("device_id", ctypes.c_int32),
+        ("ndim", ctypes.c_int32),
+        ("code", ctypes.c_uint8),
+        ("bits", ctypes.c_uint8),
+        ("lanes", ctypes.c_uint16),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
+    ]
+
+
+class DLManagedTensor(ctypes.Structure):
+    """A tensor and how it is given back."""
+
+
+DELETER = ctypes.CFUNCTYPE(None, ctypes.POINTER(DLManagedTensor))
+DLManagedTensor._fields_ = [
+    ("tensor", DLTensor),
+    ("context", ctypes.c_void_p),
+    ("deleter", DELETER),
+]
+
+_new = ctypes.pythonapi.PyCapsule_New
+_new.restype, _new.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+_pointer = ctypes.pythonapi.PyCapsule_GetPointer
+_pointer.restype, _pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+_is_valid = ctypes.pythonapi.PyCapsule_IsValid
+_is_valid.restype, _is_valid.argtypes = ctypes.c_int, [ctypes.c_void_p, ctypes.c_char_p]
+_raw_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)(
+    ("PyCapsule_GetPointer", ctypes.pythonapi)
+)
+_rename = ctypes.pythonapi.PyCapsule_SetName
+_rename.restype, _rename.argtypes = ctypes.c_int, [ctypes.py_object, ctypes.c_char_p]
+
+NAME, USED = b"dltensor", b"used_dltensor"
+
+
+class DeviceArray:
+    """A dense, row-major tensor in the memory of a GPU.
+
+    It speaks DLPack (`torch.from_dlpack(x)`), `__cuda_array_interface__`, and becomes a NumPy array
+    by `numpy.asarray(x)`.
+    """
+
+    def __init__(
+        self, context: Context, pointer: int, dtype: Any, shape: Sequence[int], owner: object
+    ) -> None:
+        self.context, self.pointer, self.owner = context, pointer, owner
+        self.dtype = np.dtype(dtype)
+        self.shape = tuple(int(n) for n in shape)
+        self.host: np.ndarray | None = None
+        """The same in the host's memory, where that is kept."""
+
+    @classmethod
+    def empty(cls, context: Context, kind: TensorType) -> DeviceArray:
+        """Fresh memory for a tensor."""
+        shape = [int(n) for n in kind.shape]
+        memory = context.allocate(math.prod(shape) * kind.numpy.itemsize)
+        return cls(context, memory.pointer, kind.numpy, shape, memory)
+
+    @classmethod
+    def of(cls, context: Context, array: np.ndarray) -> DeviceArray:
+        """A NumPy array's elements on the device."""
+        array = np.ascontiguousarray(array).reshape(array.shape)
+        made = cls.empty(context, TensorType(dtype_name(array.dtype), array.shape))
+        context.use()
+        context.stream.upload(made.pointer, array.ctypes.data, array.nbytes)
+        context.stream.synchronize()
+        return made
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.dtype.itemsize
+
+    def numpy(self) -> np.ndarray:
+        """A copy in the host's memory."""
+        if self.host is not None:
+            return self.host
+        result = np.empty(self.shape, self.dtype)
+        self.context.use()
+        self.context.stream.download(result.ctypes.data, self.pointer, self.nbytes)
+        self.context.stream.synchronize()
+        return result
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        result = self.numpy()
+        return result if dtype is None else result.astype(dtype)
+
+    def copy(self) -> DeviceArray:
+        """The same elements in memory of their own."""
+        made = DeviceArray.empty(self.context, TensorType(dtype_name(self.dtype), self.shape))
+        self.context.use()
+        self.context.stream.copy(made.pointer, self.pointer, self.nbytes)
+        self.context.stream.synchronize()
+        return made
+
+    def __repr__(self) -> str:
+        return f"DeviceArray({self.dtype}{list(self.shape)} on cuda:{self.context.found.number})"
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {
+            "shape": self.shape,
+            "typestr": self.dtype.str,
+            "data": (self.pointer, False),
+            "version": 3,
+            "strides": None,
+        }
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return CUDA, self.context.found.number
+
+    def __dlpack__(self, stream: Any = None, **ignored: Any) -> Any:
+        """A capsule; the tensor is finished before this returns, on whatever stream it was made."""
+        return _capsule(self)
+
+
+_alive: dict[int, tuple[Any, ...]] = {}
+"""What capsules that are still in use point to."""
+
+
+@DELETER
+def _forget(managed: Any) -> None:
+    _alive.pop(ctypes.addressof(managed.contents), None)
+
+
+@ctypes.PYFUNCTYPE(None, ctypes.c_void_p)
+def _capsule_ends(capsule: int) -> None:
+    """A capsule that nobody took gives its tensor back."""
+    if _is_valid(capsule, NAME):
+        _alive.pop(_raw_pointer(capsule, NAME), None)
+
+
+def _capsule(array: DeviceArray) -> Any:
+    shape = (ctypes.c_int64 * max(array.ndim, 1))(*array.shape)
+    managed = DLManagedTensor()
+    tensor = managed.tensor
+    tensor.data, tensor.byte_offset = array.pointer, 0
+    tensor.device_type, tensor.device_id = array.__dlpack_device__()
+    tensor.ndim, tensor.lanes, tensor.bits = array.ndim, 1, array.dtype.itemsize * 8
+    is_bfloat = dtype_name(array.dtype) == "bfloat16"
+    code = BFLOAT if is_bfloat else CODES.get(array.dtype.kind)
+    if code is None:
+        raise InvalidInput(f"DLPack has no {array.dtype}; take numpy.asarray instead")
+    tensor.code = code
+    tensor.shape = ctypes.cast(shape, ctypes.POINTER(ctypes.c_int64))
+    managed.deleter = _forget
+    address = ctypes.addressof(managed)
+    _alive[address] = (managed, shape, array)
+    return _new(address, NAME, ctypes.cast(_capsule_ends, ctypes.c_void_p))
+
+
+class _Taken:
+    """Another library's tensor: given back with the last reference."""
+
+    def __init__(self, managed: Any) -> None:
+        self.managed = managed
+
+    def __del__(self) -> None:
+        if self.managed.contents.deleter:
+            self.managed.contents.deleter(self.managed)
+
+
+def adopt(x: Any, context: Context, stream: int, what: str) -> DeviceArray:
+    """Another library's tensor on this GPU, without a copy; raises InvalidInput where it is not
+    here, or not dense."""
+    if isinstance(x, DeviceArray):
+        return x
+    kind, number = x.__dlpack_device__()
+    if (int(kind), number) != (CUDA, context.found.number):
+        raise InvalidInput(
+            f"{what} lies on device {number} of DLPack's kind {int(kind)}; the session runs on "
+            f"cuda:{context.found.number}: copy it there"
+        )
+    capsule = x.__dlpack__(stream=stream)
+    managed = ctypes.cast(_pointer(capsule, NAME), ctypes.POINTER(DLManagedTensor))
+    _rename(capsule, USED)
+    owner = _Taken(managed)
+    t = managed.contents.tensor
+    shape = [t.shape[i] for i in range(t.ndim)]
+    if t.strides and not _is_dense(shape, [t.strides[i] for i in range(t.ndim)]):
+        raise InvalidInput(f"{what} is not contiguous; make it so, with .contiguous() in PyTorch")
+    return DeviceArray(context, (t.data or 0) + t.byte_offset, _dtype(t, what), shape, owner)
+
+
+def _is_dense(shape: list[int], strides: list[int]) -> bool:
+    step = 1
+    for size, stride in zip(reversed(shape), reversed(strides)):
+        if size not in (0, 1) and stride != step:
+            return False
+        step *= size
+    return True
+
+
+def _dtype(t: DLTensor, what: str) -> Any:
+    if t.code == BFLOAT and t.bits == 16:
+        return NUMPY_DTYPES["bfloat16"]
+    kinds = {code: kind for kind, code in CODES.items()}
+    if t.lanes == 1 and t.code in kinds:
+        return (
+            np.dtype("bool") if kinds[t.code] == "b" else np.dtype(f"{kinds[t.code]}{t.bits // 8}")
+        )
+    raise InvalidInput(f"{what} has a dtype that no tensor can have")
+
+
+def wait(context: Context) -> None:
+    """Waits for everything on the device."""
+    context.use()
+    check(api().cuCtxSynchronize(), "running on the device")

@@ -1,0 +1,154 @@
+"""Triton text to machine code: no GPU, no PyTorch, nothing left on disk.
+
+An object is a JSON head with what launching needs, then the cubins one after the other.
+"""
+
+from __future__ import annotations
+
+import json
+import linecache
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+from whet.errors import CompileError
+from whet.targets.cuda.architecture import Architecture
+from whet.targets.cuda.source import Grid, Launch, Slot, Source
+
+MAGIC = b"whet cubins 1\n"
+
+
+@dataclass(frozen=True)
+class Function:
+    """One compiled function: machine code, and how it is launched."""
+
+    name: str
+    cubin: bytes
+    grid: Grid
+    slots: tuple[Slot, ...]
+    threads: int
+    shared: int
+    nulls: int
+    """Null pointers that the compiler appended to the arguments."""
+    counters: int
+    scratch: int
+    checks: bool
+
+
+def to_object(source: Source, architecture: Architecture) -> bytes:
+    """All functions of the source compiled; raises CompileError with Triton's complaint."""
+    triton = _triton()
+    namespace = _executed(source.text)
+    with _no_files(triton):
+        return pack(
+            [_compile(triton, namespace, f, architecture, source.text) for f in source.launches]
+        )
+
+
+def _triton() -> Any:
+    try:
+        import triton
+    except ImportError as error:
+        raise CompileError(
+            f"kernels for NVIDIA GPUs are compiled by Triton, which is not there ({error}); "
+            "pip install whet[cuda], or use an engine with prebuilt kernels"
+        ) from None
+    return triton
+
+
+def _executed(text: str) -> dict[str, Any]:
+    """The text's functions; Triton reads their source back, which `linecache` keeps for it."""
+    name = f"<whet {blake2b(text.encode(), digest_size=8).hexdigest()}>"
+    linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
+    namespace: dict[str, Any] = {"__name__": name}
+    exec(compile(text, name, "exec"), namespace)
+    return namespace
+
+
+@contextmanager
+def _no_files(triton: Any) -> Iterator[None]:
+    """Triton's own cache in a folder that goes away again: ours holds what comes out."""
+    with tempfile.TemporaryDirectory(prefix="whet-") as folder, triton.knobs.cache.scope():
+        triton.knobs.cache.dir = folder
+        yield
+
+
+def _compile(
+    triton: Any,
+    namespace: dict[str, Any],
+    launch: Launch,
+    architecture: Architecture,
+    text: str,
+) -> Function:
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    function = namespace[launch.function]
+    # Every buffer begins at a multiple of 16 bytes: wide accesses may rely on it.
+    attributes = {(i,): [["tt.divisibility", 16]] for i in range(len(launch.types))}
+    source = ASTSource(
+        fn=function,
+        signature=dict(zip(function.arg_names, launch.types, strict=True)),
+        attrs=attributes,
+    )
+    options = {
+        "num_warps": launch.warps,
+        "num_stages": launch.stages,
+        "enable_fp_fusion": True,
+        "sanitize_overflow": False,
+    }
+    target = GPUTarget("cuda", architecture.capability, 32)
+    try:
+        compiled = triton.compile(source, target=target, options=options)
+    except Exception as error:
+        raise CompileError(f"Triton cannot compile {launch.function}: {error}") from error
+    metadata = compiled.metadata
+    extra = _parameters(compiled.asm["ptx"]) - len(launch.types)
+    return Function(
+        metadata.name,
+        compiled.asm["cubin"],
+        launch.grid,
+        launch.slots,
+        metadata.num_warps * 32,
+        metadata.shared,
+        extra,
+        launch.counters,
+        launch.scratch,
+        "tl.store(error" in text,
+    )
+
+
+def _parameters(ptx: str) -> int:
+    """How many parameters the entry function has."""
+    entry = re.search(r"\.visible\s+\.entry\s+\w+\s*\(([^)]*)\)", ptx)
+    if entry is None:
+        raise CompileError("Triton's PTX has no entry function: this version is not known to whet")
+    return entry[1].count(".param")
+
+
+def pack(functions: list[Function]) -> bytes:
+    """Compiled functions as one object."""
+    head = [
+        {k: v for k, v in vars(f).items() if k != "cubin"} | {"bytes": len(f.cubin)}
+        for f in functions
+    ]
+    text = json.dumps(head, separators=(",", ":")).encode() + b"\n"
+    return b"".join([MAGIC, text, *(f.cubin for f in functions)])
+
+
+def unpack(data: bytes) -> list[Function]:
+    """The functions of an object; raises CompileError for what is none."""
+    if not data.startswith(MAGIC):
+        raise CompileError("a compiled kernel is damaged: it does not begin as one")
+    end = data.index(b"\n", len(MAGIC)) + 1
+    functions: list[Function] = []
+    for entry in json.loads(data[len(MAGIC) : end]):
+        size = entry.pop("bytes")
+        entry["grid"], entry["slots"] = tuple(entry["grid"]), tuple(entry["slots"])
+        functions.append(Function(cubin=data[end : end + size], **entry))
+        end += size
+    return functions

@@ -1,0 +1,217 @@
+"""A GPU as a device: compiles a Plan's kernels, lays out their arguments, runs them as graphs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from hashlib import blake2b
+from typing import Any, Protocol
+
+import numpy as np
+
+from whet.ir.graph import Value
+from whet.ir.types import TensorType
+from whet.knobs import knobs
+from whet.plan.kernel import Kernel
+from whet.plan.plan import Plan, nbytes
+from whet.plan.target import Capabilities
+from whet.targets.cuda import codegen, driver
+from whet.targets.cuda.architecture import Architecture
+from whet.targets.cuda.arithmetic import POINTER
+from whet.targets.cuda.array import DeviceArray, adopt
+from whet.targets.cuda.compile import Function, to_object, unpack
+from whet.targets.cuda.legalize import emits, legalize
+from whet.targets.cuda.templates import TEMPLATES
+from whet.targets.cuda.workers import Job, compile_all
+
+ALIGNMENT = driver.ALIGNMENT
+
+
+class ObjectCache(Protocol):
+    """Where compiled code is kept between processes."""
+
+    def get(self, key: str) -> bytes | None: ...
+
+    def put(self, key: str, data: bytes) -> None: ...
+
+
+def capabilities(architecture: Architecture) -> Capabilities:
+    """What planning must know of an architecture."""
+
+    def in_terms(value: Value) -> Any:
+        if type(value.op) in TEMPLATES:
+            return value
+        for template in dict.fromkeys(TEMPLATES.values()):
+            new = template.legalize(value, architecture)
+            if new is not None:
+                return new
+        return legalize(value)
+
+    return Capabilities("cuda", in_terms, emits, TEMPLATES)
+
+
+Loaded = list[tuple[Function, driver.Module]]
+
+
+class Device:
+    """One GPU, or only its architecture, to compile for; kernels are shared by all its programs."""
+
+    def __init__(
+        self,
+        architecture: Architecture | None = None,
+        cache: ObjectCache | None = None,
+        prebuilt: Mapping[str, bytes] | None = None,
+        number: int = 0,
+    ) -> None:
+        self.number = number
+        self.architecture = architecture or driver.find(number).architecture
+        self.cache, self.prebuilt = cache, prebuilt or {}
+        self.capabilities = capabilities(self.architecture)
+        self.legalize = self.capabilities.legalize
+        self.compiled = 0
+        self.watch: Callable[[int, int], None] | None = None
+        """Is told how many steps of a plan are compiled, and of how many."""
+        self._code: dict[Kernel, Loaded] = {}
+        self._lock = threading.Lock()
+
+    @cached_property
+    def context(self) -> driver.Context:
+        """The GPU itself, opened when it is first needed."""
+        return driver.Context.of(self.number)
+
+    def code(self, kernel: Kernel) -> Loaded:
+        """The kernel's functions, loaded."""
+        with self._lock:
+            if kernel not in self._code:
+                self._code[kernel] = self._load(self.object(kernel))
+            return self._code[kernel]
+
+    def _load(self, code: bytes) -> Loaded:
+        functions = unpack(code)
+        return [(f, driver.Module(self.context, f.cubin, f.name, f.shared)) for f in functions]
+
+    def key(self, kernel: Kernel | str) -> str:
+        """What the cache knows the code of a kernel by."""
+        text = f"cuda {codegen.version()} {self.architecture}\n{kernel}"
+        return blake2b(text.encode(), digest_size=20).hexdigest()
+
+    def object(self, kernel: Kernel) -> bytes:
+        """The kernel's machine code, prebuilt, from the cache, or compiled now."""
+        key = self.key(kernel)
+        code = self._found(key)
+        if code is None:
+            source = codegen.to_triton(kernel, self.architecture)
+            code = to_object(source, self.architecture)
+            self._keep(kernel, Job(source, code))
+        return code
+
+    def compile(self, kernels: Sequence[Kernel]) -> None:
+        """Makes sure of the code of many kernels, several processes compiling what is new."""
+        missing = [k for k in dict.fromkeys(kernels) if k not in self._code]
+        found = {k: self._found(self.key(k)) for k in missing}
+        jobs = {
+            k: Job(codegen.to_triton(k, self.architecture))
+            for k, code in found.items()
+            if code is None
+        }
+
+        def done() -> None:
+            if self.watch is not None:
+                self.watch(sum(bool(job.code) for job in jobs.values()), len(jobs))
+
+        compile_all(list(jobs.values()), self.architecture, done)
+        for kernel, job in jobs.items():
+            self._keep(kernel, job)
+        with self._lock:
+            for kernel in missing:
+                if kernel not in self._code:
+                    self._code[kernel] = self._load(found[kernel] or jobs[kernel].code)
+
+    def _found(self, key: str) -> bytes | None:
+        code = self.prebuilt.get(key)
+        return self.cache.get(key) if code is None and self.cache is not None else code
+
+    def _keep(self, kernel: Kernel, job: Job) -> None:
+        self.compiled += 1
+        if self.cache is not None:
+            self.cache.put(self.key(kernel), job.code)
+        if knobs.dump is not None:
+            self._dump(kernel, job)
+
+    def _dump(self, kernel: Kernel, job: Job) -> None:
+        """Every stage of a kernel as a file of its own, for reading and for comparing."""
+        folder = knobs.dump
+        assert folder is not None
+        folder.mkdir(parents=True, exist_ok=True)
+        stem = f"{kernel.name}-{blake2b(str(kernel).encode(), digest_size=6).hexdigest()}"
+        launches = "".join(f"# {launch}\n" for launch in job.source.launches)
+        stages = {
+            "kernel": f"{kernel}\n".encode(),
+            "triton.py": (launches + job.source.text).encode(),
+            "cubin": job.code,
+        }
+        for suffix, stage in stages.items():
+            (folder / f"{stem}.{suffix}").write_bytes(stage)
+
+    # What a runner needs besides.
+
+    def executable(self, plan: Plan, threads: int) -> Any:
+        """The plan, ready to run."""
+        from whet.targets.cuda.executable import Executable
+
+        return Executable(plan, self)
+
+    def arrays(self, kinds: Sequence[TensorType]) -> list[Any]:
+        """Room for tensors, one after the other in one piece of memory; those that no kernel can
+        hold stay with the host."""
+        sizes = [_aligned(nbytes(kind)) if holds(kind) else 0 for kind in kinds]
+        memory = self.context.allocate(sum(sizes))
+        places = np.cumsum([memory.pointer, *sizes])
+        return [
+            DeviceArray(self.context, int(at), kind.numpy, kind.shape, memory)
+            if holds(kind)
+            else np.empty(kind.shape, kind.numpy)
+            for at, kind in zip(places, kinds)
+        ]
+
+    def given(self, array: np.ndarray) -> Any:
+        """A weight or constant where kernels read it."""
+        if not holds(TensorType(str(array.dtype), ())) and array.dtype.name not in POINTER:
+            return array
+        made = DeviceArray.of(self.context, array)
+        if array.nbytes <= KEPT_BYTES:
+            made.host = array  # operators on the host often ask for it: shapes, axes, limits
+        return made
+
+    def room(self, kind: TensorType, arrays: Sequence[Any]) -> Any:
+        """Memory for a result: where the inputs are."""
+        if holds(kind) and any(isinstance(a, DeviceArray) for a in arrays):
+            return DeviceArray.empty(self.context, kind)
+        return np.empty(kind.shape, kind.numpy)
+
+    def adopt(self, x: Any, what: str) -> Any:
+        """Another library's tensor, as it is; None where it is on the host."""
+        if isinstance(x, DeviceArray):
+            return x
+        if int(x.__dlpack_device__()[0]) in (1, 3):  # the host, and its pinned memory
+            return None
+        self.context.use()
+        return adopt(x, self.context, self.context.stream.number, what)
+
+    def trim(self) -> None:
+        """Gives memory back to the device that nothing uses any more."""
+        self.context.use()
+        self.context.trim()
+
+
+KEPT_BYTES = 4096
+
+
+def holds(kind: TensorType) -> bool:
+    """Whether kernels can read and write a tensor of this dtype."""
+    return kind.dtype in POINTER
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT

@@ -1,0 +1,293 @@
+"""Loop kernels as Triton text: one function, in which each nest has its own range of blocks.
+
+A nest without reductions is a flat line of elements, or tiles where loads and stores step along
+different axes. One with reductions has rows (the loops that reductions depend on) along x, and
+along r the reductions and then the rest of the loops: softmax and normalisations are one function.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from whet.errors import CompileError
+from whet.ir.sizes import Size, coefficient
+from whet.plan.kernel import Axis, Load, Loops, Nest, walk
+from whet.plan.loops import sizes_of
+from whet.targets.cuda import arithmetic
+from whet.targets.cuda.architecture import Architecture
+from whet.targets.cuda.expressions import NONE, Emitter, Place, Tile, X, size_bound
+from whet.targets.cuda.reductions import along_r, hoist, reductions_in, total
+from whet.targets.cuda.source import HEADER, Launch, Source
+from whet.targets.cuda.text import Text
+
+FLAT = 1024  # elements of a block where nothing is reduced
+LONGEST = 4096  # elements of a row that one block holds at once
+FEW_TURNS = (
+    64  # a reduction this short is done by each element for itself, if rows lie side by side
+)
+SAFE = 2**31 - 2**16
+
+
+def generate(kernel: Loops, architecture: Architecture, name: str = "kernel") -> Source:
+    """The kernel's text and launch."""
+    text = Text()
+    arguments = ("error", *(f"b{n}" for n in range(len(kernel.buffers))))
+    text.line("pid = tl.program_id(0)")
+    begin = 0
+    schedules = [schedule_of(nest, architecture) for nest in kernel.nests]
+    for nest, schedule in zip(kernel.nests, schedules):
+        if schedule.blocks == 0:
+            continue
+        end = begin + schedule.blocks
+        if len(kernel.nests) == 1:
+            NestCode(text, nest, schedule, kernel.buffers).emit("pid")
+        else:
+            with text.block(f"if (pid >= {begin}) & (pid < {end}):"):
+                block = text.assign(f"pid - {begin}", "p")
+                NestCode(text, nest, schedule, kernel.buffers).emit(block)
+        begin = end
+    body = text.function(name, arguments)
+    warps = max((s.warps for s in schedules), default=4)
+    types = ("*i32", *(arithmetic.POINTER[dtype] for dtype in kernel.buffers))
+    slots = ("error", *range(len(kernel.buffers)))
+    launch = Launch(name, (begin, 1, 1), slots, types, warps, stages=2)
+    return Source(HEADER + arithmetic.helpers(body) + body, (launch,) if begin else ())
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How a nest is cut into blocks."""
+
+    rows: tuple[Axis, ...]
+    """Along x."""
+    line: tuple[Axis, ...]
+    """Along r, all of it in one block; where nothing is reduced, over the blocks."""
+    apart: tuple[Axis, ...]
+    """One turn for each block."""
+    x: int
+    r: int
+    blocks: int
+    warps: int
+    reduces: bool
+    index: str = "tl.int32"
+
+
+def schedule_of(nest: Nest, architecture: Architecture) -> Schedule:
+    """How the nest is cut into blocks."""
+    if not all(isinstance(a.size, int) for a in nest.axes):
+        raise CompileError("cuda needs loops of known sizes")
+    reductions = [r for s in nest.stores for r in reductions_in(s.value)]
+    if any(not isinstance(a.size, int) for r in reductions for a in r.axes):
+        raise CompileError("cuda needs loops of known sizes")
+    most = size_bound(sizes_of(nest))
+    index = "tl.int32" if most < SAFE and _turns(nest.axes) < SAFE else "tl.int64"
+    if nest.ordered:
+        return _ordered(nest, index)
+    if reductions:
+        return _rows(nest, reductions, architecture, index)
+    return _tiles(nest, index) or _flat(nest, index)
+
+
+def _ordered(nest: Nest, index: str) -> Schedule:
+    """Loops that run in order are loops of every element of the others."""
+    rows = tuple(a for a in nest.axes if a.name not in nest.ordered)
+    line = tuple(a for a in nest.axes if a.name in nest.ordered)
+    count = _turns(rows)
+    x = min(128, power_of_two(count))
+    # One warp: what one turn stores, the next may read.
+    return Schedule(rows, line, (), x, 1, -(-count // x), 1, False, index)
+
+
+def _turns(axes: tuple[Axis, ...]) -> int:
+    return math.prod(int(a.size) for a in axes)
+
+
+def _flat(nest: Nest, index: str) -> Schedule:
+    turns = _turns(nest.axes)
+    block = min(FLAT, max(128, power_of_two(turns)))
+    return Schedule((), nest.axes, (), 1, block, -(-turns // block), 4, False, index)
+
+
+def _tiles(nest: Nest, index: str) -> Schedule | None:
+    """Tiles of two axes, where something is read along another axis than results are written."""
+    written = _side_by_side([s.offset for s in nest.stores], nest.axes)
+    if written is None or int(written.size) < 8:
+        return None
+    for load in loads_of(nest):
+        read = _side_by_side([load.offset], nest.axes)
+        if read is None or read is written or int(read.size) < 8:
+            continue
+        if coefficient(load.offset, written.name) in (0, 1):
+            continue
+        apart = tuple(a for a in nest.axes if a not in (read, written))
+        x, r = (min(64, power_of_two(int(a.size))) for a in (read, written))
+        tiles = -(-int(read.size) // x) * -(-int(written.size) // r)
+        blocks = tiles * _turns(apart)
+        return Schedule((read,), (written,), apart, x, r, blocks, 4, False, index)
+    return None
+
+
+def _side_by_side(offsets: list, axes: tuple[Axis, ...]) -> Axis | None:
+    """The loop whose neighbours are neighbours in memory."""
+    for axis in axes:
+        if all(coefficient(o, axis.name) == 1 for o in offsets):
+            return axis
+    return None
+
+
+def loads_of(nest: Nest) -> list[Load]:
+    """What a nest reads."""
+    return [n for s in nest.stores for n in walk(s.value) if isinstance(n, Load)]
+
+
+def _rows(nest: Nest, reductions: list, architecture: Architecture, index: str) -> Schedule:
+    needed = frozenset().union(*(r.symbols for r in reductions))
+    rows = tuple(a for a in nest.axes if a.name in needed)
+    line = tuple(a for a in nest.axes if a.name not in needed)
+    count = _turns(rows)
+    longest = max(total(r) for r in reductions)
+    along = rows[-1] if rows and _reads_along(nest, reductions, rows[-1]) else None
+    if along is not None and not line and (longest <= FEW_TURNS or count >= 1 << 16):
+        # Neighbouring rows are neighbours in memory: each lane has a row to itself.
+        x = min(256, power_of_two(count))
+        return Schedule(rows, line, (), x, 1, -(-count // x), 4, True, index)
+    r = min(LONGEST, power_of_two(max(longest, _turns(line))))
+    if along is not None:
+        x = min(power_of_two(int(along.size)), 32)
+        r = min(r, 64)
+    else:
+        # Short rows share a block, as long as there are blocks enough.
+        x = 1
+        while x * r < 1024 and x < count and count // (2 * x) >= 2 * architecture.multiprocessors:
+            x *= 2
+        while x * r < 128 and x < count:
+            x *= 2
+    warps = min(8, max(1, x * r // 256))
+    return Schedule(rows, line, (), x, r, -(-count // x), warps, True, index)
+
+
+def _reads_along(nest: Nest, reductions: list, axis: Axis) -> bool:
+    """Whether most of what is reduced lies side by side along an axis of the result."""
+    along = own = 0
+    for reduction in reductions:
+        names = {a.name for a in reduction.axes}
+        for load in walk(reduction.body):
+            if isinstance(load, Load):
+                along += coefficient(load.offset, axis.name) == 1
+                own += any(coefficient(load.offset, n) == 1 for n in names)
+    return along > own
+
+
+def power_of_two(count: int) -> int:
+    """The least power of two that is not below a count."""
+    return 1 << max(0, count - 1).bit_length()
+
+
+@dataclass
+class NestCode:
+    """One nest being written."""
+
+    text: Text
+    nest: Nest
+    schedule: Schedule
+    buffers: tuple[str, ...]
+    e: Emitter = field(init=False)
+
+    def __post_init__(self) -> None:
+        s = self.schedule
+        names = [f"b{n}" for n in range(len(self.buffers))]
+        self.e = Emitter(self.text, names, Tile(str(s.x), str(s.r)), s.index)
+
+    def emit(self, block: str) -> None:
+        """The code of the block with this number."""
+        if self.schedule.index != "tl.int32":
+            block = self.text.assign(f"{block}.to(tl.int64)", "p")
+        if self.nest.ordered:
+            self.in_order(block)
+        elif self.schedule.reduces:
+            self.reduce(block)
+        elif self.schedule.rows:
+            self.tiles(block)
+        else:
+            self.flat(block)
+
+    def flat(self, block: str) -> None:
+        s = self.schedule
+        begin = self.text.assign(f"{block} * {s.r}", "k")
+        self.along(begin, _turns(s.line), s.line)
+
+    def along(self, begin: str, turns: int, axes: tuple[Axis, ...]) -> None:
+        """The stores of one stretch along r."""
+        place, mask = along_r(self.e, begin, turns, self.schedule.r)
+        places = self.e.unjoin(place, {a.name: a.size for a in axes}) if axes else {}
+        masks = {**self.e.masks, **({"r": mask} if mask else {})}
+        with self.e.scope(places=self.e.placed(places), masks=masks):
+            self.stores()
+
+    def stores(self) -> None:
+        for store in self.nest.stores:
+            self.e.store(store)
+
+    def across(self, begin: str, count: int) -> tuple[Place, str]:
+        """The numbers of a block's rows, and which of them there are."""
+        x = self.schedule.x
+        lanes = f"tl.arange(0, {x})[:, None]"
+        lanes = lanes if self.e.index == "tl.int32" else f"{lanes}.to({self.e.index})"
+        if x == 1:
+            return Place(begin, NONE), ""
+        flat = self.text.assign(f"{begin} + {lanes}", "x")
+        return Place(flat, X), "" if count % x == 0 else self.text.assign(f"{flat} < {count}", "m")
+
+    def tiles(self, block: str) -> None:
+        s = self.schedule
+        (read,), (written,) = s.rows, s.line
+        columns = -(-int(written.size) // s.r)
+        rows = -(-int(read.size) // s.x)
+        sizes = {a.name: a.size for a in s.apart} | {"row": rows, "column": columns}
+        found = self.e.unjoin(Place(block), sizes)
+        row, column = found.pop("row").text, found.pop("column").text
+        place, mask = self.across(self.text.assign(f"{row} * {s.x}", "k"), int(read.size))
+        masks = {"x": mask} if mask else {}
+        with self.e.scope(places={**found, read.name: place}, masks=masks):
+            begin = self.text.assign(f"{column} * {s.r}", "k")
+            self.along(begin, int(written.size), s.line)
+
+    def in_order(self, block: str) -> None:
+        s = self.schedule
+        turns = _turns(s.line)
+        with self.in_rows(block), self.text.block(f"for k in range({turns}):"):
+            with self.e.scope(
+                places=self.e.placed(self.e.unjoin(Place("k"), sizes_of_axes(s.line)))
+            ):
+                self.stores()
+            self.text.line("tl.debug_barrier()")
+
+    def in_rows(self, block: str) -> Any:
+        """A scope in which the block's rows are places."""
+        s = self.schedule
+        begin = block if s.x == 1 else self.text.assign(f"{block} * {s.x}", "k")
+        place, mask = self.across(begin, _turns(s.rows))
+        places = self.e.unjoin(place, sizes_of_axes(s.rows)) if s.rows else {}
+        return self.e.scope(places=places, masks={"x": mask} if mask else {})
+
+    def reduce(self, block: str) -> None:
+        s = self.schedule
+        with self.in_rows(block):
+            for store in self.nest.stores:
+                hoist(self.e, store.value, frozenset(self.e.places))
+            turns = _turns(s.line)
+            if not s.line:
+                self.stores()
+            elif turns <= s.r:
+                self.along("0", turns, s.line)
+            else:
+                name = self.text.fresh("k")
+                with self.text.block(f"for {name} in range(0, {turns}, {s.r}):"):
+                    self.along(name, turns, s.line)
+
+
+def sizes_of_axes(axes: tuple[Axis, ...]) -> dict[str, Size]:
+    """The loops' sizes by name."""
+    return {a.name: a.size for a in axes}

@@ -1,0 +1,43 @@
+"""What code generation hands to the compiler: Triton text, and how its functions are launched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+Slot = int | str
+"""An argument: the number of a buffer, "error", "counters" or "scratch"."""
+
+Grid = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One function of the text: its blocks, its arguments, and what the compiler should assume."""
+
+    function: str
+    grid: Grid
+    slots: tuple[Slot, ...]
+    types: tuple[str, ...]
+    """Of the arguments, as Triton writes them: *fp16, *i8."""
+    warps: int = 4
+    stages: int = 3
+    counters: int = 0
+    """Words that the function needs to find zero, and leaves zero."""
+    scratch: int = 0
+    """Bytes that it may write as it likes."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A module of Triton functions and its launches, which run one after the other."""
+
+    text: str
+    launches: tuple[Launch, ...]
+
+
+HEADER = """\
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import libdevice
+
+"""

@@ -1,0 +1,14 @@
+"""Hand-scheduled kernels, by the operator that each runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from whet.ir.graph import Op
+from whet.targets.cuda.templates.convolution import ConvolutionTemplate, ImplicitConvolution
+from whet.targets.cuda.templates.matmul import Product, ProductTemplate
+
+TEMPLATES: dict[type[Op], Any] = {
+    Product: ProductTemplate(),
+    ImplicitConvolution: ConvolutionTemplate(),
+}

@@ -1,0 +1,214 @@
+"""A tile of a product, as Triton text: any index maps for both sides, sums in parts, an epilogue.
+
+Blocks are numbered so that neighbours share operands (Triton's grouped order). Where the sum is cut
+into parts, each part is kept in scratch memory, and the block that comes last adds them all up in
+their order: two runs give the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from whet.ir.sizes import Size
+from whet.plan.kernel import Axis, Expression, Store, Template
+from whet.plan.loops import sizes_in
+from whet.targets.cuda import arithmetic
+from whet.targets.cuda.architecture import Architecture
+from whet.targets.cuda.expressions import BOTH, Emitter, Place, R, Tile, X, size_bound
+from whet.targets.cuda.source import HEADER, Launch, Source
+from whet.targets.cuda.templates import tiling
+from whet.targets.cuda.text import Text
+
+GROUP = 8  # rows of tiles whose blocks run next to each other
+SAFE = 2**31 - 2**16
+
+Operand = Callable[["Code", Emitter, str], str]
+"""Writes the load of one side's tile for the step that begins at a depth; gives its name."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """y[batch, rows, column] = sum over k of left[batch, rows, k] * right[batch, k, column].
+
+    Indices of `batch` differ by block, those of `rows` along x, that of `column` along r.
+    """
+
+    batch: tuple[Axis, ...]
+    rows: tuple[Axis, ...]
+    column: Axis
+    depth: int
+    left: Operand
+    right: Operand
+    places: Callable[[dict[str, Place]], dict[str, Place]]
+    """What the epilogue's loop indices are in terms of those."""
+    epilogue: Expression
+    output: Size
+    offsets: tuple[Size, ...]
+    """What the operands' index maps may reach."""
+
+
+def integer(size: Size) -> int:
+    """A size that is known."""
+    assert isinstance(size, int)
+    return size
+
+
+def turns(axes: tuple[Axis, ...]) -> int:
+    """How often loops run together."""
+    total = 1
+    for axis in axes:
+        total *= integer(axis.size)
+    return total
+
+
+@dataclass
+class Code:
+    """The function being written."""
+
+    kernel: Template
+    problem: Problem
+    tile: tiling.Tile
+    architecture: Architecture
+    dtype: str
+
+    def __post_init__(self) -> None:
+        p = self.problem
+        self.text = Text()
+        self.names = [f"b{n}" for n in range(len(self.kernel.buffers))]
+        self.rows, self.columns = turns(p.rows), integer(p.column.size)
+        self.tiles = (-(-self.rows // self.tile.rows), -(-self.columns // self.tile.columns))
+        sizes = [p.output, *p.offsets, *sizes_in(p.epilogue)]
+        self.index = "tl.int32" if size_bound(iter(sizes)) < SAFE else "tl.int64"
+
+    def generate(self, name: str = "kernel") -> Source:
+        """The whole kernel."""
+        t, p = self.tile, self.problem
+        arguments = ["error", *self.names]
+        parts = t.split > 1
+        self._blocks()
+        self.accumulate()
+        if parts:
+            arguments += ["counters", "scratch"]
+            self._join()
+        else:
+            self._epilogue()
+        body = self.text.function(name, tuple(arguments))
+        tiles = self.tiles[0] * self.tiles[1] * turns(p.batch)
+        types = ("*i32", *(arithmetic.POINTER[d] for d in self.kernel.buffers))
+        slots = ("error", *range(len(self.names)))
+        if parts:
+            types, slots = (*types, "*i32", "*fp32"), (*slots, "counters", "scratch")
+        launch = Launch(
+            name,
+            (tiles, t.split, 1),
+            slots,
+            types,
+            t.warps,
+            t.stages,
+            tiles if parts else 0,
+            4 * tiles * t.split * t.rows * t.columns if parts else 0,
+        )
+        return Source(HEADER + arithmetic.helpers(body) + body, (launch,))
+
+    def emitter(self, x: int, r: int) -> Emitter:
+        return Emitter(self.text, self.names, Tile(str(x), str(r)), self.index)
+
+    def arange(self, begin: str, count: int, dims: str) -> str:
+        """Numbers from `begin` on, along x or r."""
+        lanes = f"tl.arange(0, {count})[{':, None' if dims == 'x' else 'None, :'}]"
+        lanes = lanes if self.index == "tl.int32" else f"{lanes}.to(tl.int64)"
+        return f"{begin} + {lanes}"
+
+    def _blocks(self) -> None:
+        """Which tile of which product this block computes."""
+        text, t, (down, across) = self.text, self.tile, self.tiles
+        text.line("pid = tl.program_id(0)")
+        block = "pid"
+        batch = turns(self.problem.batch)
+        if batch > 1:
+            text.line(f"batch = pid // {down * across}")
+            block = text.assign(f"pid % {down * across}", "p")
+        if down > 1 and across > 1:
+            group = text.assign(f"{block} // {GROUP * across}", "p")
+            first = text.assign(f"{group} * {GROUP}", "p")
+            height = text.assign(f"tl.minimum({down} - {first}, {GROUP})", "p")
+            rest = text.assign(f"{block} % {GROUP * across}", "p")
+            text.line(f"row = {first} + {rest} % {height}")
+            text.line(f"column = {rest} // {height}")
+        else:
+            text.line(f"row = {block if down > 1 else 0}")
+            text.line(f"column = {block if across > 1 else 0}")
+        text.line(f"m = {self.arange(f'row * {t.rows}', t.rows, 'x')}")
+        text.line(f"n = {self.arange(f'column * {t.columns}', t.columns, 'r')}")
+        self.row_mask = "" if self.rows % t.rows == 0 else text.assign(f"m < {self.rows}", "m")
+        ragged = self.columns % t.columns != 0
+        self.column_mask = text.assign(f"n < {self.columns}", "m") if ragged else ""
+        e = self.emitter(1, 1)
+        sizes = {a.name: a.size for a in self.problem.batch}
+        self.batch = e.unjoin(Place("batch" if batch > 1 else "0"), sizes) if sizes else {}
+        self.by_row = e.unjoin(Place("m", X), {a.name: a.size for a in self.problem.rows})
+
+    def accumulate(self) -> None:
+        """The loop over the depth."""
+        text, t, p = self.text, self.tile, self.problem
+        shape = f"({t.rows}, {t.columns})"
+        text.line(f"acc = tl.zeros({shape}, tl.float32)")
+        steps = -(-p.depth // t.depth)
+        begin, end = "0", str(steps)
+        if t.split > 1:
+            each, more = divmod(steps, t.split)
+            text.line("part = tl.program_id(1)")
+            begin = text.assign(f"part * {each} + tl.minimum(part, {more})", "p")
+            end = text.assign(f"{begin} + {each} + (part < {more}).to(tl.int32)", "p")
+        with text.block(f"for step in range({begin}, {end}):"):
+            k = text.assign(f"step * {t.depth}", "k")
+            a = p.left(self, self.emitter(t.rows, t.depth), k)
+            b = p.right(self, self.emitter(t.depth, t.columns), k)
+            precision = ', input_precision="ieee"' if self.dtype == "float32" else ""
+            text.line(f"acc = tl.dot({a}, {b}, acc{precision})")
+
+    def load(self, e: Emitter, buffer: int, offset: Size, masks: dict[str, str]) -> str:
+        """The load of a tile; what a mask leaves out is 0."""
+        with e.scope(masks=masks):
+            pointer, mask, dims = e.address(buffer, offset)
+        if dims != BOTH:
+            # A tile that is the same along a dimension still has it.
+            at = e.size(offset).text
+            wide = f"tl.broadcast_to(tl.cast({at}, {self.index}), {e.tile.shape(BOTH)})"
+            pointer, mask = f"{self.names[buffer]} + {wide}", " & ".join(masks.values())
+        text = f"tl.load({pointer}, mask={mask}, other=0)" if mask else f"tl.load({pointer})"
+        return self.text.assign(text, "t")
+
+    def _join(self) -> None:
+        """Keeps this block's part; the last block of a tile adds all parts up."""
+        text, t = self.text, self.tile
+        area = t.rows * t.columns
+        lane = f"tl.arange(0, {t.rows})[:, None] * {t.columns} + tl.arange(0, {t.columns})[None, :]"
+        text.line(f"lane = {lane}")
+        wide = "pid.to(tl.int64)"
+        text.line(f"parts = scratch + {wide} * {t.split * area}")
+        text.line(f"tl.store(parts + part * {area} + lane, acc)")
+        text.line("tl.debug_barrier()")
+        text.line('done = tl.atomic_add(counters + pid, 1, sem="acq_rel", scope="gpu")')
+        with text.block(f"if done == {t.split - 1}:"):
+            text.line("tl.debug_barrier()")
+            text.line(f"acc = tl.zeros(({t.rows}, {t.columns}), tl.float32)")
+            with text.block(f"for k in range({t.split}):"):
+                text.line(f'acc += tl.load(parts + k * {area} + lane, cache_modifier=".cg")')
+            text.line("tl.store(counters + pid, 0)")
+            self._epilogue()
+
+    def _epilogue(self) -> None:
+        t, p = self.tile, self.problem
+        e = self.emitter(t.rows, t.columns)
+        masks = {"x": self.row_mask, "r": self.column_mask}
+        places = {**self.batch, **self.by_row, p.column.name: Place("n", R)}
+        places = p.places(places)
+        masks = {d: m for d, m in masks.items() if m}
+        # Where there is one row or column alone, nothing else keeps its copies from being stored.
+        guards = [Place(self.row_mask, X)] * (self.rows == 1)
+        guards += [Place(self.column_mask, R)] * (self.columns == 1)
+        hole = Place("acc", BOTH)
+        with e.scope(places=places, masks=masks, hole=hole, guards=tuple(guards)):
+            e.store(Store(self.kernel.output.buffer, p.output, p.epilogue))

@@ -1,0 +1,180 @@
+"""Convolutions as products of the patches that they see: channels last, nothing is copied.
+
+A patch's depth is (tap, channel), as the weight has it; a step's addresses are computed from it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from whet.ir.graph import Op, Value, operator
+from whet.ir.sizes import Size, symbol
+from whet.ops.contract import Convolution, MatMul
+from whet.ops.movement import Slice, reshape, transpose
+from whet.plan.kernel import Axis, Range, Template, View
+from whet.plan.lower import loop_index, within
+from whet.targets.cuda.architecture import Architecture
+from whet.targets.cuda.expressions import Emitter, Place, R, X
+from whet.targets.cuda.source import Source
+from whet.targets.cuda.templates import tiling
+from whet.targets.cuda.templates.contraction import Code, Problem, integer
+from whet.targets.cuda.templates.matmul import DTYPES, offset_of, shape_of
+
+
+@operator
+class ImplicitConvolution(Convolution):
+    """A convolution that this target runs whole; 16-bit floats add up in float32."""
+
+
+class ConvolutionTemplate:
+    """x[N, *S, C] with w[O, *K, C/groups]."""
+
+    has_epilogue = True
+    has_strided_output = True
+
+    def takes(self, op: Op, position: int, view: View) -> bool:
+        known = all(isinstance(s, int) for s in (*view.strides, *view.shape, view.offset))
+        return known and position == 0
+
+    def legalize(self, value: Value, architecture: Architecture) -> Value | None:
+        op = value.op
+        if type(op) is not Convolution or value.dtype not in DTYPES or op.accumulate is not None:
+            return None
+        x, w = value.inputs
+        assert x is not None and w is not None
+        if not (x.tensor.is_static and w.tensor.is_static) or 0 in (*value.shape, *x.shape):
+            return None
+        if (
+            op.groups == 1
+            and all(k == 1 for k in w.shape[1:-1])
+            and not any((*op.before, *op.after))
+        ):
+            return _product(op, x, w, value)
+        if w.shape[-1] * w.shape[0] // op.groups < FEWEST_PER_GROUP:  # type: ignore[operator]
+            return None  # depthwise, or nearly so: loops read each element once
+        new = ImplicitConvolution(op.strides, op.dilations, op.before, op.after, op.groups)
+        y: Value = new(x, w)
+        return y
+
+    def generate(
+        self, kernel: Template, architecture: Architecture, tile: tiling.Tile | None = None
+    ) -> Source:
+        problem, dtype = problem_of(kernel), kernel.inputs[0].dtype  # type: ignore[union-attr]
+        shape = shape_of(problem, dtype)
+        chosen = tile or tiling.choose(shape, architecture)
+        return Code(kernel, problem, chosen, architecture, dtype).generate()
+
+
+FEWEST_PER_GROUP = 64
+
+
+def _product(op: Convolution, x: Value, w: Value, value: Value) -> Value:
+    """A convolution of one tap: a product, of every so many-th element where it strides."""
+    if any(s != 1 for s in op.strides):
+        starts, steps = (0,) * x.rank, (1, *op.strides, 1)
+        x = Slice(starts, (*value.shape[:-1], x.shape[-1]), steps)(x)
+    matrix = transpose(reshape(w, w.shape[0], w.shape[-1]), 1, 0)
+    y: Value = MatMul()(x, matrix)
+    return y
+
+
+@dataclass(frozen=True)
+class Patches:
+    """The left side: elements of x under the filter's taps."""
+
+    view: View
+    index: tuple[Size, ...]
+    ranges: tuple[Range, ...]
+    taps: tuple[Axis, ...]
+    channels: int
+
+    def __call__(self, code: Code, e: Emitter, k: str) -> str:
+        """The load of the tile at depth k."""
+        t, depth, text = code.tile, code.problem.depth, code.text
+        places = {**code.batch, **code.by_row}
+        masks = {"x": code.row_mask}
+        if self.channels % t.depth == 0:
+            # All of a step lies in one tap.
+            tap = Place(text.assign(f"{k} // {self.channels}", "k"))
+            begin = text.assign(f"{k} % {self.channels}", "k")
+            channel = Place(text.assign(code.arange(begin, t.depth, "r"), "k"), R)
+        else:
+            flat = text.assign(code.arange(k, t.depth, "r"), "k")
+            if depth % t.depth:
+                masks["r"] = text.assign(f"{flat} < {depth}", "m")
+            tap = Place(text.assign(f"{flat} // {self.channels}", "k"), R)
+            channel = Place(text.assign(f"{flat} % {self.channels}", "k"), R)
+        places |= e.unjoin(tap, {a.name: a.size for a in self.taps})
+        places["channel"] = channel
+        with e.scope(places=places):
+            tests = [e._within(i, n) for i, n in self.ranges]
+            guards = [Place(text.assign(test.text, "m"), test.dims) for test in tests]
+            with e.scope(guards=tuple(guards)):
+                offset = offset_of(self.view, self.index)
+                return code.load(e, self.view.buffer, offset, {d: m for d, m in masks.items() if m})
+
+
+@dataclass(frozen=True)
+class Filters:
+    """The right side: the weight, whose depth lies side by side."""
+
+    view: View
+    offset: Size
+
+    def __call__(self, code: Code, e: Emitter, k: str) -> str:
+        """The load of the tile at depth k."""
+        depth, t = code.problem.depth, code.tile
+        at = code.text.assign(code.arange(k, t.depth, "x"), "k")
+        places = {**code.batch, "depth": Place(at, X), code.problem.column.name: Place("n", R)}
+        masks = {"r": code.column_mask}
+        if depth % t.depth:
+            masks["x"] = code.text.assign(f"{at} < {depth}", "m")
+        with e.scope(places=places):
+            return code.load(
+                e, self.view.buffer, self.offset, {d: m for d, m in masks.items() if m}
+            )
+
+
+def problem_of(kernel: Template) -> Problem:
+    """The kernel's convolution as a product."""
+    op: Any = kernel.op
+    x, w = kernel.inputs
+    assert x is not None and w is not None
+    *lead, last = kernel.axes
+    channels, filters = integer(w.shape[-1]), integer(w.shape[0]) // op.groups
+    depth = channels * math.prod(integer(k) for k in w.shape[1:-1])
+    group = Axis("group", op.groups)
+    column = Axis("filter", filters)
+    taps = tuple(Axis(f"tap{n}", k) for n, k in enumerate(w.shape[1:-1]))
+    index: list[Size] = [loop_index(lead[0].name, lead[0].size)]
+    ranges: list[Range] = []
+    for n, (axis, tap) in enumerate(zip(lead[1:], taps)):
+        step = loop_index(tap.name, tap.size) * op.dilations[n]
+        at = loop_index(axis.name, axis.size) * op.strides[n] + step - op.before[n]
+        index.append(at)
+        ranges.append((at, x.shape[n + 1]))
+    g = loop_index(group.name, group.size)
+    index.append(g * channels + symbol("channel", 0, channels - 1))
+    rows = tuple(a for a in lead if a.size != 1) or (Axis("row", 1),)
+    by_filter = (g * filters + loop_index(column.name, filters)) * depth
+    weight = w.offset + by_filter + symbol("depth", 0, depth - 1)
+    output = offset_of(kernel.output, tuple(loop_index(a.name, a.size) for a in kernel.axes))
+
+    def places(known: dict[str, Place]) -> dict[str, Place]:
+        text = f"({known['group'].text} * {filters} + n)" if op.groups > 1 else "n"
+        return {**known, last.name: Place(text, R)}
+
+    return Problem(
+        (group,) if op.groups > 1 else (),
+        rows,
+        column,
+        depth,
+        Patches(x, tuple(index), within(ranges), tuple(t for t in taps if t.size != 1), channels),
+        Filters(w, weight),
+        places,
+        kernel.epilogue,
+        output,
+        (offset_of(x, tuple(index)), weight),
+    )

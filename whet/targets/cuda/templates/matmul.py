@@ -1,0 +1,134 @@
+"""Matrix products of any strides and leading axes, on matrix units where the dtype has them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from whet.ir.graph import Op, Value, operator
+from whet.ir.sizes import Size, coefficient, symbol
+from whet.ops.contract import MatMul
+from whet.plan.kernel import Axis, Nest, Store, Template, View
+from whet.plan.loops import merge
+from whet.plan.lower import broadcast_index, loop_index
+from whet.targets.cuda.architecture import Architecture
+from whet.targets.cuda.expressions import Emitter, Place, R, X
+from whet.targets.cuda.source import Source
+from whet.targets.cuda.templates import tiling
+from whet.targets.cuda.templates.contraction import Code, Problem, integer, turns
+
+DTYPES = ("float16", "bfloat16", "float32")
+
+
+@operator
+class Product(MatMul):
+    """A matrix product that this target runs whole; 16-bit floats add up in float32."""
+
+
+class ProductTemplate:
+    """a[..., M, K] @ b[..., K, N]."""
+
+    has_epilogue = True
+    has_strided_output = True
+
+    def takes(self, op: Op, position: int, view: View) -> bool:
+        return all(isinstance(s, int) for s in (*view.strides, *view.shape, view.offset))
+
+    def legalize(self, value: Value, architecture: Architecture) -> Value | None:
+        if type(value.op) is not MatMul or value.dtype not in DTYPES or value.op.accumulate:
+            return None
+        if not value.tensor.is_static or 0 in (*value.shape, *value.inputs[0].shape):  # type: ignore[union-attr]
+            return None
+        product: Value = Product()(*value.inputs)
+        return product
+
+    def generate(
+        self, kernel: Template, architecture: Architecture, tile: tiling.Tile | None = None
+    ) -> Source:
+        problem, dtype = problem_of(kernel), kernel.inputs[0].dtype  # type: ignore[union-attr]
+        shape = shape_of(problem, dtype)
+        chosen = tile or tiling.choose(shape, architecture)
+        return Code(kernel, problem, chosen, architecture, dtype).generate()
+
+
+def shape_of(p: Problem, dtype: str) -> tiling.Shape:
+    """What the cost of a problem depends on."""
+    width = 4 if dtype == "float32" else 2
+    return tiling.Shape(turns(p.batch), turns(p.rows), integer(p.column.size), p.depth, width)
+
+
+@dataclass(frozen=True)
+class Side:
+    """One operand: where its elements lie, by the loop indices and the depth."""
+
+    buffer: int
+    offset: Size
+    is_left: bool
+
+    def __call__(self, code: Code, e: Emitter, k: str) -> str:
+        """The load of the tile at depth k."""
+        depth, t = code.problem.depth, code.tile
+        ragged = depth % t.depth != 0
+        places = {**code.batch, **code.by_row}
+        if self.is_left:
+            at = code.text.assign(code.arange(k, t.depth, "r"), "k")
+            places["depth"] = Place(at, R)
+            masks = {
+                "x": code.row_mask,
+                "r": code.text.assign(f"{at} < {depth}", "m") if ragged else "",
+            }
+        else:
+            at = code.text.assign(code.arange(k, t.depth, "x"), "k")
+            places |= {"depth": Place(at, X), code.problem.column.name: Place("n", R)}
+            masks = {
+                "x": code.text.assign(f"{at} < {depth}", "m") if ragged else "",
+                "r": code.column_mask,
+            }
+        with e.scope(places=places):
+            return code.load(e, self.buffer, self.offset, {d: m for d, m in masks.items() if m})
+
+
+def problem_of(kernel: Template) -> Problem:
+    """The kernel's product with as few loops as its index maps allow."""
+    a, b = kernel.inputs
+    assert a is not None and b is not None
+    *lead, columns = kernel.axes
+    index = tuple(loop_index(axis.name, axis.size) for axis in kernel.axes)
+    wide = tuple(axis.size for axis in kernel.axes)
+    depth = integer(a.shape[-1])
+    k: Size = symbol("depth", 0, depth - 1)
+    left = offset_of(a, (*broadcast_index(a.shape[:-2], wide[:-2], index[:-2]), index[-2], k))
+    right = offset_of(b, (*broadcast_index(b.shape[:-2], wide[:-2], index[:-2]), k, index[-1]))
+    output = offset_of(kernel.output, index)
+    # Only the offsets matter here: loops that all of them step through evenly become one.
+    stores = (
+        Store(kernel.output.buffer, output, kernel.epilogue),
+        Store(a.buffer, left, kernel.epilogue),
+        Store(b.buffer, right, kernel.epilogue),
+    )
+    nest = merge(Nest((*(axis for axis in lead if axis.size != 1), columns), stores), kept=1)
+    *outer, column = nest.axes
+    out, left, right = nest.stores[0], nest.stores[1].offset, nest.stores[2].offset
+    rows = tuple(axis for axis in outer if coefficient(right, axis.name) == 0)
+    batch = tuple(axis for axis in outer if axis not in rows)
+    if not rows:
+        rows = (Axis("row", 1),)
+    return Problem(
+        batch,
+        rows,
+        column,
+        depth,
+        Side(a.buffer, left, True),
+        Side(b.buffer, right, False),
+        lambda places: places,
+        out.value,
+        out.offset,
+        (left, right),
+    )
+
+
+def offset_of(view: View, index: tuple[Size, ...]) -> Size:
+    """Where an element of a view lies."""
+    offset = view.offset
+    for i, stride in zip(index, view.strides, strict=True):
+        offset = offset + i * stride
+    return offset

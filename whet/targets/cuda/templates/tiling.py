@@ -1,0 +1,146 @@
+"""Which tile, how many stages and how many parts of the sum: a model of what a product costs.
+
+The numbers are of an H100 or H200; other devices differ in scale, not in which tile is best.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from whet.targets.cuda.architecture import Architecture
+
+
+@dataclass(frozen=True)
+class Tile:
+    """How a product is cut: rows, columns and depth of a step, and what a block is made of."""
+
+    rows: int
+    columns: int
+    depth: int
+    split: int
+    warps: int
+    stages: int
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A product's sizes, `batch` of them; `bytes` of an element of both sides."""
+
+    batch: int
+    rows: int
+    columns: int
+    depth: int
+    bytes: int
+
+
+MATRIX_RATE = 5500.0  # operations of a multiprocessor in a nanosecond, 16-bit, with large tiles
+PLAIN_RATE = 380.0  # the same without matrix units
+L2_RATE = 40.0  # bytes that a multiprocessor reads from the second-level cache in a nanosecond
+MEMORY_RATE = 3800.0  # bytes in a nanosecond, whole device
+LATENCY = 700.0  # nanoseconds from asking for a tile's operands to having them
+START = 1800.0  # nanoseconds of a block's beginning and end
+PARTIAL_RATE = 2500.0  # bytes of partial sums in a nanosecond, written and read
+
+
+def choose(
+    shape: Shape, architecture: Architecture, depths: tuple[int, ...] = (32, 64, 128)
+) -> Tile:
+    """The tile with the least cost."""
+    return min(candidates(shape, architecture, depths), key=lambda t: cost(shape, t, architecture))
+
+
+def candidates(
+    shape: Shape, architecture: Architecture, depths: tuple[int, ...] = (32, 64, 128)
+) -> Iterator[Tile]:
+    """The tiles that fit an architecture and are not mostly empty."""
+    if shape.bytes > 2:
+        yield from _plain(shape)
+        return
+    for rows, columns, warps in TILES:
+        if rows >= 2 * max(16, _power_of_two(shape.rows)):
+            continue
+        if columns >= 2 * max(32, _power_of_two(shape.columns)):
+            continue
+        if rows * columns > 128 * 128 and not architecture.has_warp_groups:
+            continue
+        for depth in depths:
+            if depth > 32 and depth >= 2 * _power_of_two(shape.depth):
+                continue
+            steps = -(-shape.depth // depth)
+            for stages in (3, 4, 5):
+                if (
+                    stages * (rows + columns) * depth * shape.bytes
+                    > architecture.shared_bytes - 2048
+                ):
+                    continue
+                for split in SPLITS:
+                    if split == 1 or steps >= 2 * split:
+                        yield Tile(rows, columns, depth, split, warps, stages)
+
+
+TILES = (
+    (16, 32, 2),
+    (16, 64, 4),
+    (16, 128, 4),
+    (32, 32, 2),
+    (32, 64, 4),
+    (32, 128, 4),
+    (64, 32, 4),
+    (64, 64, 4),
+    (64, 128, 4),
+    (128, 32, 4),
+    (128, 64, 4),
+    (128, 128, 8),
+    (64, 256, 8),
+    (128, 256, 8),
+)
+SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
+
+
+def _plain(shape: Shape) -> Iterator[Tile]:
+    """Without matrix units, registers hold the tiles: small ones."""
+    for rows, columns in ((16, 32), (32, 32), (32, 64), (64, 32), (64, 64)):
+        for split in SPLITS:
+            if split == 1 or shape.depth >= 64 * split:
+                yield Tile(rows, columns, 16, split, 4, 2)
+
+
+def cost(shape: Shape, tile: Tile, architecture: Architecture) -> float:
+    """About how many nanoseconds the product takes."""
+    tiles = shape.batch * -(-shape.rows // tile.rows) * -(-shape.columns // tile.columns)
+    blocks = tiles * tile.split
+    each = -(-blocks // architecture.multiprocessors)
+    steps = -(-shape.depth // (tile.depth * tile.split))
+    work = 2.0 * tile.rows * tile.columns * tile.depth
+    moved = (tile.rows + tile.columns) * tile.depth * shape.bytes
+    rate = MATRIX_RATE * _efficiency(tile) if shape.bytes <= 2 else PLAIN_RATE
+    step = max(work / rate, moved / L2_RATE)
+    together = min(each, _resident(tile, shape, architecture))
+    alone = steps * max(LATENCY / (tile.stages - 1), step) + LATENCY + START
+    busy = max(each * steps * step + START, -(-each // together) * alone)
+    partial = 0.0
+    if tile.split > 1:
+        bytes_of_sums = 8.0 * shape.batch * shape.rows * shape.columns * tile.split
+        partial = 1200.0 + bytes_of_sums / PARTIAL_RATE + 60.0 * tile.split
+    sides = shape.rows * shape.depth + shape.depth * shape.columns + shape.rows * shape.columns
+    return max(busy, shape.batch * sides * shape.bytes / MEMORY_RATE) + partial
+
+
+def _efficiency(tile: Tile) -> float:
+    """The part of the matrix units' rate that a tile of this size can reach."""
+    area = math.sqrt(tile.rows * tile.columns)
+    return min(1.0, 0.2 + 0.8 * area / 160) * (0.6 if tile.rows < 64 else 1.0)
+
+
+def _resident(tile: Tile, shape: Shape, architecture: Architecture) -> int:
+    """How many blocks share a multiprocessor."""
+    shared = tile.stages * (tile.rows + tile.columns) * tile.depth * shape.bytes + 1024
+    registers = tile.rows * tile.columns // (tile.warps * 32) + 64
+    by_registers = 65536 // (registers * tile.warps * 32)
+    return max(1, min(architecture.shared_bytes // shared, by_registers, 8))
+
+
+def _power_of_two(count: int) -> int:
+    return 1 << max(0, count - 1).bit_length()

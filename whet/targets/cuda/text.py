@@ -1,0 +1,58 @@
+"""The text of one Triton function as it is written: lines, and names for what they compute."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+INDENT = "    "
+
+
+class Text:
+    """Lines of a function. Equal expressions get one name, as long as control flow lets them."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.depth = 1
+        self.known: list[dict[str, str]] = [{}]
+        self.count = 0
+
+    def line(self, text: str) -> None:
+        """One line."""
+        self.lines.append(INDENT * self.depth + text)
+
+    def assign(self, expression: str, prefix: str = "v") -> str:
+        """The name of an expression's value, computed here unless it was before."""
+        for scope in reversed(self.known):
+            if expression in scope:
+                return scope[expression]
+        name = self.fresh(prefix)
+        self.line(f"{name} = {expression}")
+        self.known[-1][expression] = name
+        return name
+
+    def fresh_line(self, expression: str) -> str:
+        """The name of a value that must be computed here, whatever is known."""
+        name = self.fresh()
+        self.line(f"{name} = {expression}")
+        return name
+
+    def fresh(self, prefix: str = "v") -> str:
+        """A name that is not in use."""
+        self.count += 1
+        return f"{prefix}{self.count}"
+
+    @contextmanager
+    def block(self, head: str) -> Iterator[None]:
+        """Indented lines under `head`; what they compute is known in there only."""
+        self.line(head)
+        self.depth += 1
+        self.known.append({})
+        yield
+        self.known.pop()
+        self.depth -= 1
+
+    def function(self, name: str, arguments: tuple[str, ...]) -> str:
+        """The whole function."""
+        head = f"@triton.jit\ndef {name}({', '.join(arguments)}):\n"
+        return head + "\n".join(self.lines) + "\n"

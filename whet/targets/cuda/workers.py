@@ -1,0 +1,160 @@
+"""Compiling in several processes, with low priority, so that serving is not disturbed.
+
+A worker is `python -m whet.compile_worker cuda`. It reads jobs from its standard input and writes
+results to its standard output: a job is a length and JSON (the architecture, the text, its
+launches); a result is a status, a length, and an object or the message of an error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import struct
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import IO, Any
+
+from whet.errors import CompileError
+from whet.targets.cuda.architecture import Architecture
+from whet.targets.cuda.compile import to_object
+from whet.targets.cuda.source import Launch, Source
+
+_JOB, _RESULT = struct.Struct("<I"), struct.Struct("<BI")
+_READY = b"whet compile worker\n"
+
+FEWEST_FOR_WORKERS = 4
+MOST_WORKERS = 4
+
+
+@dataclass(eq=False)
+class Job:
+    """Text to compile; afterwards its object, or what went wrong."""
+
+    source: Source
+    code: bytes = b""
+    error: CompileError | None = None
+
+    def compile(self, architecture: Architecture) -> None:
+        """Compiles it in this process."""
+        try:
+            self.code = to_object(self.source, architecture)
+        except CompileError as error:
+            self.error = error
+
+
+def compile_all(
+    jobs: Sequence[Job], architecture: Architecture, done: Callable[[], None] = lambda: None
+) -> None:
+    """Compiles all jobs, here and in as many worker processes as there are spare processors.
+
+    `done` is called after each job that this process compiles. Raises the first CompileError.
+    """
+    # The longest first, so that the last to finish is a short one.
+    queue = deque(sorted(jobs, key=lambda job: -len(job.source.text)))
+    helpers: list[threading.Thread] = []
+    if len(jobs) >= FEWEST_FOR_WORKERS:
+        for _ in range(min(_processors() - 1, MOST_WORKERS)):
+            helpers.append(threading.Thread(target=_feed, args=(queue, architecture), daemon=True))
+            helpers[-1].start()
+
+    def here(job: Job) -> None:
+        job.compile(architecture)
+        done()
+
+    if helpers and _processors() > MOST_WORKERS:
+        for helper in helpers:
+            helper.join()
+    _drain(queue, here)
+    for helper in helpers:
+        helper.join()
+    # A worker that died has left its job undone.
+    for job in jobs:
+        if not job.code and job.error is None:
+            job.compile(architecture)
+        if job.error is not None:
+            raise job.error
+
+
+def _processors() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1
+
+
+def _drain(queue: deque[Job], run: Callable[[Job], None]) -> None:
+    while True:
+        try:
+            job = queue.popleft()
+        except IndexError:
+            return
+        run(job)
+
+
+def _feed(queue: deque[Job], architecture: Architecture) -> None:
+    """Starts a worker and gives it jobs until there are none left, or it fails."""
+    command = [sys.executable, "-m", "whet.compile_worker", "cuda"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    try:
+        worker = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+        )
+    except OSError:
+        return
+    assert worker.stdin is not None and worker.stdout is not None
+    with worker, worker.stdin as jobs, worker.stdout as results:
+        try:
+            if results.read(len(_READY)) == _READY:
+                _drain(queue, lambda job: _ask(job, architecture, jobs, results))
+        except (OSError, EOFError):
+            worker.kill()  # its job is done again in this process
+
+
+def _ask(job: Job, architecture: Architecture, jobs: IO[bytes], results: IO[bytes]) -> None:
+    launches = [asdict(launch) for launch in job.source.launches]
+    data = json.dumps([str(architecture), job.source.text, launches]).encode()
+    jobs.write(_JOB.pack(len(data)) + data)
+    jobs.flush()
+    status, size = _RESULT.unpack(_exactly(results, _RESULT.size))
+    answer = _exactly(results, size)
+    if status:
+        job.error = CompileError(answer.decode())
+    else:
+        job.code = answer
+
+
+def _exactly(file: IO[bytes], size: int) -> bytes:
+    data = file.read(size)
+    if len(data) != size:
+        raise EOFError
+    return data
+
+
+def serve(jobs: IO[bytes], results: IO[bytes]) -> None:
+    """A worker's whole life: compiles what it is given until there is no more."""
+    with contextlib.suppress(OSError, AttributeError):
+        os.nice(10)
+    results.write(_READY)
+    results.flush()
+    while head := jobs.read(_JOB.size):
+        name, text, launches = json.loads(_exactly(jobs, *_JOB.unpack(head)))
+        job = Job(Source(text, tuple(_launch(fields) for fields in launches)))
+        job.compile(Architecture.parse(name))
+        data = str(job.error).encode() if job.error else job.code
+        results.write(_RESULT.pack(job.error is not None, len(data)) + data)
+        results.flush()
+
+
+def _launch(fields: dict[str, Any]) -> Launch:
+    """A launch from JSON, which has lists in place of tuples."""
+    plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+    return Launch(**plain)
