@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-import whet
 from whet.engine.weights import ImportedWeights
+from whet.errors import DeviceError, Error, InvalidInput
 from whet.ir.graph import Graph, Input, Value, make
 from whet.ir.types import TensorType
 from whet.ops.contract import MatMul
@@ -105,7 +105,7 @@ def strided_tensors_are_refused() -> None:
     x = torch.from_numpy(drawn(7, 32, 32)).cuda().t()
     try:
         session.run({"x": x})
-    except whet.InvalidInput as error:
+    except InvalidInput as error:
         assert "contiguous" in str(error)
     else:
         raise AssertionError("a strided tensor was taken")
@@ -121,7 +121,7 @@ def indices_outside_raise() -> None:
     np.testing.assert_array_equal(session.run(good)["y"], a[[0, -1, 4]])
     try:
         session.run({"x": a, "i": np.array([0, 5, 1])})
-    except whet.Error as error:
+    except Error as error:
         assert "outside" in str(error)
     else:
         raise AssertionError("an index outside its axis was taken")
@@ -152,7 +152,7 @@ def many_threads() -> None:
 def a_missing_device_is_named() -> None:
     try:
         engine(8, 8).session(device="cuda:77")
-    except whet.DeviceError as error:
+    except DeviceError as error:
         assert "cuda:77" in str(error)
     else:
         raise AssertionError("cuda:77 was opened")

@@ -169,9 +169,9 @@ class Device:
         memory = self.context.allocate(sum(sizes))
         places = np.cumsum([memory.pointer, *sizes])
         return [
-            DeviceArray(self.context, int(at), kind.numpy, kind.shape, memory)
+            DeviceArray(self.context, int(at), kind.numpy, numbers(kind), memory)
             if holds(kind)
-            else np.empty(kind.shape, kind.numpy)
+            else np.empty(numbers(kind), kind.numpy)
             for at, kind in zip(places, kinds)
         ]
 
@@ -188,7 +188,7 @@ class Device:
         """Memory for a result: where the inputs are."""
         if holds(kind) and any(isinstance(a, DeviceArray) for a in arrays):
             return DeviceArray.empty(self.context, kind)
-        return np.empty(kind.shape, kind.numpy)
+        return np.empty(numbers(kind), kind.numpy)
 
     def adopt(self, x: Any, what: str) -> Any:
         """Another library's tensor, as it is; None where it is on the host."""
@@ -211,6 +211,11 @@ KEPT_BYTES = 4096
 def holds(kind: TensorType) -> bool:
     """Whether kernels can read and write a tensor of this dtype."""
     return kind.dtype in POINTER
+
+
+def numbers(kind: TensorType) -> tuple[int, ...]:
+    """A shape whose sizes are known."""
+    return tuple(int(n) for n in kind.shape)
 
 
 def _aligned(size: int) -> int:

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -100,7 +100,7 @@ def find(number: int) -> Found:
 class Context:
     """The primary context of a device, and its pool of memory."""
 
-    _open: dict[int, Context] = {}
+    _open: ClassVar[dict[int, Context]] = {}
     _lock = threading.Lock()
 
     def __init__(self, number: int) -> None:
