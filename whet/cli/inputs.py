@@ -28,6 +28,12 @@ def given_inputs(engine: Engine, options: argparse.Namespace) -> tuple[dict[str,
     missing = [name for name in engine.inputs if name not in arrays]
     if not missing:
         return arrays, ", ".join(Path(_split(t, engine)[1]).name for t in options.input)
+    unknown = [name for name in arrays if name not in engine.inputs]
+    if unknown:
+        raise UsageError(
+            f"--input gives {', '.join(unknown)}, and nothing for {', '.join(missing)}; "
+            f"the model's inputs are {_list(engine)}"
+        )
     if arrays:
         raise UsageError(
             f"no --input for {', '.join(missing)}; give each one a file, or none to any of them"

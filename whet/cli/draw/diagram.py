@@ -28,7 +28,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Box:
-    """A kernel, an operator, an input or an output."""
+    """A kernel, an operator, an input or an output; the key is ours, the rest may hold anything."""
 
     key: str
     kind: str
@@ -87,7 +87,7 @@ def of_graph(graph: Graph) -> Diagram:
 
 
 def _add_end(picture: Diagram, what: str, name: str, value: Value) -> str:
-    key = f"{what} {name}"
+    key = f"{what} {len(picture.boxes)}"
     picture.boxes[key] = Box(key, "end", name, (f"{what} {value.type}",))
     return key
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from html import escape
 
 from whet.cli.draw.diagram import KINDS, Diagram
-from whet.cli.draw.svg import Picture, style
+from whet.cli.draw.svg import Picture, clean, style
 
 STYLE = """
 :root{color-scheme:light dark;--mark:#e0671f;
@@ -112,14 +111,14 @@ def page(
         key: [box.title, [["is", line] for line in box.lines] if not box.details else box.details]
         for key, box in diagram.boxes.items()
     }
-    # "</" inside a script element would end it.
-    data = json.dumps(details).replace("</", "<\\/")
+    # A "<" inside a script element could end it, or hide its end.
+    data = json.dumps(details).replace("<", "\\u003c")
     legend = "".join(
         f'<span><svg width="14" height="14"><rect class="{kind}" width="13" height="13" x=".5" '
-        f'y=".5" rx="3"/></svg>{escape(said)}</span>'
+        f'y=".5" rx="3"/></svg>{clean(said)}</span>'
         for kind, said in KINDS.items()
     )
-    told = "".join(f"<p>{escape(line)}</p>" for line in lines)
+    told = "".join(f"<p>{clean(line)}</p>" for line in lines)
     held = (
         ""
         if memory is None
@@ -128,16 +127,16 @@ def page(
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width,initial-scale=1">
-<title>{escape(title)}</title>
+<title>{clean(title)}</title>
 <style>{STYLE}{style("svg")}</style></head><body>
-<header><h1>{escape(title)}</h1>{told}<p class="legend">{legend}</p>
+<header><h1>{clean(title)}</h1>{told}<p class="legend">{legend}</p>
 <button id="in" title="larger">+</button><button id="out" title="smaller">&#8722;</button>
 <button id="fit" title="all of it">fit</button></header>
 <div class="view"><div class="canvas">{_inline(picture)}</div>
 <aside><h3>Details</h3>Point at a box. Drag to move; Ctrl and the wheel zoom.</aside></div>
 {held}
 <section><h2>In order</h2><div class="scroll">{_table(diagram)}</div></section>
-<section><details><summary>As text</summary><div class="scroll"><pre>{escape(text)}</pre></div>
+<section><details><summary>As text</summary><div class="scroll"><pre>{clean(text)}</pre></div>
 </details></section>
 <script type="application/json" id="details">{data}</script>
 <script>{SCRIPT}</script></body></html>
@@ -155,7 +154,7 @@ def _table(diagram: Diagram) -> str:
     rows = []
     boxes = [box for box in diagram.boxes.values() if box.kind != "end"]
     for number, box in enumerate(boxes, 1):
-        cells = "".join(f"<td>{escape(cell)}</td>" for cell in (box.title, *box.lines))
-        rows.append(f'<tr data-key="{escape(box.key)}"><td class="n">{number}</td>{cells}</tr>')
+        cells = "".join(f"<td>{clean(cell)}</td>" for cell in (box.title, *box.lines))
+        rows.append(f'<tr data-key="{clean(box.key)}"><td class="n">{number}</td>{cells}</tr>')
     head = "<tr><th></th><th>does</th><th>nodes of the model</th><th>gives</th></tr>"
     return f"<table>{head}{''.join(rows)}</table>"

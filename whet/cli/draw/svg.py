@@ -92,25 +92,26 @@ def stacked(pictures: Sequence[Picture]) -> Picture:
 def heading(title: str, lines: Sequence[str]) -> Picture:
     """A title with lines of text, and what the colours mean."""
     parts = [
-        f'<text x="{MARGIN}" y="34" style="font-size:20px;font-weight:700">{_text(title)}</text>'
+        f'<text x="{MARGIN}" y="34" style="font-size:20px;font-weight:700">{clean(title)}</text>'
     ]
     y = 34.0
     for line in lines:
         y += 20
         parts.append(
-            f'<text class="t" style="font-weight:400" x="{MARGIN}" y="{y}">{_text(line)}</text>'
+            f'<text class="t" style="font-weight:400" x="{MARGIN}" y="{y}">{clean(line)}</text>'
         )
     x, y = MARGIN, y + 16
     for kind, said in KINDS.items():
         parts.append(f'<rect class="{kind}" x="{x}" y="{y}" width="14" height="14" rx="3"/>')
-        parts.append(f'<text class="l" x="{x + 20}" y="{y + 11}">{_text(said)}</text>')
+        parts.append(f'<text class="l" x="{x + 20}" y="{y + 11}">{clean(said)}</text>')
         x += 44 + TEXT_WIDTH * len(said)
     widest = max([x, *(MARGIN * 2 + TITLE_WIDTH * len(line) for line in lines)])
     return Picture("\n".join(parts), widest, y + 30)
 
 
-def _text(text: str) -> str:
-    return escape("".join(c if c.isprintable() else "?" for c in text))
+def clean(text: str) -> str:
+    """The text as XML can hold it, its lines kept."""
+    return escape("".join(c if c.isprintable() or c == "\n" else "?" for c in text))
 
 
 def _shorten(text: str) -> str:
@@ -268,7 +269,7 @@ def _arrow(page: Columns, path: Sequence[Key], what: str) -> str:
     head = f'<path class="h" d="M{x:.1f} {y:.1f}l-4 -7h8z"/>'
     ends = f'data-from="{escape(str(path[0]))}" data-to="{escape(str(path[-1]))}"'
     return (
-        f'<g class="arrow" {ends}><title>{_text(what)}</title>'
+        f'<g class="arrow" {ends}><title>{clean(what)}</title>'
         f'<path class="a" d="{"".join(parts)}"/>{head}</g>'
     )
 
@@ -278,23 +279,22 @@ def _box(box: Box, place: Point, extent: tuple[float, float]) -> str:
     round_ = height / 2 if box.kind == "end" else 6
     hover = "\n".join([box.title, *(f"{name}: {said}" for name, said in box.details)])
     top = y - height / 2 + PAD + TITLE - 3
-    lines = [f'<text class="t" x="{x:.1f}" y="{top:.1f}">{_text(_shorten(box.title))}</text>']
+    lines = [f'<text class="t" x="{x:.1f}" y="{top:.1f}">{clean(_shorten(box.title))}</text>']
     lines += [
-        f'<text class="l" x="{x:.1f}" y="{top + LINE * n:.1f}">{_text(_shorten(line))}</text>'
+        f'<text class="l" x="{x:.1f}" y="{top + LINE * n:.1f}">{clean(_shorten(line))}</text>'
         for n, line in enumerate(box.lines, 1)
     ]
     return (
         f'<g class="box" data-key="{escape(box.key)}" text-anchor="middle">'
-        f"<title>{escape(_few(hover))}</title>"
+        f"<title>{_few(hover)}</title>"
         f'<rect class="{box.kind}" x="{x - width / 2:.1f}" y="{y - height / 2:.1f}" '
         f'width="{width:.1f}" height="{height:.1f}" rx="{round_:.1f}"/>{"".join(lines)}</g>'
     )
 
 
 def _few(text: str) -> str:
-    """As much as a hover can hold, without what XML cannot."""
-    clean = "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
-    return clean if len(clean) <= 900 else clean[:899] + "…"
+    """As much as a hover can hold."""
+    return clean(text if len(text) <= 900 else text[:899] + "…")
 
 
 def memory(found: Sequence[Buffer], arena: int, steps: int, width: float = 1100) -> Picture:
@@ -308,7 +308,7 @@ def memory(found: Sequence[Buffer], arena: int, steps: int, width: float = 1100)
         f"{len(found)} buffers share {size(arena)}; each for itself they would take {size(alone)}"
     )
     parts = [
-        f'<text class="t" x="{MARGIN}" y="24">Memory: {_text(said)}</text>',
+        f'<text class="t" x="{MARGIN}" y="24">Memory: {clean(said)}</text>',
         f'<rect x="{left}" y="{top}" width="{across * steps:.1f}" height="{height}" '
         'fill="none" stroke="#8a94a0" stroke-dasharray="3 3"/>',
     ]
@@ -316,7 +316,7 @@ def memory(found: Sequence[Buffer], arena: int, steps: int, width: float = 1100)
         y = top + height * quarter / 4
         parts.append(
             f'<text class="l" text-anchor="end" x="{left - 6}" y="{y + 4:.1f}">'
-            f"{_text(size(arena * quarter / 4))}</text>"
+            f"{clean(size(arena * quarter / 4))}</text>"
         )
     for number in range(0, steps + 1, max(1, -(-steps // 16))):
         x = left + across * number
@@ -334,5 +334,5 @@ def _rectangle(b: Buffer, left: float, top: float, across: float, down: float) -
     return (
         f'<rect class="{b.kind}" stroke-width="0.8" x="{left + across * b.first:.1f}" '
         f'y="{top + b.start * down:.1f}" width="{wide:.1f}" height="{high:.2f}">'
-        f"<title>{escape(_few(hover))}</title></rect>"
+        f"<title>{_few(hover)}</title></rect>"
     )

@@ -1,0 +1,92 @@
+"""Comparing: what is right passes, what is wrong is found and named."""
+
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+
+from whet.cli.check import compare_one
+from whet.ops import contract
+from whet.passes import pipeline
+from whet.runtime.session import Session
+
+
+@pytest.mark.parametrize("against", ["auto", "reference"])
+def test_right(whet, digits, against):
+    done = whet("check", digits, "--size", "batch=3", "--against", against, "--per-layer")
+    assert done.status == 0
+    assert "all outputs are right" in done.out and "DIFFERS" not in done.out
+    judge = "ONNX Runtime" if against == "auto" and find_spec("onnxruntime") else "NumPy"
+    assert judge in done.out
+
+
+def test_engines(whet, engine):
+    assert "NumPy reference" in (done := whet("check", engine, "--per-layer")).out
+    assert done.status == 0
+    done = whet("check", engine, "--file")
+    assert done.status == 0 and "every checksum" in done.out
+
+
+def test_lower_levels(whet, digits):
+    assert whet("check", digits, "--device", "cpu:sse2", "--runs", 1).status == 0
+
+
+def test_wrong_outputs(whet, digits, monkeypatch):
+    run = Session.run
+
+    def wrong(self, inputs, out=None):
+        return {name: x + 1e-2 * np.abs(x).max() for name, x in run(self, inputs, out).items()}
+
+    monkeypatch.setattr(Session, "run", wrong)
+    done = whet("check", digits, "--runs", 1)
+    assert done.status == 1
+    assert "DIFFERS" in done.out and "--per-layer" in done.err
+    assert whet("check", digits, "--runs", 1, "--tolerance", "0.1").status == 0
+
+
+def test_the_first_kernel_that_differs_is_named(whet, digits, monkeypatch):
+    """The judge is made wrong for convolutions: the first of them must be named."""
+    from whet.ir import evaluate
+
+    compute = evaluate.compute
+
+    def wrong(value, arrays, sizes):
+        results = compute(value, arrays, sizes)
+        if isinstance(value.op, contract.Convolution):
+            return tuple(1.5 * result for result in results)
+        return results
+
+    monkeypatch.setattr(evaluate, "compute", wrong)
+    done = whet("check", digits, "--per-layer", "--runs", 1)
+    assert done.status == 1
+    named = done.out.partition("first tensor that differs: ")[2].splitlines()[0]
+    assert "training__0" in named or "conv2d " in named, "of the first convolution, not another"
+
+
+def test_the_first_pass_that_changes_the_outputs_is_named(whet, digits, monkeypatch):
+    def simplify_wrongly(graph):
+        from dataclasses import replace
+
+        return replace(graph, outputs=tuple(o * 2.0 for o in graph.outputs))
+
+    passes = (*pipeline.PASSES[:3], simplify_wrongly, *pipeline.PASSES[3:])
+    monkeypatch.setattr(pipeline, "PASSES", passes)
+    monkeypatch.setattr(pipeline.optimise, "__defaults__", (None, None, passes))
+    done = whet("check", digits, "--per-layer", "--runs", 1)
+    assert done.status == 1
+    assert "first pass that changes the outputs: simplify_wrongly" in done.out
+
+
+def test_how_outputs_are_judged():
+    x = np.linspace(-1, 1, 11, dtype=np.float32)
+    assert compare_one("y", x, x + 1e-5, None).is_right
+    assert not compare_one("y", x, x + 1e-2, None).is_right
+    assert not compare_one("y", x[:5], x, None).is_right
+    assert compare_one("y", np.array([np.nan, 1]), np.array([np.nan, 1]), None).is_right
+    assert not compare_one("y", np.array([np.nan, 1]), np.array([1.0, 1]), None).is_right
+    assert not compare_one("y", np.arange(3), np.arange(3) + 1, None).is_right
+    assert compare_one("y", [x, x], [x, x], None).is_right
+    assert not compare_one("y", [x], [x, x], None).is_right
+    assert not compare_one("y", None, [x], None).is_right
+    words = np.array(["a", "b"], object)
+    assert compare_one("y", words, words, None).is_right

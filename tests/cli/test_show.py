@@ -1,0 +1,120 @@
+"""Pictures and pages: well-formed, self-contained, and with every kernel in them."""
+
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import pytest
+
+import whet as library
+from whet.cli.show import pass_names
+from whet.runtime.program import plan_ahead
+from whet.targets.cpu.device import Device
+
+VOID = {"meta", "br", "input", "link", "img"}
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+class Page(HTMLParser):
+    """Checks that elements nest, and gathers what they refer to."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.links, self.boxes = [], [], 0
+
+    def handle_starttag(self, tag, attributes):
+        if tag not in VOID:
+            self.open.append(tag)
+        self.links += [value for name, value in attributes if name in ("src", "href", "action")]
+        self.boxes += ("class", "box") in attributes
+
+    def handle_startendtag(self, tag, attributes):
+        self.links += [value for name, value in attributes if name in ("src", "href")]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def kernels(model, batch=1):
+    engine = library.build(model)
+    return plan_ahead(engine.graph.bind({"batch": batch}), Device()).steps
+
+
+def test_text(whet, digits):
+    steps = kernels(digits)
+    done = whet("show", digits)
+    assert done.status == 0 and f"{len(steps)} kernels" in done.out
+    assert all(" + ".join(step.nodes) in done.out for step in steps)
+    assert "buffers share" in whet("show", digits, "--memory").out
+    assert "arena" in whet("show", digits, "--code").out
+
+
+def test_passes(whet, digits):
+    listed = whet("show", digits, "--after", "list").out
+    for name in ("import", *pass_names()):
+        assert name in listed
+        assert "return " in whet("show", digits, "--after", name).out
+    assert "Conv" in whet("show", digits, "--after", "import").out
+
+
+@pytest.mark.parametrize("options", [[], ["--times"], ["--after", "import"]])
+def test_files(whet, digits, tmp_path, options):
+    svg, html = tmp_path / "m.svg", tmp_path / "m.html"
+    done = whet("show", digits, "--svg", svg, "--html", html, "--size", "batch=3", *options)
+    assert done.status == 0 and "m.svg" in done.out and "m.html" in done.out
+
+    root = ElementTree.parse(svg).getroot()
+    boxes = [g for g in root.iter(f"{SVG}g") if g.get("class") == "box"]
+    if "--after" not in options:
+        assert len(boxes) == len(kernels(digits, 3)) + 2, "kernels, the input and the output"
+    assert all(box.find(f"{SVG}title").text for box in boxes)
+    width, height = float(root.get("width")), float(root.get("height"))
+    for rectangle in (box.find(f"{SVG}rect") for box in boxes):
+        x, y, w, h = (float(rectangle.get(name)) for name in ("x", "y", "width", "height"))
+        assert min(x, y) >= 0 and x + w <= width and y + h <= height
+
+    page = Page()
+    text = html.read_text()
+    page.feed(text)
+    page.close()
+    assert not page.open and not page.links
+    assert page.boxes == len(boxes)
+    assert not re.search(r"https?://(?!www\.w3\.org)|@import|url\(", text + svg.read_text())
+
+
+def test_names_cannot_break_the_page(whet, tmp_path):
+    import onnx
+    from onnx import TensorProto, helper
+
+    evil = "</script><b a=\"&\x01'>"
+    graph = helper.make_graph(
+        [helper.make_node("Sin", [evil], ["y"], name=evil)],
+        evil,
+        [helper.make_tensor_value_info(evil, TensorProto.FLOAT, [5])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [5])],
+    )
+    onnx.save(helper.make_model(graph), tmp_path / "m.onnx")
+    svg, html = tmp_path / "m.svg", tmp_path / "m.html"
+    assert whet("show", tmp_path / "m.onnx", "--svg", svg, "--html", html).status == 0
+    ElementTree.parse(svg)
+    page = Page()
+    page.feed(html.read_text())
+    assert not page.open and html.read_text().count("<script") == 2
+
+
+def test_pictures_repeat(digits, tmp_path):
+    """The same picture whatever the hashes of strings are."""
+    for seed in ("1", "2"):
+        subprocess.run(
+            [sys.executable, "-m", "whet", "show", digits, "--svg", tmp_path / f"{seed}.svg"],
+            env={**__import__("os").environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            check=True,
+        )
+    assert (tmp_path / "1.svg").read_bytes() == (tmp_path / "2.svg").read_bytes()
+
+
+def test_engines_can_be_shown(whet, engine):
+    assert whet("show", engine).status == 0
