@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
+from os.path import relpath
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -160,7 +161,7 @@ def draw(session: Any, images: np.ndarray, labels: np.ndarray, logits: np.ndarra
     }
     for name, text in files.items():
         (OUT / name).write_text(text, encoding="utf-8")
-    say(f"pictures to look at: {', '.join(files)} in {OUT}")
+    say(f"pictures to look at: {', '.join(files)} in {relpath(OUT)}")
 
 
 if __name__ == "__main__":
