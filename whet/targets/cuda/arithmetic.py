@@ -288,11 +288,13 @@ def _float_to_integer(x: str, target: str) -> str:
 POWERS = """\
 @triton.jit
 def _unsigned_power(base, exponent):
-    # By squaring, wrapping around.
-    result = tl.full((1, 1), 1, base.dtype)
-    for bit in tl.static_range(base.dtype.primitive_bitwidth):
-        result = tl.where(((exponent >> bit) & 1) != 0, result * base, result)
-        base = base * base
+    # By squaring, wrapping around; after 64 steps every bit has been seen.
+    result = tl.zeros_like(base + exponent) + 1
+    square = base + tl.zeros_like(exponent)
+    for _ in range(64):
+        result = tl.where((exponent & 1) != 0, result * square, result)
+        square = square * square
+        exponent = exponent >> 1
     return result
 
 

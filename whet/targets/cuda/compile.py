@@ -105,7 +105,8 @@ def _compile(
     try:
         compiled = triton.compile(source, target=target, options=options)
     except Exception as error:
-        raise CompileError(f"Triton cannot compile {launch.function}: {error}") from error
+        said = "\n".join(dict.fromkeys(str(e) for e in _causes(error)))
+        raise CompileError(f"Triton cannot compile {launch.function}: {said}") from error
     metadata = compiled.metadata
     extra = _parameters(compiled.asm["ptx"]) - len(launch.types)
     return Function(
@@ -120,6 +121,13 @@ def _compile(
         launch.scratch,
         "tl.store(error" in text,
     )
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and those that led to it."""
+    while error is not None:
+        yield error
+        error = error.__cause__
 
 
 def _parameters(ptx: str) -> int:

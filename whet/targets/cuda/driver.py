@@ -90,11 +90,12 @@ def find(number: int) -> Found:
             wanted.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT,
         )
     )
-    name = check(driver.cuDeviceGetName(256, device), "asking the device").decode().rstrip("\0")
+    name = check(driver.cuDeviceGetName(256, device), "asking the device")
+    text = name.split(b"\0")[0].decode()
     memory = int(check(driver.cuDeviceTotalMem(device), "asking the device"))
     version = int(check(driver.cuDriverGetVersion(), "asking the driver"))
-    text = f"{version // 1000}.{version % 1000 // 10}"
-    return Found(number, name, of_capability(major, minor, multiprocessors), memory, text)
+    installed = f"{version // 1000}.{version % 1000 // 10}"
+    return Found(number, text, of_capability(major, minor, multiprocessors), memory, installed)
 
 
 class Context:

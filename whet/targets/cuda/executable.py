@@ -231,7 +231,7 @@ class _Context:
                 self.stream.download(pinned.pointer, pointer, array.nbytes)
                 arrived.append((array, pinned))
         errors = self._ask_for_errors()
-        if arrived or errors is not None or on_device:
+        if out or errors is not None or on_device:
             self.stream.synchronize()
         if errors is not None:
             self._raise(errors)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from whet.ir.graph import Op
+from whet.targets.cuda.templates.attention import AttentionTemplate, FlashAttention
 from whet.targets.cuda.templates.convolution import ConvolutionTemplate, ImplicitConvolution
 from whet.targets.cuda.templates.matmul import Product, ProductTemplate
 
 TEMPLATES: dict[type[Op], Any] = {
     Product: ProductTemplate(),
     ImplicitConvolution: ConvolutionTemplate(),
+    FlashAttention: AttentionTemplate(),
 }
