@@ -130,7 +130,11 @@ def _saturated(x: np.ndarray, to: str) -> np.ndarray:
 def _wrapped(x: np.ndarray, to: str) -> np.ndarray:
     """x modulo 2**bits, as integers of less than a byte."""
     bits = PACKED_BITS[to]
-    wide = x if x.dtype.kind in "biu" else np.trunc(x.astype(np.float32))
+    wide = (
+        x
+        if x.dtype.kind in "biu"
+        else np.trunc(x if x.dtype == np.float64 else x.astype(np.float32))
+    )
     low = wide.astype(np.int64) & ((1 << bits) - 1)
     if to.startswith("int"):
         low = np.where(low >= 1 << (bits - 1), low - (1 << bits), low)
@@ -141,7 +145,7 @@ def _to_power_of_two(x: np.ndarray, saturate: bool, round_mode: str) -> np.ndarr
     """The exponent alone, biased by 127; 255 is NaN (OCP Microscaling Formats 1.0)."""
     wide = np.abs(x.astype(np.float64))
     fraction, exponent = np.frexp(wide)  # fraction in [0.5, 1)
-    least = {"up": 0.5, "nearest": 0.75 - 2**-54, "down": 1.0}[round_mode]
+    least = {"up": 0.5, "nearest": 0.75 - 2**-53, "down": 1.0}[round_mode]
     code = exponent - 1 + (fraction > least) + 127
     if saturate:
         code = np.where(wide == 0, 0, np.where(np.isinf(wide), 254, np.clip(code, 0, 254)))
