@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
 
 from whet.errors import InvalidInput, InvalidModel, ShapeError
-from whet.ir.graph import Op, operator
+from whet.ir.graph import Op, Value, constant, operator
 from whet.ir.types import TensorType, dtype_name
-from whet.ops.elementwise import Array
+from whet.ops.elementwise import (
+    Array,
+    Cast,
+    Equal,
+    IsNaN,
+    Less,
+    LessOrEqual,
+    Not,
+    Or,
+    Where,
+    cast_to,
+)
+from whet.ops.gather import GatherElements, ScatterElements
+from whet.ops.movement import Gather, broadcast_to
 
 
 @operator
@@ -117,6 +132,89 @@ class Forest(Op):
         those = self.modes[node] == MEMBER
         answer[those] = (value[those, None] == self.members[node[those]]).any(1)
         return np.where(np.isnan(value), self.missing[node], answer)
+
+    def lower(self, x: Value) -> Value:
+        """All trees at once, a step down for each level; then the votes of each leaf in turn."""
+        depth = self._depth()
+        widest = int(np.diff(self.begins).max(initial=0))
+        known = x.dtype in ("float32", "float64") and self.members.shape[1:] <= (MOST_DEPTH,)
+        if not known or not 0 < depth <= MOST_DEPTH or not 0 < widest <= MOST_DEPTH:
+            return self(x)
+        at = broadcast_to(constant(self.roots.reshape(1, -1), "int64"), x.shape[0], len(self.roots))
+        for _ in range(depth):
+            at = self._step(x, at)
+        return self._votes(-1 - at, widest)
+
+    def _depth(self) -> int:
+        """How many questions a row is asked at most; more than MOST_DEPTH are not counted."""
+        level = np.unique(self.roots[self.roots >= 0])
+        for depth in range(MOST_DEPTH + 1):
+            if not level.size:
+                return depth
+            below = np.concatenate([self.yes[level], self.no[level]])
+            level = np.unique(below[below >= 0])
+        return MOST_DEPTH + 1
+
+    def _step(self, x: Value, at: Value) -> Value:
+        """The node or ~leaf that follows, for each row and tree."""
+        done = Less()(at, constant(0, "int64"))
+        node = Where()(done, constant(0, "int64"), at)
+        value = GatherElements(1)(x, _at(self.features, node, "int64"))
+        answer = Where()(IsNaN()(value), _at(self.missing, node, "bool"), self._answer(value, node))
+        after = Where()(answer, _at(self.yes, node, "int64"), _at(self.no, node, "int64"))
+        return Where()(done, at, after)
+
+    def _answer(self, value: Value, node: Value) -> Value:
+        wide = dtype_name(np.result_type(value.tensor.numpy, self.splits.dtype))
+        value, split = cast_to(value, wide), _at(self.splits, node, wide)
+        answer: Value | None = None
+        for mode in np.unique(self.modes):
+            if mode == MEMBER:
+                columns = (_at(column, node, wide) for column in self.members.T)
+                this = functools.reduce(Or(), (Equal()(value, c) for c in columns))
+            else:
+                this = _ASK[mode](value, split)
+            here = Equal()(_at(self.modes, node, "int64"), constant(int(mode), "int64"))
+            answer = this if answer is None else Where()(here, this, answer)
+        assert answer is not None
+        return answer
+
+    def _votes(self, leaf: Value, widest: int) -> Value:
+        """What the leaves of each row say, one vote of each leaf after the other."""
+        neutral = {"sum": 0.0, "max": -np.inf, "min": np.inf}[self.kind]
+        shape = leaf.shape[0], self.targets
+        scores = broadcast_to(constant(neutral, "float64"), *shape)
+        voted = broadcast_to(constant(0, "int64"), *shape)
+        counts, begin = _at(np.diff(self.begins), leaf, "int64"), _at(self.begins, leaf, "int64")
+        for i in range(widest):
+            there = Less()(constant(i, "int64"), counts)
+            vote = Where()(there, begin + i, constant(0, "int64"))
+            target = _at(self.voted, vote, "int64")
+            weight = _at(self.weights, vote, "float64")
+            weight = Where()(there, weight, constant(neutral, "float64"))
+            scores = ScatterElements(1, self.kind)(scores, target, weight)
+            voted = ScatterElements(1, "max")(voted, target, Cast("int64")(there))
+        result = Where()(Cast("bool")(voted), scores, constant(0.0, "float64"))
+        return cast_to(result, dtype_name(self.weights.dtype))
+
+
+def _at(table: Array, places: Value, dtype: str) -> Value:
+    """The elements of a table at places that are data."""
+    return Gather(0)(constant(table, dtype), places)
+
+
+MOST_DEPTH = 64
+"""Levels, votes and members that are written out one by one."""
+
+_ASK: tuple[Callable[[Value, Value], Value], ...] = (
+    lambda a, b: LessOrEqual()(a, b),
+    lambda a, b: Less()(a, b),
+    lambda a, b: LessOrEqual()(b, a),
+    lambda a, b: Less()(b, a),
+    lambda a, b: Equal()(a, b),
+    lambda a, b: Not()(Equal()(a, b)),
+)
+"""_COMPARE on Values."""
 
 
 @operator
