@@ -19,7 +19,8 @@ body{margin:0;color:var(--ink);background:var(--paper);
 header,section{padding:12px 24px}
 h1{font-size:22px;margin:8px 0 2px} h2{font-size:17px;margin:12px 0 6px}
 p{margin:2px 0 8px;max-width:90ch}
-.legend{max-width:none} .legend span{display:inline-flex;align-items:center;gap:6px;margin-right:18px;font-size:13px}
+.legend{max-width:none}
+.legend span{display:inline-flex;align-items:center;gap:6px;margin-right:18px;font-size:13px}
 .view{display:grid;grid-template-columns:minmax(0,1fr) 340px;border-block:1px solid var(--line)}
 .canvas{overflow:auto;max-height:82vh;cursor:grab;background:var(--paper)}
 .canvas svg{display:block;transform-origin:0 0}
