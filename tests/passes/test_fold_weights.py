@@ -89,6 +89,10 @@ STAYS = {
     * weight("g", 8, dtype="int32"),
     "a shift in front of padding": convolution(X + weight("t", 4)),
     "behind something else": Relu()(convolution()) * weight("g", 8),
+    "a factor behind reversed channels": Slice((0, 0, 0, 7), (2, 5, 6, 8), (1, 1, 1, -1))(
+        convolution()
+    )
+    * weight("g", 8),
     "a factor that stretches": convolution(out=1) * weight("g", 8),
 }
 

@@ -155,6 +155,10 @@ BECOMES = {
     "reverse twice": (Reverse((0,))(Reverse((0, 1))(X)), Reverse((1,))(X)),
     "gather one": (Gather(1)(X, constant(-1)), reshape(slice_axis(X, 1, 2, 1), 2)),
     "gather in a row": (Gather(2)(T, constant([3, 1])), slice_axis(T, 2, 3, 2, -2)),
+    "rows merged around a softmax": (
+        reshape(Softmax(1)(reshape(T, 24, 5)), 2, 3, 4, 5),
+        Softmax(3)(T),
+    ),
     "rows merged and split again": (
         reshape(Exp()(reshape(T, 6, 4, 5)) * weight("w", 5), 2, 3, 4, 5),
         Exp()(T) * weight("w", 5),

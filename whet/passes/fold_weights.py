@@ -83,8 +83,8 @@ def before_movement(f: Value, moved: Value) -> Value | None:
     x = only(moved)
     wide = reshape(f, *(1,) * (moved.rank - f.rank), *f.shape)
     if isinstance(moved.op, Slice):
-        kept = all(f == 1 or a == b for f, a, b in zip(wide.shape, x.shape, moved.shape))
-        return wide if kept else None
+        whole = zip(wide.shape, x.shape, moved.shape, moved.op.steps)
+        return wide if all(f == 1 or (a == b and step == 1) for f, a, b, step in whole) else None
     if isinstance(moved.op, Transpose):
         return transpose(wide, *inverse(moved.op.order))
     runs = groups(x.shape, moved.shape)

@@ -188,7 +188,8 @@ def reshape_and_back(value: Value) -> Value | None:
         return None
     x = reshape(x, *lead, v.shape[-1])
     for step in reversed(chain):
-        x = step.op(*(x if i is _rows(step) else i for i in step.inputs))
+        op = Softmax(len(lead)) if isinstance(step.op, Softmax) else step.op
+        x = op(*(x if i is _rows(step) else i for i in step.inputs))
     return x if x.shape == value.shape else None
 
 
