@@ -1,4 +1,4 @@
-"""Random graphs through the whole optimiser: movement, arithmetic and products in any combination."""
+"""Random graphs through the whole optimiser: movement, arithmetic, products in any combination."""
 
 from __future__ import annotations
 
