@@ -96,6 +96,15 @@ INTEGER = {
     "groups": convolution(dequantized(), dequantized_weight(8, 3, 3, 2), groups=2),
     "one scale": convolution(dequantized(), dequantized_weight(8, 3, 3, 4, axis=None)),
     "no zero point": convolution(dequantized(zero=None), dequantized_weight(8, 3, 3, 4)),
+    "a weight that is moved when it is dequantised": convolution(
+        dequantized(), transpose(dequantized_weight(8, 4, 3, 3), 0, 2, 3, 1)
+    ),
+    "a weight that is reshaped when it is dequantised": convolution(
+        dequantized(), reshape(dequantized_weight(4, 1, 3, 3), 4, 3, 3, 1), groups=4
+    ),
+    "a matrix that is transposed when it is dequantised": MatMul()(
+        dequantized(), transpose(dequantized_weight(7, 4), 1, 0)
+    ),
     "matrix product": MatMul()(dequantized(), dequantized_weight(4, 7, axis=1)),
     "behind relu and quantised again": Quantize("uint8")(
         Relu()(convolution(dequantized(), dequantized_weight(8, 3, 3, 4)) + weight("b", 8)),
@@ -119,6 +128,8 @@ INTEGER = {
 PADDED = {
     "convolution",
     "channels by themselves",
+    "a weight that is moved when it is dequantised",
+    "a weight that is reshaped when it is dequantised",
     "groups",
     "one scale",
     "behind relu and quantised again",

@@ -29,10 +29,12 @@ from whet.ops.movement import (
     Slice,
     Transpose,
     reshape,
+    transpose,
 )
 from whet.ops.quantize import Dequantize, Quantize
 from whet.ops.reduce import Reduce
 from whet.ops.window import Pool
+from whet.passes.movement import only
 from whet.passes.recognise import known_numbers
 
 EIGHT_BITS = ("int8", "uint8")
@@ -139,6 +141,7 @@ def integers(x: Value, w: Value, root: Value, matcher: Matcher) -> Built:
 @rule(*INTEGER_CONTRACTIONS)
 def dequantized(x: Value, w: Value, root: Value, matcher: Matcher) -> Built:
     """Dequantised tensors multiplied: their integers, and both scales behind."""
+    w = dequantized_last(w)
     if not isinstance(x.op, Dequantize) or not isinstance(w.op, Dequantize):
         return "it does not multiply dequantised tensors"
     (q, scale, zero), (k, weight_scale, weight_zero) = _parts(x), _parts(w)
@@ -153,6 +156,32 @@ def dequantized(x: Value, w: Value, root: Value, matcher: Matcher) -> Built:
     if not isinstance(total, Value):
         return total
     return Cast("float32")(total) * (reshape(scale) * factor)
+
+
+def dequantized_last(w: Value) -> Value:
+    """A weight that is moved after it is dequantised, the other way round where possible."""
+    if not isinstance(w.op, Transpose | Reshape):
+        return w
+    x = dequantized_last(only(w))
+    if not isinstance(x.op, Dequantize):
+        return w
+    q, *parameters = x.inputs
+    moved = [p and _moved(p, w, x) for p in parameters]
+    if any(new is None and old is not None for new, old in zip(moved, parameters)):
+        return w
+    return x.op(w.op(q), *moved)
+
+
+def _moved(parameter: Value, w: Value, x: Value) -> Value | None:
+    """A scale or zero point that belongs to w as `parameter` does to x, which w is moved from."""
+    if all(size == 1 for size in parameter.shape):
+        return reshape(parameter)
+    wide = reshape(parameter, *(1,) * (x.rank - parameter.rank), *parameter.shape)
+    if isinstance(w.op, Transpose):
+        return transpose(wide, *w.op.order)
+    rows = wide.shape[0]
+    keeps_rows = w.rank > 0 and w.shape[0] == rows and all(size == 1 for size in wide.shape[1:])
+    return reshape(parameter, rows, *(1,) * (w.rank - 1)) if keeps_rows else None
 
 
 def _parts(x: Value) -> tuple[Value, Value, Value | None]:
