@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
+from tests.cli.conftest import save
 from whet import errors
 from whet.cli import main, run
 from whet.cli.status import status_of
@@ -103,6 +105,30 @@ def test_engines_where_models_are_needed(whet, engine):
     ):
         done = whet(*arguments)
         assert done.status == 2 and "engine" in done.err
+
+
+def test_sizes_that_nobody_chose(whet, tmp_path):
+    model = save(
+        tmp_path / "m.onnx",
+        [helper.make_node("Add", ["x", "four"], ["y"], name="sum")],
+        [("x", TensorProto.FLOAT, ["n"])],
+        [("y", TensorProto.FLOAT, [4])],
+        [("three", np.zeros(3, np.float32)), ("four", np.zeros((4,), np.float32))],
+    )
+    assert whet("run", model, "--size", "n=4").status == 0
+    done = whet("run", model, "--size", "n=3")
+    assert done.status == 2 and '"sum"' in done.err and "perhaps" not in done.err
+    windows = [helper.make_node("Conv", ["x", "w"], ["y"], name="window")]
+    model = save(
+        tmp_path / "w.onnx",
+        windows,
+        [("x", TensorProto.FLOAT, [1, 1, "length"])],
+        [("y", TensorProto.FLOAT, [1, 1, None])],
+        [("w", np.ones((1, 1, 5), np.float32))],
+    )
+    done = whet("run", model)
+    assert done.status == 2 and "window" in done.err and "--size length=1" in done.err
+    assert whet("run", model, "--size", "length=9").status == 0
 
 
 def test_refused_models_list_every_node(whet, refused):

@@ -73,7 +73,8 @@ def chosen_sizes(engine: Engine, options: argparse.Namespace) -> dict[str, int]:
     sizes = {name: asked.get(name, likely.get(name, 1)) for name in names}
     guessed = [f"{name}={sizes[name]}" for name in names if name not in asked]
     if guessed:
-        note(f"sizes: {', '.join(guessed)}; choose others with --size {guessed[0]}")
+        options.guessed = f"{', '.join(guessed)}; choose others with --size {guessed[0]}"
+        note(f"sizes: {options.guessed}")
     return sizes
 
 

@@ -47,8 +47,8 @@ def status_of(error: BaseException) -> int:
     return DEFECT
 
 
-def explain(error: BaseException) -> int:
-    """Prints what is wrong, and returns the exit status."""
+def explain(error: BaseException, guessed: str | None = None) -> int:
+    """Prints what is wrong, and returns the exit status; `guessed` are sizes that nobody chose."""
     status = status_of(error)
     if _debugging():
         traceback.print_exception(error)
@@ -58,6 +58,8 @@ def explain(error: BaseException) -> int:
         _say("interrupted; nothing half-written is left")
     else:
         _say(_message(error))
+    if guessed is not None and isinstance(error, errors.ShapeError):
+        _say(f"perhaps the sizes do not suit the model: {guessed}")
     return status
 
 
