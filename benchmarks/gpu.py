@@ -17,6 +17,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def measure(name: str, batch: int, options: argparse.Namespace) -> dict[str, Any
     judge = wide(model, sets[0])
     ours(name, batch, sets, judge, options, row)
     peers: dict[str, Callable[[], float]] = {
-        kind: lambda kind=kind: theirs(kind, name, model, sets, judge, row)  # type: ignore[misc]
+        kind: partial(theirs, kind, name, model, sets, judge, row)
         for kind in options.against.split(",")
         if kind
     }
@@ -283,7 +284,8 @@ def line(row: dict[str, Any]) -> str:
     best = min((row[k] for k in peers), default=float("nan"))
     error = min((row[f"{k} error"] for k in peers), default=float("nan"))
     return (
-        f"{row['network']:24} {row['batch']:3} whet {row['whet']:.3f} ms (device {row['device only']:.3f}),"
+        f"{row['network']:24} {row['batch']:3} whet {row['whet']:.3f} ms "
+        f"(device {row['device only']:.3f}),"
         f" best of PyTorch {best:.3f} = {row['whet'] / best:.2f};"
         f" {' '.join(f'{k} {row[k]:.3f}' for k in peers)};"
         f" error {row['error']:.1e} against {error:.1e}; {row['kernels']} kernels,"

@@ -108,7 +108,7 @@ def _in_blocks(e: Emitter, reduction: Reduction, outer: Dims, block: int) -> Pla
     return Place(e.text.assign(across(reduction.kind, reduction.dtype, accumulator)), outer)
 
 
-def _along(e: Emitter, begin: str, count: int, block: int, sizes: dict):  # type: ignore[no-untyped-def,type-arg]
+def _along(e: Emitter, begin: str, count: int, block: int, sizes: dict):  # type: ignore[no-untyped-def]
     """A scope in which the loops' indices run along r, from the turn `begin` on."""
     places, mask = along_r(e, begin, count, block)
     found = e.unjoin(places, sizes)

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 from whet.ir.graph import Op, Value, operator
+from whet.ir.sizes import Size
 from whet.ops.attention import Attention
 from whet.plan.kernel import Store, Template, View
 from whet.plan.loops import sizes_in
@@ -240,7 +241,7 @@ class Code:
         else:
             text.line(f"s = s * {op.scale * (1.0 if self.natural else LOG2E)}")
         if self.mask is not None:
-            steps = [0] * (4 - len(self.mask.shape))
+            steps: list[Size] = [0] * (4 - len(self.mask.shape))
             steps += [0 if n == 1 else s for n, s in zip(self.mask.shape, self.mask.strides)]
             names = ("batch", "head", "m", "nr")
             terms = [f"{name} * {step}" for name, step in zip(names, steps) if step != 0]
