@@ -27,7 +27,8 @@ Measures build, compile, start, latency, throughput and memory of a model.
 
 Each runner has a process of its own; they take turns in blocks of a second while the others are
 stopped, on random inputs that change from run to run. A ratio is whet's time over the other's,
-taken round by round: below 1, whet is faster."""
+taken round by round: below 1, whet is faster. A start goes from loading to the first result; whet's
+is from the engine file, cold with nothing compiled yet, then with all kernels in the cache."""
 
 EXAMPLES = """\
   whet bench model.onnx
@@ -157,14 +158,13 @@ def row(result: Result, whet: Result) -> tuple[str, ...]:
     memory = result.figures.get("memory")
     is_whet = result is whet or not whet.is_measured
     differs = None if is_whet else whet.difference(result)
-    start = result.figures.get("cached start", result.start)
     return (
         result.name,
         *(duration(result.percentile(p)) for p in (50, 90, 99)),
         duration(min(result.times)),
         f"{result.throughput:.4g}" if result.throughput else "-",
         size(memory) if memory else "-",
-        duration(start),
+        duration(result.start),
         "" if is_whet else f"{whet.ratio(result):.3f}",
         "" if differs is None else f"{differs:.1e}",
     )
@@ -174,8 +174,8 @@ def _tell(whet: Result, built: float, is_engine: bool) -> None:
     figures = whet.figures
     first = "load" if is_engine else "build"
     say(
-        f"{first} {duration(built)}, cold compile {duration(figures['compile'])}, start from the "
-        f"cache {duration(figures['cached start'])}; {figures['kernels']} kernels, "
+        f"{first} {duration(built)}, cold start {duration(whet.cold or 0)}, start from the "
+        f"cache {duration(whet.start)}; {figures['kernels']} kernels, "
         f"arena {size(figures['arena'])}, {figures['threads']} threads, {len(whet.times)} runs"
     )
     references = figures["reference ops"]

@@ -39,19 +39,13 @@ class Runner(Protocol):
 
 
 class Whet:
-    """The engine, compiled cold first, then started again from the cache."""
+    """The engine file; its kernels are compiled or come from the cache in the scratch folder."""
 
     def __init__(self, task: Task) -> None:
         import whet
 
-        options: dict[str, Any] = {"device": task.device, "threads": task.threads}
-        self.cold = self.warm = 0.0
-        for attempt in ("cold", "warm"):
-            self.session: Any = None  # the first one's memory is free before the second starts
-            start = time.perf_counter()
-            session = whet.load(task.engine).session(cache=task.scratch, **options)
-            self.session = session
-            setattr(self, attempt, time.perf_counter() - start)
+        engine = whet.load(task.engine)
+        self.session = engine.session(task.device, threads=task.threads, cache=task.scratch)
 
     def run(self, feeds: Feeds) -> Mapping[str, Any]:
         return self.session.run(feeds)
@@ -60,8 +54,6 @@ class Whet:
         """What only whet can tell of itself, after at least one run."""
         plans = self.session.plans
         return {
-            "compile": self.cold,
-            "cached start": self.warm,
             "kernels": sum(len(plan.steps) for plan in plans),
             "arena": sum(plan.arena for plan in plans),
             "reference ops": list(self.session.reference_ops),
@@ -152,21 +144,18 @@ class Contestant:
     runner: Any
     feeds: list[Feeds]
 
-    def load(self, name: str, task: Task) -> float:
-        """Makes the runner ready; the seconds that took."""
-        start = time.perf_counter()
-        self.runner = RUNNERS[name](task)
-        return time.perf_counter() - start
-
-    def outputs(self, feeds: list[Feeds]) -> Any:
-        """Keeps the inputs, and gives the outputs for the first of them as arrays of their own."""
+    def load(self, name: str, task: Task, feeds: list[Feeds]) -> tuple[float, Any]:
+        """Makes the runner ready; the seconds until its first result, and that result."""
         import numpy as np
 
         self.feeds = feeds
+        start = time.perf_counter()
+        self.runner = RUNNERS[name](task)
         results = self.runner.run(feeds[0])
+        taken = time.perf_counter() - start
         if isinstance(results, Mapping):
-            return {name: np.array(x) for name, x in results.items()}
-        return [np.array(x) for x in results]
+            return taken, {name: np.array(x) for name, x in results.items()}
+        return taken, [np.array(x) for x in results]
 
     def block(self, seconds: float) -> list[float]:
         """Seconds of each run within a block of time, on the inputs in turn."""
