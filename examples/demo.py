@@ -37,7 +37,7 @@ Run = Callable[[np.ndarray], np.ndarray]
 START = """
 import time; begin = time.perf_counter()
 import sys, numpy, whet
-session = whet.load(sys.argv[1]).session(cache=sys.argv[2])
+session = whet.load(sys.argv[1]).session("cpu", cache=sys.argv[2])
 session.run({"image": numpy.zeros((1, 1, 8, 8), "float32")})
 print(time.perf_counter() - begin)
 """
@@ -69,7 +69,7 @@ def with_whet(images: np.ndarray, labels: np.ndarray, cache: str) -> tuple[Any, 
     nodes = len(from_onnx(NETWORK).graph.values)
 
     def start() -> Any:
-        session = engine.session(cache=cache)
+        session = engine.session("cpu", cache=cache)
         for count in (1, len(images)):
             session.run({"image": images[:count]})
         return session

@@ -63,7 +63,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--json", metavar="FILE", help="write all figures there")
     add_inputs(parser)
     group = parser.add_argument_group("the session")
-    group.add_argument("--device", default="auto", help="auto, cpu, or a level such as cpu:avx2")
+    group.add_argument("--device", default="auto", help="auto, cpu, a level such as cpu:avx2, cuda")
     group.add_argument("--threads", type=a_count, help="of each runner (one per physical core)")
     parser.set_defaults(command=run, allow_code=False)
 

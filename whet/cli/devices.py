@@ -31,6 +31,7 @@ OPTIONAL = {
     "onnxruntime": "whet check and whet bench against it",
     "openvino": "whet bench against it",
     "torch": "whet bench against it",
+    "triton": "compiling for NVIDIA GPUs: `pip install whet[cuda]`",
 }
 
 
@@ -59,7 +60,7 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Looks at everything and reports."""
-    lines = [*processor(), *cores(), *memory(), *packages(), *cache(), trial()]
+    lines = [*processor(), *cores(), *memory(), *gpus(), *packages(), *cache(), trial()]
     if options.json:
         say(json.dumps([vars(line) for line in lines], indent=1))
     else:
@@ -143,6 +144,24 @@ def cores() -> list[Line]:
     ]
 
 
+def gpus() -> list[Line]:
+    """The GPUs that can be used, or why there are none."""
+    from whet.targets.cuda import driver
+
+    try:
+        driver.api()
+        found = [driver.find(number) for number in range(driver.count())]
+    except Error as error:
+        # Without a GPU nothing is wrong: it is said, and is no problem.
+        return [Line("gpu", "none", str(error))]
+    if not found:
+        return [Line("gpu", "none", "the NVIDIA driver is there and sees no GPU")]
+    return [
+        Line("gpu", f"cuda:{gpu.number}", f"{gpu.name}, {gpu.architecture}, {size(gpu.memory)}")
+        for gpu in found
+    ]
+
+
 def memory() -> list[Line]:
     """What is free, and whether huge pages can be had."""
     try:
@@ -207,7 +226,7 @@ def trial() -> Line:
     given = np.arange(1000, dtype=np.float32)
     start = time.perf_counter()
     try:
-        result = engine.session(cache=False).run({"x": given})["y"]
+        result = engine.session("cpu", cache=False).run({"x": given})["y"]
     except Error as error:
         return Line("trial", "a kernel", "failed", str(error), True)
     taken = time.perf_counter() - start

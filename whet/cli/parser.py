@@ -95,7 +95,7 @@ def add_device(parser: Parser) -> None:
     """On what, and how, a session runs."""
     group = parser.add_argument_group("the session")
     group.add_argument(
-        "--device", default="auto", help="auto, cpu, or a lower level of it such as cpu:avx2"
+        "--device", default="auto", help="auto, cpu, a lower level of it such as cpu:avx2, or cuda"
     )
     group.add_argument(
         "--threads", type=a_count, help="how many take part in a run (one per physical core)"

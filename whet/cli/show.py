@@ -49,7 +49,9 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--times", action="store_true", help="run it, and add what each kernel takes"
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, or a level such as cpu:avx2")
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu, a level such as cpu:avx2, cuda"
+    )
     parser.add_argument("--threads", type=int, help=argparse.SUPPRESS)
     parser.set_defaults(command=run, allow_code=False, input=[], seed=0, cache="default")
 
@@ -131,18 +133,14 @@ def _show_graph(options: argparse.Namespace) -> int:
 def _plan(engine: Engine, options: argparse.Namespace) -> tuple[Plan, list[float] | None]:
     """The plan at the sizes asked for, and the seconds of each step where they are wanted."""
     from whet.runtime.cache import Cache
+    from whet.runtime.engine import open_device
     from whet.runtime.program import plan_ahead
     from whet.targets.cpu import host
-    from whet.targets.cpu.device import Device
 
     if options.times:
         return _timed(engine, options)
     sizes = models.chosen_sizes(engine, options)
-    level = options.device.partition(":")[2] or None
-    if options.device.partition(":")[0] not in ("auto", "cpu"):
-        raise UsageError(f"--device {options.device}: auto, cpu and cpu:LEVEL are known")
-    device = Device(host.architecture(level), Cache.default())
-    device.threads = options.threads or host.default_threads()
+    device = open_device(options.device, Cache.default(), None, host.default_threads())
     plan = plan_ahead(engine.graph.bind(sizes), device)
     if engine.graph.late is not None or len(plan.graph.values) < 1:
         note("sizes or ranks depend on data: only what is known before a run is shown; see --times")
