@@ -220,7 +220,8 @@ class Grouping:
             return _count(value) == _count(group.root) and not _reduces(value)
         hoisted = traits.aligned and _is_prefix(value.shape, group.root.shape)
         if _reduces(value):
-            return hoisted or traits.pure
+            again = traits.turns > 1 and _count(value) == _count(group.root)
+            return traits.pure or (hoisted and not again)
         if isinstance(value.op, CHEAP) or not isinstance(value.op, ELEMENTWISE):
             return True
         if traits.turns > 2 and not hoisted:
@@ -231,7 +232,9 @@ class Grouping:
     def follows_template(self, value: Value) -> bool:
         """Whether value is elementwise work that can ride along with a template."""
         if value not in self._follows:
-            self._follows[value] = isinstance(value.op, ELEMENTWISE) and any(
+            # What is widened again takes more memory than before: its reader does that as it loads.
+            rides = isinstance(value.op, ELEMENTWISE) and not _widens(value)
+            self._follows[value] = rides and any(
                 i is not None and i.type == value.tensor.with_dtype(i.dtype) and self._leads(i)
                 for i in value.inputs
             )
@@ -396,6 +399,14 @@ def _is_loop(value: Value) -> bool:
 def _reduces(value: Value) -> bool:
     """Whether each element takes a loop of its own to compute."""
     return not isinstance(value.op, (*ELEMENTWISE, *MOVEMENT, *READS))
+
+
+def _widens(value: Value) -> bool:
+    """Whether an element takes more memory than what it is cast from."""
+    (x, *_) = value.inputs
+    if not isinstance(value.op, ew.Cast) or x is None:
+        return False
+    return value.tensor.numpy.itemsize > x.tensor.numpy.itemsize
 
 
 def _count(value: Value) -> Size:

@@ -23,6 +23,7 @@ from whet.targets.cuda.array import DeviceArray, adopt
 from whet.targets.cuda.compile import Function, to_object, unpack
 from whet.targets.cuda.legalize import emits, legalize
 from whet.targets.cuda.templates import TEMPLATES
+from whet.targets.cuda.two_steps import in_two_steps
 from whet.targets.cuda.workers import Job, compile_all
 
 ALIGNMENT = driver.ALIGNMENT
@@ -46,7 +47,8 @@ def capabilities(architecture: Architecture) -> Capabilities:
             new = template.legalize(value, architecture)
             if new is not None:
                 return new
-        return legalize(value)
+        parts = in_two_steps(value, architecture)
+        return legalize(value) if parts is None else parts
 
     return Capabilities("cuda", in_terms, emits, TEMPLATES)
 

@@ -217,12 +217,9 @@ class Stream:
         """Clears memory."""
         check(api().cuMemsetD8Async(pointer, 0, size, self.handle), "clearing memory")
 
-    def wait_for(self, other: Any) -> None:
-        """What comes next here waits for what was asked of another stream."""
-        driver = api()
-        event = Event()
-        check(driver.cuEventRecord(event.handle, other), "marking a place in a stream")
-        check(driver.cuStreamWaitEvent(self.handle, event.handle, 0), "waiting for a stream")
+    def wait_for(self, event: Event) -> None:
+        """What comes next here waits for an event."""
+        check(api().cuStreamWaitEvent(self.handle, event.handle, 0), "waiting for a stream")
 
 
 class Event:

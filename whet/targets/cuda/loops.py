@@ -150,9 +150,9 @@ def _rows(nest: Nest, reductions: list, architecture: Architecture, index: str) 
     longest = max(total(r) for r in reductions)
     along = rows[-1] if rows and _reads_along(nest, reductions, rows[-1]) else None
     if along is not None and not line and (longest <= FEW_TURNS or count >= 1 << 16):
-        # Neighbouring rows are neighbours in memory: each lane has a row to itself.
-        x = min(256, power_of_two(count))
-        return Schedule(rows, line, (), x, 1, -(-count // x), 4, True, index)
+        # Neighbouring rows are neighbours in memory: each element of a tile has one to itself.
+        others = tuple(a for a in rows if a is not along)
+        return _grid(others, along, architecture, index)
     r = min(LONGEST, power_of_two(max(longest, _turns(line))))
     if along is not None:
         x = min(power_of_two(int(along.size)), 32)
@@ -166,6 +166,18 @@ def _rows(nest: Nest, reductions: list, architecture: Architecture, index: str) 
             x *= 2
     warps = min(8, max(1, x * r // 256))
     return Schedule(rows, line, (), x, r, -(-count // x), warps, True, index)
+
+
+def _grid(rows: tuple[Axis, ...], along: Axis, architecture: Architecture, index: str) -> Schedule:
+    """Tiles of all loops but one along x, and that one along r."""
+    count, width = _turns(rows), int(along.size)
+    r = min(64, max(8, power_of_two(width)))
+    x = min(power_of_two(count), 1024 // r)
+    across = -(-width // r)
+    while x > 1 and x * r > 128 and -(-count // x) * across < 2 * architecture.multiprocessors:
+        x //= 2
+    warps = max(1, min(4, x * r // 256))
+    return Schedule(rows, (along,), (), x, r, -(-count // x) * across, warps, False, index)
 
 
 def _reads_along(nest: Nest, reductions: list, axis: Axis) -> bool:
@@ -208,7 +220,7 @@ class NestCode:
             self.in_order(block)
         elif self.schedule.reduces:
             self.reduce(block)
-        elif self.schedule.rows:
+        elif self.schedule.x > 1 or self.schedule.rows:
             self.tiles(block)
         else:
             self.flat(block)
@@ -242,17 +254,14 @@ class NestCode:
 
     def tiles(self, block: str) -> None:
         s = self.schedule
-        (read,), (written,) = s.rows, s.line
-        columns = -(-int(written.size) // s.r)
-        rows = -(-int(read.size) // s.x)
-        sizes = {a.name: a.size for a in s.apart} | {"row": rows, "column": columns}
+        count, width = _turns(s.rows), _turns(s.line)
+        sizes = sizes_of_axes(s.apart) | {"row": -(-count // s.x), "column": -(-width // s.r)}
         found = self.e.unjoin(Place(block), sizes)
         row, column = found.pop("row").text, found.pop("column").text
-        place, mask = self.across(self.text.assign(f"{row} * {s.x}", "k"), int(read.size))
-        masks = {"x": mask} if mask else {}
-        with self.e.scope(places={**found, read.name: place}, masks=masks):
-            begin = self.text.assign(f"{column} * {s.r}", "k")
-            self.along(begin, int(written.size), s.line)
+        place, mask = self.across(self.text.assign(f"{row} * {s.x}", "k"), count)
+        found |= self.e.unjoin(place, sizes_of_axes(s.rows))
+        with self.e.scope(places=found, masks={"x": mask} if mask else {}):
+            self.along(self.text.assign(f"{column} * {s.r}", "k"), width, s.line)
 
     def in_order(self, block: str) -> None:
         s = self.schedule

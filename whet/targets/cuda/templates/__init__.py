@@ -7,9 +7,11 @@ from typing import Any
 from whet.ir.graph import Op
 from whet.targets.cuda.templates.attention import AttentionTemplate, FlashAttention
 from whet.targets.cuda.templates.convolution import ConvolutionTemplate, ImplicitConvolution
+from whet.targets.cuda.templates.depthwise import Depthwise, DepthwiseTemplate
 from whet.targets.cuda.templates.matmul import Product, ProductTemplate
 
 TEMPLATES: dict[type[Op], Any] = {
+    Depthwise: DepthwiseTemplate(),
     Product: ProductTemplate(),
     ImplicitConvolution: ConvolutionTemplate(),
     FlashAttention: AttentionTemplate(),

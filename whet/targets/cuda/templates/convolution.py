@@ -11,8 +11,9 @@ from typing import Any
 
 from whet.ir.graph import Op, Value, operator
 from whet.ir.sizes import Size, symbol
+from whet.ir.types import TensorType
 from whet.ops.contract import Convolution, MatMul
-from whet.ops.movement import Slice, reshape, transpose
+from whet.ops.movement import Slice, Transpose, reshape, transpose
 from whet.plan.kernel import Axis, Range, Template, View
 from whet.plan.lower import loop_index, within
 from whet.targets.cuda.architecture import Architecture
@@ -25,7 +26,18 @@ from whet.targets.cuda.templates.matmul import DTYPES, offset_of, shape_of
 
 @operator
 class ImplicitConvolution(Convolution):
-    """A convolution that this target runs whole; 16-bit floats add up in float32."""
+    """A convolution that this target runs whole; 16-bit floats add up in float32.
+
+    With `channels_first` the weight is w[O, C/groups, *K], and sums run in that order too: for an x
+    whose channels do not lie side by side.
+    """
+
+    channels_first: bool = False
+
+    def infer(self, x: TensorType, w: TensorType) -> TensorType:
+        if self.channels_first:
+            w = w.with_shape(w.shape[0], *w.shape[2:], w.shape[1])
+        return super().infer(x, w)
 
 
 class ConvolutionTemplate:
@@ -54,8 +66,10 @@ class ConvolutionTemplate:
             return _product(op, x, w, value)
         if w.shape[-1] * w.shape[0] // op.groups < FEWEST_PER_GROUP:  # type: ignore[operator]
             return None  # depthwise, or nearly so: loops read each element once
-        new = ImplicitConvolution(op.strides, op.dilations, op.before, op.after, op.groups)
-        y: Value = new(x, w)
+        first = isinstance(x.op, Transpose) and x.op.order[-1] != x.rank - 1 and op.groups == 1
+        w = transpose(w, 0, w.rank - 1, *range(1, w.rank - 1)) if first else w
+        options = (op.strides, op.dilations, op.before, op.after, op.groups)
+        y: Value = ImplicitConvolution(*options, None, first)(x, w)
         return y
 
     def generate(
@@ -89,13 +103,21 @@ class Patches:
     ranges: tuple[Range, ...]
     taps: tuple[Axis, ...]
     channels: int
+    channels_first: bool
 
     def __call__(self, code: Code, e: Emitter, k: str) -> str:
         """The load of the tile at depth k."""
         t, depth, text = code.tile, code.problem.depth, code.text
         places = {**code.batch, **code.by_row}
         masks = {"x": code.row_mask}
-        if self.channels % t.depth == 0:
+        if self.channels_first:
+            flat = text.assign(code.arange(k, t.depth, "r"), "k")
+            if depth % t.depth:
+                masks["r"] = text.assign(f"{flat} < {depth}", "m")
+            sizes = {"channel": self.channels} | {a.name: a.size for a in self.taps}
+            tap, channel = Place(flat, R), None
+            places |= e.unjoin(tap, sizes)
+        elif self.channels % t.depth == 0:
             # All of a step lies in one tap.
             tap = Place(text.assign(f"{k} // {self.channels}", "k"))
             begin = text.assign(f"{k} % {self.channels}", "k")
@@ -106,8 +128,9 @@ class Patches:
                 masks["r"] = text.assign(f"{flat} < {depth}", "m")
             tap = Place(text.assign(f"{flat} // {self.channels}", "k"), R)
             channel = Place(text.assign(f"{flat} % {self.channels}", "k"), R)
-        places |= e.unjoin(tap, {a.name: a.size for a in self.taps})
-        places["channel"] = channel
+        if channel is not None:
+            places |= e.unjoin(tap, {a.name: a.size for a in self.taps})
+            places["channel"] = channel
         with e.scope(places=places):
             tests = [e._within(i, n) for i, n in self.ranges]
             guards = [Place(text.assign(test.text, "m"), test.dims) for test in tests]
@@ -143,11 +166,13 @@ def problem_of(kernel: Template) -> Problem:
     x, w = kernel.inputs
     assert x is not None and w is not None
     *lead, last = kernel.axes
-    channels, filters = integer(w.shape[-1]), integer(w.shape[0]) // op.groups
-    depth = channels * math.prod(integer(k) for k in w.shape[1:-1])
+    kernel_sizes = w.shape[2:] if op.channels_first else w.shape[1:-1]
+    channels = integer(w.shape[1] if op.channels_first else w.shape[-1])
+    filters = integer(w.shape[0]) // op.groups
+    depth = channels * math.prod(integer(k) for k in kernel_sizes)
     group = Axis("group", op.groups)
     column = Axis("filter", filters)
-    taps = tuple(Axis(f"tap{n}", k) for n, k in enumerate(w.shape[1:-1]))
+    taps = tuple(Axis(f"tap{n}", k) for n, k in enumerate(kernel_sizes))
     index: list[Size] = [loop_index(lead[0].name, lead[0].size)]
     ranges: list[Range] = []
     for n, (axis, tap) in enumerate(zip(lead[1:], taps)):
@@ -171,7 +196,14 @@ def problem_of(kernel: Template) -> Problem:
         rows,
         column,
         depth,
-        Patches(x, tuple(index), within(ranges), tuple(t for t in taps if t.size != 1), channels),
+        Patches(
+            x,
+            tuple(index),
+            within(ranges),
+            tuple(t for t in taps if t.size != 1),
+            channels,
+            op.channels_first,
+        ),
         Filters(w, weight),
         places,
         kernel.epilogue,
