@@ -76,9 +76,18 @@ def candidates(
                 ):
                     continue
                 for split in SPLITS:
-                    if split == 1 or steps >= 2 * split:
-                        yield Tile(rows, columns, depth, split, warps, stages)
+                    tile = Tile(rows, columns, depth, split, warps, stages)
+                    if split == 1 or (steps >= 2 * split and scratch(shape, tile) <= MOST_SCRATCH):
+                        yield tile
 
+
+def scratch(shape: Shape, tile: Tile) -> int:
+    """Bytes of a product's partial sums."""
+    tiles = shape.batch * -(-shape.rows // tile.rows) * -(-shape.columns // tile.columns)
+    return 4 * tiles * tile.rows * tile.columns * tile.split
+
+
+MOST_SCRATCH = 64 << 20
 
 TILES = (
     (16, 32, 2),
