@@ -68,6 +68,14 @@ def a_count(text: str) -> int:
     return int(text)
 
 
+def a_time(text: str) -> float:
+    """A number of seconds."""
+    seconds = float(text)
+    if not 0 <= seconds < float("inf"):
+        raise ValueError("a number of seconds is needed")
+    return seconds
+
+
 class Knob(Generic[T]):
     """One environment variable: its name is WHET_ and the attribute's."""
 
@@ -104,6 +112,7 @@ class Knobs:
     cache_dir = Knob[Path | None](None, Path, "folder of the kernel cache")
     cache_size = Knob(2 * 2**30, a_size, "how large it may get")
     threads = Knob[int | None](None, a_count, "how many threads a session uses")
+    tune = Knob(0.0, a_time, "seconds for measuring which kernels a GPU runs fastest")
     dump = Knob[Path | None](None, Path, "folder for every stage of every kernel")
     debug = Knob(False, a_flag, "the command line shows where errors come from")
     check = Knob(False, a_flag, "check the graph after each pass")

@@ -19,6 +19,7 @@ from whet.ir.types import Type
 from whet.knobs import knobs
 from whet.passes.pipeline import Watch, optimise
 from whet.passes.recognise import Numbers
+from whet.progress import ProgressMonitor, monitored, phase
 from whet.runtime.cache import Cache
 from whet.runtime.profile import Profile, check_profiles
 from whet.runtime.session import Session
@@ -78,15 +79,17 @@ class Engine:
         cache: str | os.PathLike[str] | Cache | bool = "default",
         specialize: str = "lazy",
         deterministic: bool = False,
-        watch: Callable[[int, int], None] | None = None,
+        progress: ProgressMonitor | None = None,
+        tune: float | None = None,
     ) -> Session:
         """The engine ready to run on a device, its kernels compiled or taken from the cache.
 
         `device`: "cpu", or "cpu:avx2" for a lower level of it; "cuda", or "cuda:1" for another GPU
         than the first; "auto" for a GPU where there is one. `threads`: how many take part in a run
         on a CPU (by default one for each physical core). `cache`: "default", a folder, a Cache, or
-        False. `watch` is told how many kernels are compiled, and of how many. Raises DeviceError
-        where there is no such device.
+        False. `progress` is told of phases and steps, and can cancel. `tune`: for how many
+        seconds other ways to run new kernels are compiled and measured on a GPU (WHET_TUNE). Raises
+        DeviceError where there is no such device.
         """
         from whet.targets.cpu import host
 
@@ -98,9 +101,11 @@ class Engine:
         if count < 1:
             raise InvalidSetting(f"threads={threads}; a number from 1 on is needed")
         start = time.perf_counter()
-        opened = open_device(device, _cache(cache), self.kernels, count)
-        opened.watch = watch
-        session = Session(self.graph, self.weights, opened, count, self.profiles)
+        seconds = knobs.tune if tune is None else tune
+        opened = open_device(device, _cache(cache), self.kernels, count, seconds)
+        with monitored(progress), phase("session", 1) as step:
+            session = Session(self.graph, self.weights, opened, count, self.profiles)
+            step()
         _report(opened, time.perf_counter() - start)
         return session
 
@@ -112,15 +117,16 @@ def build(
     architectures: Sequence[str] = (),
     precision: str | None = None,
     refittable: bool = True,
-    watch: Watch | None = None,
+    progress: ProgressMonitor | None = None,
 ) -> Engine:
     """Reads a model, optimises its graph, and returns the engine; no device is touched.
 
     `model`: an ONNX file's path, its bytes, or a ModelProto. `profiles`: ranges of the symbolic
     sizes.
     `architectures`: for which kernels are compiled now and kept in the engine ("avx2",
-    "avx512+vnni").
-    Raises InvalidModel for a damaged model, UnsupportedModel with all nodes that cannot be read.
+    "avx512+vnni"). `progress` is told of phases and steps, and can cancel.
+    Raises InvalidModel for a damaged model, UnsupportedModel with all nodes that cannot be read,
+    Cancelled.
     """
     from whet.frontends.onnx import from_onnx
 
@@ -129,13 +135,16 @@ def build(
             f"precision={precision!r}: whet keeps the precision that the model states; "
             "convert the model instead"
         )
-    imported = from_onnx(model)
-    weights = ImportedWeights(imported.weights)
-    numbers = Numbers(lambda name: weights.array(name))
-    graph = optimise(imported.graph, _watch(watch), numbers)
-    given = (profiles,) if isinstance(profiles, Profile) else tuple(profiles or ())
-    check_profiles(given, graph)
-    kernels = _prebuilt(graph, architectures) if architectures else None
+    with monitored(progress), phase("build", 2 + len(architectures)) as step:
+        imported = from_onnx(model)
+        step()
+        weights = ImportedWeights(imported.weights)
+        numbers = Numbers(lambda name: weights.array(name))
+        graph = optimise(imported.graph, _dump(), numbers)
+        step()
+        given = (profiles,) if isinstance(profiles, Profile) else tuple(profiles or ())
+        check_profiles(given, graph)
+        kernels = _prebuilt(graph, architectures, step) if architectures else None
     return Engine(graph, weights, given, refittable, imported.frozen | numbers.frozen, kernels)
 
 
@@ -164,21 +173,20 @@ def session(model: str | os.PathLike[str] | bytes | onnx.ModelProto, **options: 
     `Engine.session`."""
     is_path = isinstance(model, str | os.PathLike)
     is_engine = is_path and os.fspath(model).endswith(".whet")  # type: ignore[arg-type]
-    return (load(model) if is_engine else build(model)).session(**options)
+    made = load(model) if is_engine else build(model, progress=options.get("progress"))
+    return made.session(**options)
 
 
-def _watch(watch: Watch | None) -> Watch | None:
-    """The caller's watch, and where WHET_DUMP names a folder, a file there for each pass."""
+def _dump() -> Watch | None:
+    """Where WHET_DUMP names a folder, what writes a file there for each pass."""
     folder = knobs.dump
     if folder is None:
-        return watch
+        return None
     folder.mkdir(parents=True, exist_ok=True)
     number = itertools.count()
 
     def dump(name: str, graph: Graph) -> None:
         (folder / f"{next(number):02}-{name}.graph").write_text(f"{graph}\n")
-        if watch is not None:
-            watch(name, graph)
 
     return dump
 
@@ -188,6 +196,7 @@ def open_device(
     cache: Cache | None = None,
     kernels: Mapping[str, bytes] | None = None,
     threads: int = 1,
+    tune: float = 0,
 ) -> Device:
     """The device of a name: auto, cpu, cpu:avx2, cuda, cuda:1. Raises DeviceError for any other."""
     kind, _, which = name.partition(":")
@@ -196,7 +205,7 @@ def open_device(
 
         if which and not which.isdecimal():
             raise DeviceError(f"there is no device {name!r}; GPUs are written cuda:0, cuda:1, …")
-        return Gpu(None, cache, kernels, int(which or 0))
+        return Gpu(None, cache, kernels, int(which or 0), tune)
     if kind not in ("auto", "cpu"):
         raise DeviceError(
             f"there is no device {name!r}; whet runs on auto, cpu, cpu:avx2, cpu:sse2, cuda, cuda:1"
@@ -229,13 +238,16 @@ def _report(device: Any, seconds: float) -> None:
         logger.info("ready in %.2f s, all kernels from the cache", seconds)
 
 
-def _prebuilt(graph: Graph, architectures: Sequence[str]) -> dict[str, bytes]:
+def _prebuilt(
+    graph: Graph, architectures: Sequence[str], step: Callable[[], None]
+) -> dict[str, bytes]:
     """Kernels for each of the architectures, by cache key."""
     from whet.runtime.program import compile_ahead
 
     kernels: dict[str, bytes] = {}
     for name in architectures:
         kernels.update(compile_ahead(graph, _compiler_for(name)))
+        step()
     return kernels
 
 

@@ -90,9 +90,15 @@ def functions(source: Source) -> dict[str, Any]:
     """The text's functions, interpreted."""
     if source.text not in _loaded:
         name = f"<interpreted {len(_loaded)}>"
-        text = source.text.replace("from triton.language.extra.cuda import libdevice\n", "")
+        lines = source.text.splitlines(keepends=True)
+        text = "".join(line for line in lines if "triton.language.extra" not in line)
         linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
-        namespace: dict[str, Any] = {"__name__": name, "libdevice": Libdevice()}
+        namespace: dict[str, Any] = {
+            "__name__": name,
+            "libdevice": Libdevice(),
+            "gdc_wait": lambda: None,
+            "gdc_launch_dependents": lambda: None,
+        }
         exec(compile(text, name, "exec"), namespace)
         _loaded[source.text] = namespace
     return _loaded[source.text]

@@ -38,6 +38,11 @@ class Architecture:
         """Whether four warps work on one matrix instruction: large tiles pay then."""
         return self.major in (9, 10)
 
+    @property
+    def has_dependent_launch(self) -> bool:
+        """Whether a kernel may start before the one that it waits for has ended."""
+        return self.major >= 9
+
     @classmethod
     def parse(cls, text: str) -> Architecture:
         """sm90, sm_90 or sm90x132: with the number of multiprocessors, else a usual one."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 from whet.plan.kernel import Kernel, Loops
 from whet.targets.cuda import loops
@@ -23,9 +24,20 @@ def version() -> str:
     return digest.hexdigest()
 
 
-def to_triton(kernel: Kernel, architecture: Architecture) -> Source:
-    """The Triton functions that run a kernel, and how they are launched."""
+def to_triton(kernel: Kernel, architecture: Architecture, tile: Any = None) -> Source:
+    """The Triton functions that run a kernel, and how they are launched; with a tile of `tiles`, or
+    the one that is likely to be fastest."""
     if isinstance(kernel, Loops):
         return loops.generate(kernel, architecture)
-    source: Source = TEMPLATES[type(kernel.op)].generate(kernel, architecture)
+    template = TEMPLATES[type(kernel.op)]
+    chosen = template.tiles(kernel, architecture)[0] if tile is None else tile
+    source: Source = template.generate(kernel, architecture, chosen)
     return source
+
+
+def tiles(kernel: Kernel, architecture: Architecture) -> list[Any]:
+    """The ways to cut a kernel up, the most promising first; none where there is one way only."""
+    if isinstance(kernel, Loops):
+        return []
+    found: list[Any] = TEMPLATES[type(kernel.op)].tiles(kernel, architecture)
+    return found

@@ -17,9 +17,9 @@ from typing import Any
 
 from whet.errors import CompileError
 from whet.targets.cuda.architecture import Architecture
-from whet.targets.cuda.source import Grid, Launch, Slot, Source
+from whet.targets.cuda.source import WAIT, Grid, Launch, Slot, Source
 
-MAGIC = b"whet cubins 1\n"
+MAGIC = b"whet cubins 2\n"
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ class Function:
     counters: int
     scratch: int
     checks: bool
+    waits: bool
+    """Whether it waits by itself for the kernel before it, and may start while that runs."""
 
 
 def to_object(source: Source, architecture: Architecture) -> bytes:
@@ -120,6 +122,7 @@ def _compile(
         launch.counters,
         launch.scratch,
         "tl.store(error" in text,
+        WAIT in text,
     )
 
 

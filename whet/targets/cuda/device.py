@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from hashlib import blake2b
@@ -16,12 +17,13 @@ from whet.knobs import knobs
 from whet.plan.kernel import Kernel
 from whet.plan.plan import Plan, nbytes
 from whet.plan.target import Capabilities
-from whet.targets.cuda import codegen, driver
+from whet.targets.cuda import codegen, driver, tactics
 from whet.targets.cuda.architecture import Architecture
 from whet.targets.cuda.arithmetic import POINTER
 from whet.targets.cuda.array import DeviceArray, adopt
-from whet.targets.cuda.compile import Function, to_object, unpack
+from whet.targets.cuda.compile import to_object
 from whet.targets.cuda.legalize import emits, legalize
+from whet.targets.cuda.tactics import Loaded, load
 from whet.targets.cuda.templates import TEMPLATES
 from whet.targets.cuda.two_steps import in_two_steps
 from whet.targets.cuda.workers import Job, compile_all
@@ -34,7 +36,7 @@ class ObjectCache(Protocol):
 
     def get(self, key: str) -> bytes | None: ...
 
-    def put(self, key: str, data: bytes) -> None: ...
+    def put(self, key: str, data: bytes, about: str) -> None: ...
 
 
 def capabilities(architecture: Architecture) -> Capabilities:
@@ -53,9 +55,6 @@ def capabilities(architecture: Architecture) -> Capabilities:
     return Capabilities("cuda", in_terms, emits, TEMPLATES)
 
 
-Loaded = list[tuple[Function, driver.Module]]
-
-
 class Device:
     """One GPU, or only its architecture, to compile for; kernels are shared by all its programs."""
 
@@ -65,8 +64,9 @@ class Device:
         cache: ObjectCache | None = None,
         prebuilt: Mapping[str, bytes] | None = None,
         number: int = 0,
+        tune: float = 0,
     ) -> None:
-        self.number = number
+        self.number, self.tune = number, tune
         self.architecture = architecture or driver.find(number).architecture
         self.cache, self.prebuilt = cache, prebuilt or {}
         self.capabilities = capabilities(self.architecture)
@@ -90,13 +90,16 @@ class Device:
             return self._code[kernel]
 
     def _load(self, code: bytes) -> Loaded:
-        functions = unpack(code)
-        return [(f, driver.Module(self.context, f.cubin, f.name, f.shared)) for f in functions]
+        return load(self.context, code)
 
     def key(self, kernel: Kernel | str) -> str:
         """What the cache knows the code of a kernel by."""
-        text = f"cuda {codegen.version()} {self.architecture}\n{kernel}"
-        return blake2b(text.encode(), digest_size=20).hexdigest()
+        return blake2b(f"{self.about}\n{kernel}".encode(), digest_size=20).hexdigest()
+
+    @property
+    def about(self) -> str:
+        """What code compiled here is for: the target, the generator's version, the architecture."""
+        return f"cuda {codegen.version()} {self.architecture}"
 
     def object(self, kernel: Kernel) -> bytes:
         """The kernel's machine code, prebuilt, from the cache, or compiled now."""
@@ -112,17 +115,17 @@ class Device:
         """Makes sure of the code of many kernels, several processes compiling what is new."""
         missing = [k for k in dict.fromkeys(kernels) if k not in self._code]
         found = {k: self._found(self.key(k)) for k in missing}
-        jobs = {
-            k: Job(codegen.to_triton(k, self.architecture))
-            for k, code in found.items()
-            if code is None
-        }
+        new = [k for k, code in found.items() if code is None]
+        jobs = {k: Job(codegen.to_triton(k, self.architecture)) for k in new}
+        others = tactics.others(jobs, Counter(kernels), self.architecture) if self.tune else []
 
         def done() -> None:
             if self.watch is not None:
                 self.watch(sum(bool(job.code) for job in jobs.values()), len(jobs))
 
-        compile_all(list(jobs.values()), self.architecture, done)
+        more = [job for _, job in others]
+        compile_all(list(jobs.values()), self.architecture, done, more, self.tune)
+        jobs |= tactics.fastest(self.context, jobs, others) if others else {}
         for kernel, job in jobs.items():
             self._keep(kernel, job)
         with self._lock:
@@ -137,7 +140,7 @@ class Device:
     def _keep(self, kernel: Kernel, job: Job) -> None:
         self.compiled += 1
         if self.cache is not None:
-            self.cache.put(self.key(kernel), job.code)
+            self.cache.put(self.key(kernel), job.code, self.about)
         if knobs.dump is not None:
             self._dump(kernel, job)
 

@@ -18,6 +18,7 @@ from whet.errors import DeviceError, OutOfMemory
 from whet.targets.cuda.architecture import Architecture, of_capability
 
 ALIGNMENT = 256
+PROGRAMMATIC_PORT = 1  # CU_GRAPH_KERNEL_NODE_PORT_PROGRAMMATIC, a macro of cuda.h
 
 
 @cache
@@ -271,6 +272,8 @@ class Call:
     shared: int
     arguments: np.ndarray
     name: str = ""
+    waits: bool = False
+    """Whether it waits by itself for the launch before it."""
 
     def __post_init__(self) -> None:
         base, count = self.arguments.ctypes.data, len(self.arguments)
@@ -313,11 +316,24 @@ class Graph:
         self.graph = check(driver.cuGraphCreate(0), "making a graph")
         self.params = [call.node() for call in calls]
         self.nodes: list[Any] = []
-        for params in self.params:
-            before = self.nodes[-1:]
-            added = driver.cuGraphAddKernelNode(self.graph, before, len(before), params)
-            self.nodes.append(check(added, "adding to a graph"))
+        for call, params in zip(calls, self.params):
+            added = driver.cuGraphAddKernelNode(self.graph, [], 0, params)
+            node = check(added, "adding to a graph")
+            if self.nodes:
+                self._connect(self.nodes[-1], node, call.waits)
+            self.nodes.append(node)
         self.ready = check(driver.cuGraphInstantiate(self.graph, 0), "making a graph")
+
+    def _connect(self, before: Any, after: Any, waits: bool) -> None:
+        """One node behind another: at its end, or, where it waits by itself, once all of the
+        other's blocks let it start (CUDA Programming Guide, Programmatic Dependent Launch)."""
+        driver = api()
+        edge = driver.CUgraphEdgeData()
+        if waits:
+            edge.from_port = PROGRAMMATIC_PORT
+            edge.type = driver.CUgraphDependencyType.CU_GRAPH_DEPENDENCY_TYPE_PROGRAMMATIC.value
+        connect = getattr(driver, "cuGraphAddDependencies_v2", driver.cuGraphAddDependencies)
+        check(connect(self.graph, [before], [after], [edge], 1), "adding to a graph")
 
     def update(self, number: int) -> None:
         """Takes over the changed arguments of a launch."""

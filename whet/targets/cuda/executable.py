@@ -152,6 +152,7 @@ class _Context:
                     function.shared,
                     arguments,
                     f"{step.name} of {' + '.join(step.nodes)}",
+                    function.waits,
                 )
                 segment.calls.append(call)
                 segment.steps.append(number)

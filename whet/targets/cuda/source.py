@@ -38,6 +38,9 @@ class Source:
 HEADER = """\
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import libdevice
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait, libdevice
 
 """
+
+WAIT = "gdc_wait()"
+"""Where a function waits for the one before it, which may still run."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from whet.targets.cuda.architecture import Architecture
+from whet.targets.cuda.source import WAIT
+
 INDENT = "    "
 
 
@@ -51,6 +54,15 @@ class Text:
         yield
         self.known.pop()
         self.depth -= 1
+
+    def overlap(self, architecture: Architecture) -> None:
+        """Lets the next kernel's blocks start, and waits for what the kernels before have written.
+
+        Nothing that others may write is read above this line, and nothing is written.
+        """
+        if architecture.has_dependent_launch:
+            self.line("gdc_launch_dependents()")
+            self.line(WAIT)
 
     def function(self, name: str, arguments: tuple[str, ...]) -> str:
         """The whole function."""

@@ -14,6 +14,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -47,18 +48,46 @@ class Job:
             self.error = error
 
 
-def compile_all(
-    jobs: Sequence[Job], architecture: Architecture, done: Callable[[], None] = lambda: None
-) -> None:
-    """Compiles all jobs, here and in as many worker processes as there are spare processors.
+class Queue:
+    """Jobs that must be done, the longest first; then others, for so many seconds."""
 
-    `done` is called after each job that this process compiles. Raises the first CompileError.
+    def __init__(self, jobs: Sequence[Job], others: Sequence[Job] = (), seconds: float = 0) -> None:
+        # The longest first, so that the last to finish is a short one.
+        self.jobs = deque(sorted(jobs, key=lambda job: -len(job.source.text)))
+        self.others, self.seconds = deque(others), seconds
+        self.until = float("inf")
+        self.lock = threading.Lock()
+
+    def pop(self) -> Job | None:
+        """The next one; None where there is none, or no time for it."""
+        with self.lock:
+            if self.jobs:
+                return self.jobs.popleft()
+            if self.until == float("inf"):
+                self.until = time.monotonic() + self.seconds
+            if self.others and time.monotonic() < self.until:
+                return self.others.popleft()
+            return None
+
+
+def compile_all(
+    jobs: Sequence[Job],
+    architecture: Architecture,
+    done: Callable[[], None] = lambda: None,
+    others: Sequence[Job] = (),
+    seconds: float = 0,
+    workers: int = MOST_WORKERS,
+) -> None:
+    """Compiles all jobs, here and in as many worker processes as there are spare processors; then,
+    for so many seconds, as many of the others as that is enough for.
+
+    `done` is called after each job that this process compiles. Raises the first CompileError of the
+    jobs that must be done.
     """
-    # The longest first, so that the last to finish is a short one.
-    queue = deque(sorted(jobs, key=lambda job: -len(job.source.text)))
+    queue = Queue(jobs, others, seconds)
     helpers: list[threading.Thread] = []
-    if len(jobs) >= FEWEST_FOR_WORKERS:
-        for _ in range(min(_processors() - 1, MOST_WORKERS)):
+    if len(jobs) + len(others) >= FEWEST_FOR_WORKERS:
+        for _ in range(min(_processors() - 1, workers)):
             helpers.append(threading.Thread(target=_feed, args=(queue, architecture), daemon=True))
             helpers[-1].start()
 
@@ -66,7 +95,7 @@ def compile_all(
         job.compile(architecture)
         done()
 
-    if helpers and _processors() > MOST_WORKERS:
+    if helpers and _processors() > workers:
         for helper in helpers:
             helper.join()
     _drain(queue, here)
@@ -87,16 +116,12 @@ def _processors() -> int:
         return os.cpu_count() or 1
 
 
-def _drain(queue: deque[Job], run: Callable[[Job], None]) -> None:
-    while True:
-        try:
-            job = queue.popleft()
-        except IndexError:
-            return
+def _drain(queue: Queue, run: Callable[[Job], None]) -> None:
+    while (job := queue.pop()) is not None:
         run(job)
 
 
-def _feed(queue: deque[Job], architecture: Architecture) -> None:
+def _feed(queue: Queue, architecture: Architecture) -> None:
     """Starts a worker and gives it jobs until there are none left, or it fails."""
     command = [sys.executable, "-m", "whet.compile_worker", "cuda"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}

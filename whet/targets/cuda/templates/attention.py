@@ -7,7 +7,7 @@ and the sum of exponentials are kept with the result, which is rescaled when the
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from whet.ir.graph import Op, Value, operator
 from whet.ir.sizes import Size
@@ -55,8 +55,11 @@ class AttentionTemplate:
         y: Value = FlashAttention(op.scale, op.softcap, op.left, op.right, op.offset)(*value.inputs)
         return y
 
-    def generate(self, kernel: Template, architecture: Architecture) -> Source:
-        return Code(kernel, architecture).generate()
+    def tiles(self, kernel: Template, architecture: Architecture) -> list[Tile]:
+        return ranked(kernel, architecture)
+
+    def generate(self, kernel: Template, architecture: Architecture, tile: Tile) -> Source:
+        return Code(kernel, architecture, tile).generate()
 
 
 @dataclass(frozen=True)
@@ -88,12 +91,50 @@ def tile_of(
         rows //= 2
     while many > 16 and many // 2 >= keys:
         many //= 2
-    stages, warps = tile.stages, tile.warps if rows >= 64 or tile.warps <= 4 else 4
-    while (
-        stages > 1 and (2 * stages * many + rows) * width * size > architecture.shared_bytes - 2048
+    warps = tile.warps if rows >= 64 or tile.warps <= 4 else 4
+    return _fitting(Tile(rows, many, warps, tile.stages), width, size, architecture)
+
+
+def _fitting(tile: Tile, width: int, size: int, architecture: Architecture) -> Tile:
+    """The tile with as many stages as shared memory has room for."""
+    stages = tile.stages
+    while stages > 1 and (
+        (2 * stages * tile.keys + tile.rows) * width * size > architecture.shared_bytes - 2048
     ):
         stages -= 1
-    return Tile(rows, many, warps, stages)
+    return replace(tile, stages=stages)
+
+
+OTHERS = (
+    Tile(64, 64, 4, 3),
+    Tile(128, 64, 8, 3),
+    Tile(128, 128, 8, 2),
+    Tile(64, 128, 4, 2),
+    Tile(32, 64, 4, 3),
+    Tile(32, 128, 4, 2),
+    Tile(16, 64, 4, 3),
+    Tile(16, 128, 4, 2),
+    Tile(32, 32, 2, 3),
+    Tile(16, 32, 2, 3),
+)
+
+
+def ranked(kernel: Template, architecture: Architecture) -> list[Tile]:
+    """The tile that is likely to be fast, and others that may be."""
+    q, k = (_view(view) for view in kernel.inputs[:2])
+    batch, heads, queries, width = (integer(a.size) for a in kernel.axes)
+    size, keys = 4 if q.dtype == "float32" else 2, integer(k.shape[2])
+    wide = padded(max(integer(q.shape[3]), width))
+    first = tile_of(batch * heads, queries, keys, wide, size, architecture)
+    others = [
+        _fitting(tile, wide, size, architecture)
+        for tile in OTHERS
+        if size == 2 and tile.rows < 2 * max(16, queries) and tile.keys < 2 * max(32, keys)
+        if tile.rows * wide <= 128 * 128
+    ]
+    blocks = {t: _blocks(batch * heads, queries, t.rows) for t in others}
+    others.sort(key=lambda t: (blocks[t] < architecture.multiprocessors, -t.rows * t.keys))
+    return list(dict.fromkeys([first, *others]))
 
 
 def _blocks(blocks: int, queries: int, rows: int) -> int:
@@ -108,18 +149,15 @@ def padded(width: int) -> int:
 class Code:
     """The function being written."""
 
-    def __init__(self, kernel: Template, architecture: Architecture) -> None:
+    def __init__(self, kernel: Template, architecture: Architecture, tile: Tile) -> None:
         assert isinstance(kernel.op, FlashAttention)
-        self.kernel, self.op = kernel, kernel.op
+        self.kernel, self.op, self.architecture = kernel, kernel.op, architecture
+        self.tile = tile
         self.q, self.k, self.v = (_view(view) for view in kernel.inputs[:3])
         self.mask = kernel.inputs[3] if len(kernel.inputs) > 3 else None
         self.batch, self.heads, self.queries, self.width = (integer(a.size) for a in kernel.axes)
         self.groups, self.keys = integer(self.k.shape[1]), integer(self.k.shape[2])
         self.depth = integer(self.q.shape[3])
-        size = 4 if self.q.dtype == "float32" else 2
-        wide = padded(max(self.depth, self.width))
-        count = self.batch * self.heads
-        self.tile = tile_of(count, self.queries, self.keys, wide, size, architecture)
         self.text = Text()
         self.names = [f"b{n}" for n in range(len(kernel.buffers))]
         index = tuple(loop_index(a.name, a.size) for a in kernel.axes)
@@ -157,6 +195,7 @@ class Code:
 
     def _begin(self) -> None:
         text, t = self.text, self.tile
+        text.overlap(self.architecture)
         wide = "" if self.index == "tl.int32" else ".to(tl.int64)"
         # The last queries first: with a causal bound, theirs are the longest rows.
         last = -(-self.queries // t.rows) - 1

@@ -86,6 +86,7 @@ class Code:
         t, p = self.tile, self.problem
         arguments = ["error", *self.names]
         parts = t.split > 1
+        self.text.overlap(self.architecture)
         self._blocks()
         self.accumulate()
         if parts:

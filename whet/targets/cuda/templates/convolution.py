@@ -21,7 +21,7 @@ from whet.targets.cuda.expressions import Emitter, Place, R, X
 from whet.targets.cuda.source import Source
 from whet.targets.cuda.templates import tiling
 from whet.targets.cuda.templates.contraction import Code, Problem, integer
-from whet.targets.cuda.templates.matmul import DTYPES, offset_of, shape_of
+from whet.targets.cuda.templates.matmul import DTYPES, dtype_of, offset_of, shape_of
 
 
 @operator
@@ -72,13 +72,11 @@ class ConvolutionTemplate:
         y: Value = ImplicitConvolution(*options, None, first)(x, w)
         return y
 
-    def generate(
-        self, kernel: Template, architecture: Architecture, tile: tiling.Tile | None = None
-    ) -> Source:
-        problem, dtype = problem_of(kernel), kernel.inputs[0].dtype  # type: ignore[union-attr]
-        shape = shape_of(problem, dtype)
-        chosen = tile or tiling.choose(shape, architecture)
-        return Code(kernel, problem, chosen, architecture, dtype).generate()
+    def tiles(self, kernel: Template, architecture: Architecture) -> list[tiling.Tile]:
+        return tiling.ranked(shape_of(problem_of(kernel), dtype_of(kernel)), architecture)
+
+    def generate(self, kernel: Template, architecture: Architecture, tile: tiling.Tile) -> Source:
+        return Code(kernel, problem_of(kernel), tile, architecture, dtype_of(kernel)).generate()
 
 
 FEWEST_PER_GROUP = 64

@@ -6,6 +6,7 @@ share comes from the first-level cache.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from whet.ir.graph import Op, Value, operator
@@ -18,7 +19,8 @@ from whet.plan.loops import sizes_in
 from whet.plan.lower import loop_index, within
 from whet.targets.cuda import arithmetic
 from whet.targets.cuda.architecture import Architecture
-from whet.targets.cuda.expressions import BOTH, Emitter, Place, R, Tile, X, size_bound
+from whet.targets.cuda.expressions import BOTH, Emitter, Place, R, X, size_bound
+from whet.targets.cuda.expressions import Tile as Shape
 from whet.targets.cuda.source import HEADER, Launch, Source
 from whet.targets.cuda.templates.contraction import SAFE, integer
 from whet.targets.cuda.templates.matmul import DTYPES, offset_of
@@ -68,15 +70,46 @@ class DepthwiseTemplate:
         y: Value = Depthwise(op.strides, op.dilations, before, shape)(x, transpose(taps, *order))
         return y
 
-    def generate(self, kernel: Template, architecture: Architecture) -> Source:
-        return Code(kernel, architecture).generate()
+    def tiles(self, kernel: Template, architecture: Architecture) -> list[Tile]:
+        return ranked(kernel, architecture)
+
+    def generate(self, kernel: Template, architecture: Architecture, tile: Tile) -> Source:
+        return Code(kernel, architecture, tile).generate()
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Pixels and channels of a block."""
+
+    rows: int
+    columns: int
+    warps: int
+
+
+def ranked(kernel: Template, architecture: Architecture) -> list[Tile]:
+    """The tile that is likely to be fast, and others that may be."""
+    channels = integer(kernel.axes[-1].size)
+    pixels = 1
+    for axis in kernel.axes[:-1]:
+        pixels *= integer(axis.size)
+    columns = min(64, max(16, 1 << (channels - 1).bit_length()))
+    rows = 2048 // columns
+    enough = 2 * architecture.multiprocessors
+    while rows > 4 and -(-pixels // rows) * -(-channels // columns) < enough:
+        rows //= 2
+    shapes = [(rows, columns), (rows, 2 * columns), (rows // 2, columns), (rows // 4, columns)]
+    shapes += [(rows, columns // 2), (2 * rows, columns // 2), (rows // 2, 2 * columns)]
+    found = [
+        Tile(r, c, max(1, min(8, r * c // part))) for part in (256, 128) for r, c in shapes if r > 1
+    ]
+    return list(dict.fromkeys(found))
 
 
 class Code:
     """The function being written."""
 
-    def __init__(self, kernel: Template, architecture: Architecture) -> None:
-        self.kernel, self.op = kernel, _op(kernel.op)
+    def __init__(self, kernel: Template, architecture: Architecture, tile: Tile) -> None:
+        self.kernel, self.op, self.architecture = kernel, _op(kernel.op), architecture
         x, w = kernel.inputs
         assert x is not None and w is not None
         self.x, self.w = x, w
@@ -85,11 +118,7 @@ class Code:
         for axis in self.lead:
             self.pixels *= integer(axis.size)
         self.channels = integer(self.last.size)
-        self.columns = min(64, max(16, 1 << (self.channels - 1).bit_length()))
-        self.rows = 2048 // self.columns
-        while self.rows > 4 and self._blocks() < 2 * architecture.multiprocessors:
-            self.rows //= 2
-        self.warps = max(1, min(8, self.rows * self.columns // 256))
+        self.rows, self.columns, self.warps = tile.rows, tile.columns, tile.warps
         self.text = Text()
         self.names = [f"b{n}" for n in range(len(kernel.buffers))]
         index = tuple(loop_index(a.name, a.size) for a in kernel.axes)
@@ -97,7 +126,9 @@ class Code:
         self.taps = tuple(integer(k) for k in w.shape[:-1])
         sizes = [self.output, self._source()[0], *sizes_in(kernel.epilogue)]
         self.index = "tl.int32" if size_bound(iter(sizes)) < SAFE else "tl.int64"
-        self.e = Emitter(self.text, self.names, Tile(str(self.rows), str(self.columns)), self.index)
+        self.e = Emitter(
+            self.text, self.names, Shape(str(self.rows), str(self.columns)), self.index
+        )
 
     def _blocks(self) -> int:
         return -(-self.pixels // self.rows) * -(-self.channels // self.columns)
@@ -119,6 +150,7 @@ class Code:
         """The whole kernel."""
         text, e = self.text, self.e
         across = -(-self.channels // self.columns)
+        text.overlap(self.architecture)
         text.line("pid = tl.program_id(0)")
         wide = "" if self.index == "tl.int32" else ".to(tl.int64)"
         row, column = (f"pid // {across}", f"pid % {across}") if across > 1 else ("pid", "0")

@@ -41,13 +41,18 @@ class ProductTemplate:
         product: Value = Product()(*value.inputs)
         return product
 
-    def generate(
-        self, kernel: Template, architecture: Architecture, tile: tiling.Tile | None = None
-    ) -> Source:
-        problem, dtype = problem_of(kernel), kernel.inputs[0].dtype  # type: ignore[union-attr]
-        shape = shape_of(problem, dtype)
-        chosen = tile or tiling.choose(shape, architecture)
-        return Code(kernel, problem, chosen, architecture, dtype).generate()
+    def tiles(self, kernel: Template, architecture: Architecture) -> list[tiling.Tile]:
+        return tiling.ranked(shape_of(problem_of(kernel), dtype_of(kernel)), architecture)
+
+    def generate(self, kernel: Template, architecture: Architecture, tile: tiling.Tile) -> Source:
+        return Code(kernel, problem_of(kernel), tile, architecture, dtype_of(kernel)).generate()
+
+
+def dtype_of(kernel: Template) -> str:
+    """The dtype of both sides."""
+    left = kernel.inputs[0]
+    assert left is not None
+    return left.dtype
 
 
 def shape_of(p: Problem, dtype: str) -> tiling.Shape:

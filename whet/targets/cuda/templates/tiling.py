@@ -44,11 +44,14 @@ START = 1800.0  # nanoseconds of a block's beginning and end
 PARTIAL_RATE = 2500.0  # bytes of partial sums in a nanosecond, written and read
 
 
-def choose(
-    shape: Shape, architecture: Architecture, depths: tuple[int, ...] = (32, 64, 128)
-) -> Tile:
-    """The tile with the least cost."""
-    return min(candidates(shape, architecture, depths), key=lambda t: cost(shape, t, architecture))
+def ranked(shape: Shape, architecture: Architecture) -> list[Tile]:
+    """Tiles by their cost, the least first; of those that differ in depth and stages alone, the
+    best."""
+    costs = {t: cost(shape, t, architecture) for t in candidates(shape, architecture)}
+    best: dict[tuple[int, int, int], Tile] = {}
+    for tile in sorted(costs, key=costs.__getitem__):
+        best.setdefault((tile.rows, tile.columns, tile.split), tile)
+    return list(best.values())
 
 
 def candidates(

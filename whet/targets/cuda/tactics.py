@@ -1,0 +1,175 @@
+"""Which of several ways to run a kernel is fastest: measured on the device, on noise.
+
+Each way is launched many times in a graph, as it will be, on other memory each time: a network's
+operands have left the caches when their turn comes again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+
+import numpy as np
+
+from whet.errors import DeviceError
+from whet.ir.sizes import Size
+from whet.ir.types import NUMPY_DTYPES
+from whet.plan.kernel import Kernel, Load, Loops, Template, walk
+from whet.targets.cuda import codegen
+from whet.targets.cuda.architecture import Architecture
+from whet.targets.cuda.compile import Function, unpack
+from whet.targets.cuda.driver import ALIGNMENT, Call, Context, Event, Graph, Memory, Module, Stream
+from whet.targets.cuda.expressions import size_bound
+from whet.targets.cuda.workers import Job
+
+logger = logging.getLogger("whet.cuda")
+
+TURNS = 16
+ROUNDS = 3
+REGION = 160 << 20  # bytes, more than any second-level cache holds
+
+MOST_OTHERS = 5  # ways to run a kernel, besides the first
+
+Loaded = list[tuple[Function, Module]]
+
+
+def load(context: Context, code: bytes) -> Loaded:
+    """An object's functions on the device."""
+    return [(f, Module(context, f.cubin, f.name, f.shared)) for f in unpack(code)]
+
+
+def others(
+    kernels: Iterable[Kernel], counts: Mapping[Kernel, int], architecture: Architecture
+) -> list[tuple[Kernel, Job]]:
+    """Other ways to run kernels, those first that may gain most."""
+    tiles = {k: codegen.tiles(k, architecture) for k in kernels}
+    order = sorted(tiles, key=lambda k: -counts[k] * sum(extents(k)))
+    return [
+        (k, Job(codegen.to_triton(k, architecture, tiles[k][rank])))
+        for rank in range(1, MOST_OTHERS + 1)
+        for k in order
+        if rank < len(tiles[k])
+    ]
+
+
+def fastest(
+    context: Context, first: Mapping[Kernel, Job], others: Sequence[tuple[Kernel, Job]]
+) -> dict[Kernel, Job]:
+    """For each kernel of which several ways are compiled, the one that takes least time."""
+    bench = Bench(context)
+    tried: dict[Kernel, list[Job]] = {}
+    for kernel, job in others:
+        if job.code:
+            tried.setdefault(kernel, [first[kernel]]).append(job)
+    chosen: dict[Kernel, Job] = {}
+    for kernel, jobs in tried.items():
+        times = [bench.seconds(kernel, job.code) for job in jobs]
+        chosen[kernel] = jobs[times.index(min(times))]
+        logger.debug("%s: %s", kernel.name, ", ".join(f"{1e6 * t:.1f} us" for t in times))
+    return chosen
+
+
+def extents(kernel: Kernel) -> list[int]:
+    """About how many bytes of each of its buffers a kernel reaches."""
+    reach = [0] * len(kernel.buffers)
+
+    def note(buffer: int, offset: Size) -> None:
+        reach[buffer] = max(reach[buffer], 1 + int(size_bound(iter([offset]))))
+
+    if isinstance(kernel, Template):
+        for view in (*(v for v in kernel.inputs if v is not None), kernel.output):
+            steps = (int(n) * abs(int(s)) for n, s in zip(view.shape, view.strides))
+            note(view.buffer, sum(steps, int(view.offset)))
+        expressions = [kernel.epilogue]
+    else:
+        assert isinstance(kernel, Loops)
+        stores = list(chain.from_iterable(nest.stores for nest in kernel.nests))
+        expressions = [store.value for store in stores]
+        for store in stores:
+            note(store.buffer, store.offset)
+    for expression in expressions:
+        for node in walk(expression):
+            if isinstance(node, Load):
+                note(node.buffer, node.offset)
+    return [n * np.dtype(NUMPY_DTYPES[d]).itemsize for n, d in zip(reach, kernel.buffers)]
+
+
+class Bench:
+    """Memory full of noise, and the time that kernels take on it."""
+
+    def __init__(self, context: Context) -> None:
+        self.context, self.stream = context, Stream(context)
+        self.noise: Memory = context.allocate(1)
+        self.room: Memory = context.allocate(1)
+
+    def seconds(self, kernel: Kernel, code: bytes) -> float:
+        """The time of one run of a kernel; infinite for code that the device refuses."""
+        try:
+            return self._seconds(kernel, load(self.context, code))
+        except DeviceError:
+            return float("inf")
+
+    def _seconds(self, kernel: Kernel, loaded: Loaded) -> float:
+        calls = [c for turn in range(TURNS) for c in self._calls(kernel, loaded, turn)]
+        graph = Graph(calls)
+        best = float("inf")
+        for _ in range(ROUNDS):
+            first, last = Event(timed=True), Event(timed=True)
+            first.record(self.stream)
+            graph.launch(self.stream)
+            last.record(self.stream)
+            best = min(best, last.seconds_since(first))
+        return best / TURNS
+
+    def _calls(self, kernel: Kernel, loaded: Loaded, turn: int) -> list[Call]:
+        """The kernel's launches on the memory of one turn."""
+        sizes = [-(-n // ALIGNMENT) * ALIGNMENT for n in extents(kernel)]
+        outputs = len(sizes) - (kernel.outputs if isinstance(kernel, Loops) else 1)
+        read, written = sum(sizes[:outputs]), sum(sizes[outputs:])
+        self._grow(read, written)
+        places: dict[int | str, int] = {"error": self.words.pointer}
+        for first, last, memory, size in (
+            (0, outputs, self.noise, read),
+            (outputs, len(sizes), self.room, written),
+        ):
+            free = (memory.size - size) // ALIGNMENT
+            at = memory.pointer + (turn * size // ALIGNMENT % (free + 1)) * ALIGNMENT
+            for number in range(first, last):
+                places[number] = at
+                at += sizes[number]
+        calls: list[Call] = []
+        for function, module in loaded:
+            self._zeros(4 * function.counters, function.scratch)
+            places |= {"counters": self.counters.pointer, "scratch": self.scratch.pointer}
+            given = [places[slot] for slot in function.slots]
+            arguments = np.array([*given, *[0] * function.nulls], np.int64)
+            grid, threads, shared = function.grid, function.threads, function.shared
+            calls.append(
+                Call(module, grid, threads, shared, arguments, function.name, function.waits)
+            )
+        return calls
+
+    def _grow(self, read: int, written: int) -> None:
+        """Enough memory for a kernel's operands and results."""
+        if not hasattr(self, "words"):
+            self.words = self.context.allocate(ALIGNMENT)
+            self.counters, self.scratch = self.context.allocate(1), self.context.allocate(1)
+        if self.noise.size < read:
+            self.noise = self.context.allocate(max(REGION, read))
+            rng = np.random.default_rng(0)
+            piece = rng.normal(size=1 << 20).astype(np.float16)
+            for at in range(0, self.noise.size, piece.nbytes):
+                size = min(piece.nbytes, self.noise.size - at)
+                self.context.stream.upload(self.noise.pointer + at, piece.ctypes.data, size)
+        if self.room.size < written:
+            self.room = self.context.allocate(max(REGION, written))
+        self.context.stream.synchronize()
+
+    def _zeros(self, counters: int, scratch: int) -> None:
+        if self.counters.size < counters:
+            self.counters = self.context.allocate(counters)
+            self.context.stream.zero(self.counters.pointer, counters)
+        if self.scratch.size < scratch:
+            self.scratch = self.context.allocate(scratch)
+        self.context.stream.synchronize()
