@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from whet.errors import Error
+from whet.errors import Cancelled, Error
+from whet.progress import ProgressMonitor
 
 if TYPE_CHECKING:
     from whet.runtime.cache import Cache
@@ -12,7 +13,18 @@ if TYPE_CHECKING:
     from whet.runtime.profile import Profile
     from whet.runtime.session import Session
 
-__all__ = ["Cache", "Engine", "Error", "Profile", "Session", "build", "load", "session"]
+__all__ = [
+    "Cache",
+    "Cancelled",
+    "Engine",
+    "Error",
+    "Profile",
+    "ProgressMonitor",
+    "Session",
+    "build",
+    "load",
+    "session",
+]
 
 _PLACES = {
     "Cache": "cache",

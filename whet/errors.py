@@ -43,6 +43,11 @@ class DeviceError(Error, RuntimeError):
     """A device that is not there, refuses, or disappeared."""
 
 
+class Cancelled(Error, RuntimeError):
+    """A build, or the compiling for a session, that its progress monitor ended; nothing of it is
+    left."""
+
+
 class CacheError(Error, OSError):
     """A cache folder that cannot be used, or an entry that must not be."""
 

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 import whet as library
-from whet.cli.show import pass_names
+from whet.cli.models import pass_names
 from whet.runtime.program import plan_ahead
 from whet.targets.cpu.device import Device
 

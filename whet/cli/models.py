@@ -13,6 +13,7 @@ from whet.cli.terminal import note, working
 from whet.engine.header import MAGIC
 
 if TYPE_CHECKING:
+    from whet.ir.graph import Graph
     from whet.runtime.engine import Engine
     from whet.runtime.session import Session
 
@@ -24,32 +25,49 @@ def is_engine(path: str | Path) -> bool:
 
 
 def open_model(path: str | Path, allow_code: bool = False, **options: Any) -> Engine:
-    """The engine in a file, or built from a model; a bar shows which pass is at work."""
-    from whet.passes.pipeline import PASSES
+    """The engine in a file, or built from a model; a bar shows how far that is."""
     from whet.runtime.engine import build, load
 
     if is_engine(path):
         return load(path, allow_code)
-    with working(f"reading {Path(path).name}") as work:
-        done = 0
-
-        def watch(name: str, graph: Any) -> None:
-            nonlocal done
-            done += 1
-            work.step(done, len(PASSES), f"optimising: {name}")
-
-        return build(path, watch=watch, **options)
+    with working(f"reading {Path(path).name}"):
+        return build(path, **options)
 
 
 def open_session(engine: Engine, options: argparse.Namespace) -> Session:
     """The engine on the device that the options name; a bar counts the kernels."""
-    with working("compiling") as work:
-        return engine.session(
-            device=options.device,
-            threads=options.threads,
-            cache=options.cache,
-            watch=lambda done, total: work.step(done, total, f"compiling {done}/{total} kernels"),
+    with working("compiling"):
+        return engine.session(options.device, threads=options.threads, cache=options.cache)
+
+
+def stages(path: str | Path) -> list[tuple[str, Graph]]:
+    """A model's graph as it was read, and after each pass of the optimiser, by the pass's name."""
+    from whet.engine.weights import ImportedWeights
+    from whet.frontends.onnx import from_onnx
+    from whet.passes.pipeline import optimise
+    from whet.passes.recognise import Numbers
+
+    with working(f"reading {Path(path).name}"):
+        imported = from_onnx(path)
+        weights = ImportedWeights(imported.weights)
+        found, names = [("import", imported.graph)], iter(pass_names())
+        optimise(
+            imported.graph,
+            lambda _, graph: found.append((next(names), graph)),
+            Numbers(weights.array),
         )
+    return found
+
+
+def pass_names() -> list[str]:
+    """The passes in order; one that runs again carries a number."""
+    from whet.passes.pipeline import PASSES
+
+    names: list[str] = []
+    for run in PASSES:
+        again = sum(name.partition("#")[0] == run.__name__ for name in names)
+        names.append(run.__name__ + (f"#{again + 1}" if again else ""))
+    return names
 
 
 def named_sizes(engine: Engine) -> list[str]:

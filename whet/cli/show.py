@@ -80,24 +80,13 @@ def run(options: argparse.Namespace) -> int:
 def _list_passes() -> int:
     from whet.passes.pipeline import PASSES
 
-    rows = [(name, _about(run)) for name, run in zip(pass_names(), PASSES)]
+    rows = [(name, _about(run)) for name, run in zip(models.pass_names(), PASSES)]
     table(("pass", "what it does"), [("import", "The graph as it was read."), *rows], left=(0, 1))
     return OK
 
 
 def _about(run: Any) -> str:
     return (run.__doc__ or "").strip().partition("\n")[0]
-
-
-def pass_names() -> list[str]:
-    """The passes in order; one that runs again carries a number."""
-    from whet.passes.pipeline import PASSES
-
-    names: list[str] = []
-    for run in PASSES:
-        again = sum(name.partition("#")[0] == run.__name__ for name in names)
-        names.append(run.__name__ + (f"#{again + 1}" if again else ""))
-    return names
 
 
 def graph_after(model: str, wanted: str) -> Graph:
@@ -108,13 +97,10 @@ def graph_after(model: str, wanted: str) -> Graph:
         raise UsageError(f"{model} is an engine: its passes have run; --after takes the ONNX model")
     if wanted == "import":
         return from_onnx(model).graph
-    names, graphs = pass_names(), list[Any]()
+    names = models.pass_names()
     if wanted not in names:
         raise UsageError(f"--after {wanted}: there is no such pass; one of {', '.join(names)}")
-    from whet.runtime.engine import build
-
-    build(model, watch=lambda name, graph: graphs.append(graph))
-    return graphs[names.index(wanted)]
+    return dict(models.stages(model))[wanted]
 
 
 def _show_graph(options: argparse.Namespace) -> int:
@@ -191,14 +177,15 @@ def _pictures(
     text: str = "",
 ) -> None:
     """Writes the files that were asked for."""
-    from whet.cli.draw import diagram, page, svg
+    from whet.cli.draw import page, svg
+    from whet.plan.describe import buffers
 
     if not (options.html or options.svg):
         return
     drawn, held = svg.draw(picture), None
     if plan is not None:
         width = max(drawn.width, 800.0)
-        held = svg.memory(diagram.buffers(plan), plan.arena, len(plan.steps), width)
+        held = svg.memory(buffers(plan), plan.arena, len(plan.steps), width)
     if options.svg:
         parts = [svg.heading(title, lines), drawn, *([held] if held else [])]
         _write(options.svg, svg.stacked(parts).svg())
@@ -215,7 +202,7 @@ def _write(path: str, text: str) -> None:
 
 
 def _print_kernels(plan: Plan, seconds: Sequence[float] | None) -> None:
-    from whet.cli.draw.diagram import title_of
+    from whet.plan.describe import title_of
 
     rows = []
     for number, step in enumerate(plan.steps):
@@ -239,7 +226,7 @@ def _print_kernels(plan: Plan, seconds: Sequence[float] | None) -> None:
 
 
 def _print_memory(plan: Plan) -> None:
-    from whet.cli.draw.diagram import buffers
+    from whet.plan.describe import buffers
 
     found = sorted(buffers(plan), key=lambda b: (b.first, b.start))
     rows = [(b.start, size(b.bytes), b.first + 1, b.last + 1, b.title) for b in found]

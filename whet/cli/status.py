@@ -24,6 +24,7 @@ STATUS: dict[type[BaseException], int] = {
     errors.WriteError: MACHINE,
     errors.OutOfMemory: MACHINE,
     errors.CompileError: DEFECT,
+    errors.Cancelled: INTERRUPTED,
     MemoryError: MACHINE,
     KeyboardInterrupt: INTERRUPTED,
 }

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
+from whet.progress import ProgressMonitor, monitored
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -82,8 +84,9 @@ def _print(shown: Any) -> None:
         print(line.rstrip())
 
 
-class Work:
-    """Something that takes its time; `step` says how far it is."""
+class Work(ProgressMonitor):
+    """Something that takes its time; `step`, or the phases that it goes through, say how far it
+    is."""
 
     def __init__(self, title: str) -> None:
         self.title = title
@@ -91,6 +94,20 @@ class Work:
         self._task: Any = None
         self._done, self._total = 0.0, 0.0
         self._lock = threading.Lock()
+        self._phases: list[tuple[str, int]] = []
+
+    def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+        self._phases.append((phase_name, num_steps))
+        self.step(0, num_steps, phase_name)
+
+    def step_complete(self, phase_name: str, step: int) -> bool:
+        _, count = self._phases[-1]
+        many = f" {step + 1}/{count}" if count > 1 else ""
+        self.step(step + 1, count, f"{phase_name}{many}")
+        return True
+
+    def phase_finish(self, phase_name: str) -> None:
+        self._phases.pop()
 
     def step(self, done: float, total: float, title: str | None = None) -> None:
         """Shows how much is done, and under which title."""
@@ -127,14 +144,18 @@ class Work:
 
 @contextmanager
 def working(title: str) -> Iterator[Work]:
-    """A progress bar for the block, should it last longer than a second; only on a terminal."""
+    """A progress bar for the block, should it last longer than a second; only on a terminal.
+
+    What the block builds or compiles tells the bar its phases.
+    """
     work = Work(title)
     timer = threading.Timer(PATIENCE, work.show)
     timer.daemon = True
     if sys.stderr.isatty():
         timer.start()
     try:
-        yield work
+        with monitored(work):
+            yield work
     finally:
         timer.cancel()
         work.close()

@@ -14,6 +14,7 @@ from whet.passes.projections import merge_projections
 from whet.passes.qdq import quantized_arithmetic
 from whet.passes.recognise import Numbers, looking_at, read_numbers, recognise
 from whet.passes.simplify import simplify
+from whet.progress import phase
 
 Pass = Callable[[Graph], Graph]
 Watch = Callable[[str, Graph], None]
@@ -48,7 +49,8 @@ def optimise(
     watches = [] if watch is None else [watch]
     if knobs.check:
         watches.append(Checked(graph, None if numbers is None else numbers.read))
-    return _optimised(graph, watches, numbers, passes)
+    with phase("optimise", len(passes)) as step:
+        return _optimised(graph, [*watches, lambda *_: step()], numbers, passes)
 
 
 def _optimised(

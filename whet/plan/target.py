@@ -63,8 +63,6 @@ class Device(Protocol):
     cache: Any
     compiled: int
     """Kernels for which there was no code yet."""
-    watch: Callable[[int, int], None] | None
-    """Is told how many kernels are compiled, and of how many."""
 
     def legalize(self, value: Value) -> Any:
         """An operator in the target's own terms."""

@@ -18,6 +18,7 @@ from whet.ops.select import Prefix
 from whet.plan.plan import Plan, make_plan
 from whet.plan.target import Device
 from whet.plan.trace import tracing
+from whet.progress import phase
 
 Arrays = Sequence[Any]
 
@@ -151,7 +152,13 @@ def compile_ahead(graph: Graph, device: Device) -> dict[str, bytes]:
         for p in (make_plan(before, device.capabilities, prepare=True), plan)
         for s in p.steps
     ]
-    return {device.key(k): device.object(k) for k in kernels if k is not None}
+    found = [k for k in dict.fromkeys(kernels) if k is not None]
+    made: dict[str, bytes] = {}
+    with phase(f"compile for {device.architecture}", len(found)) as step:
+        for kernel in found:
+            made[device.key(kernel)] = device.object(kernel)
+            step()
+    return made
 
 
 def plan_ahead(graph: Graph, device: Device) -> Plan:

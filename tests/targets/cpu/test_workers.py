@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from whet.errors import CompileError
-from whet.targets.cpu import host, jit, workers
+from whet.targets.cpu import host, jit
 from whet.targets.cpu.workers import Job, compile_all
+from whet.targets.crew import READY
 
 
 def jobs(count: int) -> list[Job]:
@@ -47,7 +51,7 @@ def test_without_workers_all_is_compiled_here(
 
 def test_a_worker_that_dies_loses_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     dying = tmp_path / "python"
-    ready = workers._READY.decode().strip()
+    ready = READY.decode().strip()
     dying.write_text(f"#!/bin/sh\necho '{ready}'\nhead -c 100 >/dev/null\nexit 1\n")
     dying.chmod(0o755)
     monkeypatch.setattr(host, "cores", lambda: 2)
@@ -55,3 +59,40 @@ def test_a_worker_that_dies_loses_nothing(monkeypatch: pytest.MonkeyPatch, tmp_p
     made = jobs(12)
     compile_all(made, host.architecture())
     assert all(job.code for job in made)
+
+
+class Enough(Exception):  # noqa: N818
+    """What a progress monitor may raise."""
+
+
+def test_whoever_stops_ends_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+    popen = subprocess.Popen
+
+    def note(*arguments: Any, **options: Any) -> Any:
+        started.append(popen(*arguments, **options))
+        return started[-1]
+
+    monkeypatch.setattr(host, "cores", lambda: 3)
+    monkeypatch.setattr(subprocess, "Popen", note)
+    steps = 0
+
+    def stop() -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 3:
+            raise Enough
+
+    made = jobs(2000)
+    with pytest.raises(Enough):
+        compile_all(made, host.architecture(), stop)
+    assert all(worker.poll() is not None for worker in started)
+    assert not any(thread.name.startswith("whet compile") for thread in threading.enumerate())
+    assert sum(bool(job.code) for job in made) < len(made)
+
+
+def test_each_job_is_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "cores", lambda: 2)
+    made, steps = jobs(30), list[None]()
+    compile_all(made, host.architecture(), lambda: steps.append(None))
+    assert len(steps) == len(made)

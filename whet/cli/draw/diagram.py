@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from whet.cli.terminal import duration, size
 from whet.ir.graph import Constant, Graph, Input, Parameter, Value, Weight
 from whet.ir.types import TensorType
-from whet.ops.elementwise import Max
-from whet.plan.kernel import Apply, Expression, Let, Literal, Loops, Reduction, Template, walk
+from whet.plan.describe import kind_of, kind_of_name, source_of, title_of
 from whet.plan.plan import Plan, Step, nbytes
 
 KINDS = {
@@ -119,11 +117,8 @@ def _step_box(key: str, step: Step, seconds: float | None) -> Box:
 
 def _tell(value: Value) -> str:
     """A buffer in words."""
-    what = {Weight: "weight", Constant: "constant", Input: "input"}.get(type(value.op))
-    name = getattr(value.op, "name", "")
-    said = f"{what} {name}".strip() if what else "made from weights" if value.is_static else ""
     held = f" ({size(nbytes(value.tensor))})" if _is_sized(value) else ""
-    return f"{value.type}{held} {said}".strip()
+    return f"{value.type}{held} {source_of(value)}".strip()
 
 
 def _is_sized(value: Value) -> bool:
@@ -138,114 +133,6 @@ def _operator_box(key: str, value: Value, graph: Graph) -> Box:
         ("reads", "\n".join("-" if i is None else _tell(i) for i in value.inputs)),
         ("gives", ", ".join(str(s.type) for s in value.siblings)),
     )
-    kind = "movement" if value.is_static else _kind_of_name(name)
+    kind = "movement" if value.is_static else kind_of_name(name)
     said = "from weights alone: " if value.is_static else ""
     return Box(key, kind, said + name, (graph.node(value), str(value.type)), details)
-
-
-WORDS = {
-    "convolution": ("convolution",),
-    "product": ("product", "matmul", "einsum"),
-    "attention": ("attention",),
-    "reduction": ("reduce", "softmax", "norm", "pool", "cumulat", "arg"),
-    "movement": ("transpose", "reshape", "concat", "slice", "shrink", "pad", "broadcast", "gather"),
-}
-
-
-def _kind_of_name(name: str) -> str:
-    for kind, words in WORDS.items():
-        if any(word in name.lower() for word in words):
-            return kind
-    return "loops"
-
-
-def kind_of(step: Step) -> str:
-    """Which colour a step has."""
-    if step.kernel is None:
-        return "reference"
-    if isinstance(step.kernel, Template):
-        return _kind_of_name(type(step.kernel.op).__name__)
-    found = list(_expressions(step.kernel))
-    if any(isinstance(e, Reduction) for e in found):
-        return "reduction"
-    return "loops" if any(isinstance(e, Apply) for e in found) else "movement"
-
-
-def _expressions(kernel: Loops | Template) -> Iterable[Expression]:
-    if isinstance(kernel, Template):
-        yield from walk(kernel.epilogue)
-        return
-    for nest in kernel.nests:
-        for store in nest.stores:
-            yield from walk(store.value)
-
-
-def title_of(step: Step) -> str:
-    """What a step does, in a few words."""
-    if step.kernel is None:
-        return f"{type(step.value.op).__name__} (NumPy)"
-    work = _work(step.kernel)
-    if isinstance(step.kernel, Template):
-        return " + ".join([_operator(step.kernel.op), *work[:3], *["…"] * (len(work) > 3)])
-    if work:
-        return ", ".join(work[:4]) + (" …" if len(work) > 4 else "")
-    return type(step.value.op).__name__.lower()
-
-
-def _operator(op: Any) -> str:
-    name = type(op).__name__.removeprefix("Packed").removeprefix("Flash").lower()
-    kernel = getattr(op, "kernel", None)
-    if kernel is None:
-        return name
-    is_depthwise = op.groups > 1 and op.groups == op.filters
-    strides = "" if set(op.strides) == {1} else "/" + "x".join(map(str, op.strides))
-    return f"{'depthwise' if is_depthwise else name} {'x'.join(map(str, kernel))}{strides}"
-
-
-def _work(kernel: Loops | Template) -> list[str]:
-    """The reductions, look-ups and elementwise operators of a kernel, each once."""
-    found: dict[str, None] = {}
-    for e in _expressions(kernel):
-        if isinstance(e, Reduction):
-            found[e.kind] = None
-        elif isinstance(e, Let):
-            found["gather"] = None
-        elif isinstance(e, Apply):
-            is_relu = isinstance(e.op, Max) and e.args[1] == Literal(0.0, e.dtype)
-            found["relu" if is_relu else type(e.op).__name__.lower()] = None
-    return list(found)
-
-
-@dataclass(frozen=True)
-class Buffer:
-    """A buffer in the arena: its place, its bytes, and the steps from first to last."""
-
-    title: str
-    kind: str
-    start: int
-    bytes: int
-    first: int
-    last: int
-
-
-def buffers(plan: Plan) -> list[Buffer]:
-    """What lies in the arena when."""
-    first: dict[Value, int] = {}
-    last: dict[Value, int] = {}
-    maker: dict[Value, Step] = {}
-    for number, step in enumerate(plan.steps):
-        for value in step.writes:
-            first[value], last[value], maker[value] = number, number, step
-        for value in step.reads:
-            last[value] = number
-    return [
-        Buffer(
-            f"{value.type} of {' + '.join(maker[value].nodes) or maker[value].name}",
-            kind_of(maker[value]),
-            start,
-            nbytes(value.tensor),
-            first[value],
-            last[value],
-        )
-        for value, start in plan.offsets.items()
-    ]

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from html import escape
 from itertools import accumulate, pairwise
 
-from whet.cli.draw.diagram import KINDS, Box, Buffer, Diagram
+from whet.cli.draw.diagram import KINDS, Box, Diagram
 from whet.cli.draw.layers import Bend, Key, Layout, Point, lay_out
 from whet.cli.terminal import size
+from whet.plan.describe import Buffer
 
 FONT = "font-family:system-ui,-apple-system,'Segoe UI',Helvetica,Arial,sans-serif"
 TITLE, TEXT = 13.0, 11.0

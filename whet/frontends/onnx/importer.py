@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,7 @@ from whet.ir.graph import (
 from whet.ir.sizes import Expr, Size, symbol
 from whet.ir.types import TensorType, Type, UnrankedType
 from whet.ops.elementwise import collect_guards
+from whet.progress import phase
 
 if TYPE_CHECKING:
     import onnx
@@ -61,6 +63,8 @@ class Imported:
     needed: Mapping[str, str] = field(default_factory=dict)
     """Of a late stage: the captured values that it was made for, "contents" or only "structure"
     of each."""
+    tensors: Mapping[str, Value] = field(default_factory=dict)
+    """What each name in the model's own graph stands for, as far as it was read."""
 
 
 def from_onnx(source: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Imported:
@@ -134,7 +138,9 @@ class Importer:
             level.definers,
             region,
         )
-        return Imported(graph, self.weights, frozenset(self.values.frozen), self.values.needed)
+        tensors = {name: v for name, v in scope.values.items() if isinstance(v, Value)}
+        frozen = frozenset(self.values.frozen)
+        return Imported(graph, self.weights, frozen, self.values.needed, tensors)
 
     def read(self, body: Body, scope: Scope) -> None:
         """Adds a graph's initializers and the results of its nodes to the scope."""
@@ -142,9 +148,14 @@ class Importer:
             scope.values[name] = self.weight(scope.prefix + name, tensor)
         if scope.parent is None:
             self.stored.update(body.tensors)
-        pending = deque(body.nodes)
-        while pending:
-            pending.extendleft(reversed(self.node(pending.popleft(), scope)))
+        is_model = scope.parent is None
+        with phase("read", len(body.nodes)) if is_model else nullcontext() as step:
+            for node in body.nodes:
+                pending = deque([node])
+                while pending:
+                    pending.extendleft(reversed(self.node(pending.popleft(), scope)))
+                if step is not None:
+                    step()
 
     def weight(self, name: str, tensor: Tensor) -> Value:
         """A Weight for a stored tensor, the same one however often it is read."""

@@ -23,6 +23,7 @@ from whet.plan import trace
 from whet.plan.kernel import Kernel
 from whet.plan.plan import Plan, Step, nbytes
 from whet.plan.target import Capabilities
+from whet.progress import phase
 from whet.targets.cpu import codegen, host, jit
 from whet.targets.cpu.architecture import Architecture
 from whet.targets.cpu.functions import LIBRARY
@@ -54,8 +55,6 @@ class Device:
         self.cache, self.prebuilt, self.threads = cache, prebuilt or {}, threads
         self.capabilities = Capabilities("cpu", self.legalize, emits, TEMPLATES)
         self.compiled = 0
-        self.watch: Callable[[int, int], None] | None = None
-        """Is told how many steps of a plan are compiled, and of how many."""
         self._code: dict[Kernel, jit.Code] = {}
         self._lock = threading.Lock()
 
@@ -122,13 +121,15 @@ class Device:
         """Makes sure of the code of many kernels, several processes compiling what is new."""
         missing = [k for k in dict.fromkeys(kernels) if k not in self._code]
         found = {k: self._found(self.key(k)) for k in missing}
-        jobs = {k: self._job(k) for k, code in found.items() if code is None}
-
-        def done() -> None:
-            if self.watch is not None:
-                self.watch(sum(bool(job.code) for job in jobs.values()), len(jobs))
-
-        compile_all(list(jobs.values()), self.architecture, done)
+        new = [k for k, code in found.items() if code is None]
+        jobs: dict[Kernel, Job] = {}
+        if new:
+            with phase("generate code", len(new)) as step:
+                for kernel in new:
+                    jobs[kernel] = self._job(kernel)
+                    step()
+            with phase("compile kernels", len(new)) as step:
+                compile_all(list(jobs.values()), self.architecture, step)
         for kernel, job in jobs.items():
             self._keep(self.key(kernel), job.code)
             if knobs.dump is not None:

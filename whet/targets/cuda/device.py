@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from hashlib import blake2b
 from typing import Any, Protocol
@@ -17,6 +17,7 @@ from whet.knobs import knobs
 from whet.plan.kernel import Kernel
 from whet.plan.plan import Plan, nbytes
 from whet.plan.target import Capabilities
+from whet.progress import phase
 from whet.targets.cuda import codegen, driver, tactics
 from whet.targets.cuda.architecture import Architecture
 from whet.targets.cuda.arithmetic import POINTER
@@ -72,8 +73,6 @@ class Device:
         self.capabilities = capabilities(self.architecture)
         self.legalize = self.capabilities.legalize
         self.compiled = 0
-        self.watch: Callable[[int, int], None] | None = None
-        """Is told how many steps of a plan are compiled, and of how many."""
         self._code: dict[Kernel, Loaded] = {}
         self._lock = threading.Lock()
 
@@ -118,13 +117,9 @@ class Device:
         new = [k for k, code in found.items() if code is None]
         jobs = {k: Job(codegen.to_triton(k, self.architecture)) for k in new}
         others = tactics.others(jobs, Counter(kernels), self.architecture) if self.tune else []
-
-        def done() -> None:
-            if self.watch is not None:
-                self.watch(sum(bool(job.code) for job in jobs.values()), len(jobs))
-
         more = [job for _, job in others]
-        compile_all(list(jobs.values()), self.architecture, done, more, self.tune)
+        with phase("compile kernels", len(jobs)) as step:
+            compile_all(list(jobs.values()), self.architecture, step, more, self.tune)
         jobs |= tactics.fastest(self.context, jobs, others) if others else {}
         for kernel, job in jobs.items():
             self._keep(kernel, job)

@@ -1,0 +1,153 @@
+"""Compiling in several processes, which take jobs from one place together with the caller.
+
+Compilers hold one lock in each process, so that threads gain nothing. A worker is
+`python -m whet.compile_worker TARGET`: it says that it is ready, then reads jobs from its standard
+input and writes results to its standard output, in the form that the target gives them.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import IO, Generic, Protocol, TypeVar
+
+from whet.errors import CompileError
+
+READY = b"whet compile worker\n"
+LOOK = 0.05
+"""Seconds between two looks at how far the workers are, while there is nothing else to do."""
+
+
+class Job(Protocol):
+    """What is compiled: afterwards it has its code, or what went wrong."""
+
+    code: bytes
+    error: CompileError | None
+
+
+J = TypeVar("J", bound=Job)
+
+
+class Crew(Generic[J]):
+    """Worker processes of one target.
+
+    `take` gives the next job, from whatever thread, and None where there is none; `here` compiles
+    one in this process, `ask` in a worker, through its pipes.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        take: Callable[[], J | None],
+        here: Callable[[J], None],
+        ask: Callable[[J, IO[bytes], IO[bytes]], None],
+    ) -> None:
+        self.target, self.take, self.here, self.ask = target, take, here, ask
+        self.workers: list[subprocess.Popen[bytes]] = []
+        self.threads: list[threading.Thread] = []
+        self.is_dismissed = False
+        self._lock = threading.Lock()
+
+    def compile(
+        self, jobs: Sequence[J], helpers: int, step: Callable[[], None], waits: bool = False
+    ) -> None:
+        """Compiles all that `take` gives, here and in so many workers; raises the first
+        CompileError of `jobs`.
+
+        `step` is called on this thread, once for each of `jobs` that is done; whatever it raises
+        ends the workers. With `waits` this process only does what they leave undone. Where none can
+        be started, such as in a frozen application, all is compiled here.
+        """
+        done = 0
+
+        def tell() -> None:
+            nonlocal done
+            finished = sum(bool(job.code or job.error) for job in jobs)
+            while done < finished:
+                done += 1
+                step()
+
+        try:
+            for _ in range(helpers):
+                thread = threading.Thread(target=self._feed, name="whet compile", daemon=True)
+                self.threads.append(thread)
+                thread.start()
+            if waits:
+                self._wait(tell)
+            self._drain(self.here, tell)
+            self._wait(tell)
+            for job in jobs:
+                if not job.code and job.error is None:  # its worker died
+                    self.here(job)
+                    tell()
+        except BaseException:
+            self.dismiss()
+            raise
+        for job in jobs:
+            if job.error is not None:
+                raise job.error
+
+    def dismiss(self) -> None:
+        """Ends all workers, whatever they are at."""
+        with self._lock:
+            self.is_dismissed = True
+            for worker in self.workers:
+                worker.kill()
+        for thread in self.threads:
+            thread.join()
+
+    def _wait(self, tell: Callable[[], None]) -> None:
+        is_at_work = True
+        while is_at_work:
+            is_at_work = any(thread.is_alive() for thread in self.threads)
+            for thread in self.threads:
+                thread.join(LOOK)
+            tell()
+
+    def _drain(self, run: Callable[[J], None], tell: Callable[[], None] = lambda: None) -> None:
+        while not self.is_dismissed and (job := self.take()) is not None:
+            run(job)
+            tell()
+
+    def _feed(self) -> None:
+        """Starts a worker and gives it jobs until there are none left, or it fails."""
+        worker = self._start()
+        if worker is None:
+            return
+        assert worker.stdin is not None and worker.stdout is not None
+        with worker, worker.stdin as jobs, worker.stdout as results:
+            try:
+                if results.read(len(READY)) == READY:
+                    self._drain(lambda job: self.ask(job, jobs, results))
+            except (OSError, EOFError):
+                worker.kill()  # its job is done again in this process
+
+    def _start(self) -> subprocess.Popen[bytes] | None:
+        command = [sys.executable, "-m", "whet.compile_worker", self.target]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        with self._lock:  # who dismisses the crew must see every worker
+            if self.is_dismissed:
+                return None
+            try:
+                worker = subprocess.Popen(
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    env=environment,
+                )
+            except OSError:
+                return None
+            self.workers.append(worker)
+            return worker
+
+
+def exactly(file: IO[bytes], size: int) -> bytes:
+    """So many bytes of a pipe; raises EOFError where it ends before."""
+    data = file.read(size)
+    if len(data) != size:
+        raise EOFError
+    return data
