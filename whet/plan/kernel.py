@@ -279,6 +279,14 @@ class Store:
     combine: Op | None = None
     choices: tuple[Choice, ...] = ()
 
+    @cached_property
+    def symbols(self) -> frozenset[str]:
+        """The loop indices and sizes that it depends on."""
+        found = self.value.symbols | size_symbols(self.offset, *(c.limit for c in self.choices))
+        return found.union(*(c.value.symbols for c in self.choices)) - {
+            c.name for c in self.choices
+        }
+
     def __str__(self) -> str:
         how = f" {type(self.combine).__name__}" if self.combine else ""
         chosen = f" where {', '.join(map(str, self.choices))}" if self.choices else ""
@@ -293,6 +301,14 @@ class Nest:
     axes: tuple[Axis, ...]
     stores: tuple[Store, ...]
     ordered: tuple[str, ...] = ()
+
+    @cached_property
+    def sizes(self) -> frozenset[str]:
+        """The names in it that are no loop's index."""
+        found = size_symbols(*(axis.size for axis in self.axes)).union(
+            *(s.symbols for s in self.stores)
+        )
+        return found - {axis.name for axis in self.axes}
 
     def __str__(self) -> str:
         axes = (f"{a} in order" if a.name in self.ordered else str(a) for a in self.axes)
@@ -314,6 +330,11 @@ class Loops:
     def name(self) -> str:
         return "loops"
 
+    @cached_property
+    def sizes(self) -> tuple[str, ...]:
+        """The named sizes that a run tells the kernel."""
+        return tuple(sorted(frozenset[str]().union(*(nest.sizes for nest in self.nests))))
+
     def __str__(self) -> str:
         return f"loops({', '.join(self.buffers)}; {self.outputs} written)\n" + "\n".join(
             map(str, self.nests)
@@ -330,6 +351,11 @@ class View:
     shape: tuple[Size, ...]
     strides: tuple[Size, ...]
     offset: Size = 0
+
+    @cached_property
+    def symbols(self) -> frozenset[str]:
+        """The named sizes in it."""
+        return size_symbols(*self.shape, *self.strides, self.offset)
 
     def __str__(self) -> str:
         shape = ",".join(map(str, self.shape))
@@ -357,6 +383,14 @@ class Template:
     @property
     def name(self) -> str:
         return type(self.op).__name__.lower()
+
+    @cached_property
+    def sizes(self) -> tuple[str, ...]:
+        """The named sizes that a run tells the kernel."""
+        views = [view.symbols for view in (*self.inputs, self.output) if view is not None]
+        own = self.epilogue.symbols - {axis.name for axis in self.axes}
+        sizes = size_symbols(*(axis.size for axis in self.axes))
+        return tuple(sorted(own.union(sizes, self.op.symbols, *views)))
 
     def __str__(self) -> str:
         inputs = ", ".join(map(str, self.inputs))

@@ -3,8 +3,10 @@ overlap."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from whet.ir.sizes import Size, substitute
 
 ALIGNMENT = 64
 
@@ -48,3 +50,52 @@ def _smallest_gap(busy: list[tuple[int, int]], size: int) -> int:
             best = gap, at
         at = max(at, end)
     return best[1] if best is not None else at
+
+
+@dataclass(frozen=True)
+class Rooms:
+    """The same for sizes that only a run tells: who shares a piece of memory with whom is fixed,
+    how large the pieces are is not."""
+
+    members: tuple[tuple[Size, ...], ...] = ()
+    """For each room the bytes that it must hold: the most of them counts."""
+    rooms: Mapping[Hashable, int] = field(default_factory=dict)
+    """The number of each buffer's room."""
+
+    def layout(self, sizes: Mapping[str, int]) -> tuple[list[int], int]:
+        """Where each room begins, and the bytes of all: one evaluation for each different size."""
+        places, at = [], 0
+        for members in self.members:
+            places.append(at)
+            most = max(int(substitute(size, sizes)) for size in members)
+            at += max(-(-most // ALIGNMENT) * ALIGNMENT, ALIGNMENT)
+        return places, at
+
+
+@dataclass(frozen=True)
+class Tenant:
+    """A Lifetime whose bytes are an expression, `likely` their most likely number."""
+
+    key: Hashable
+    size: Size
+    likely: int
+    first: int
+    last: int
+
+
+def house(tenants: Sequence[Tenant]) -> Rooms:
+    """Rooms for buffers, the largest first, each in the smallest room that is free then."""
+    inside: list[list[Tenant]] = []
+    rooms: dict[Hashable, int] = {}
+    for tenant in sorted(tenants, key=lambda t: (-t.likely, t.first)):
+        free = [
+            number
+            for number, others in enumerate(inside)
+            if all(other.last < tenant.first or tenant.last < other.first for other in others)
+        ]
+        number = min(free, key=lambda n: inside[n][0].likely, default=len(inside))
+        if number == len(inside):
+            inside.append([])
+        inside[number].append(tenant)
+        rooms[tenant.key] = number
+    return Rooms(tuple(tuple(dict.fromkeys(t.size for t in room)) for room in inside), rooms)

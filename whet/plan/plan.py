@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from whet.ir.graph import Graph, Value
+from whet.ir.sizes import Size, product
 from whet.ir.types import TensorType
 from whet.plan.group import Group, Grouping, contiguous, is_leaf
 from whet.plan.kernel import Kernel, Loops, Nest, Template, View
+from whet.plan.likely import likely_value
 from whet.plan.loops import rewrite_sizes, simplify
 from whet.plan.lower import Lowering, reshaped_index, unflatten
-from whet.plan.memory import Lifetime, assign
+from whet.plan.memory import Lifetime, Rooms, Tenant, assign, house
 from whet.plan.nests import NESTS, Phase, axes_of, elements
 from whet.plan.target import Capabilities
 
@@ -39,11 +41,11 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What runs for one graph with known sizes.
+    """What runs for one graph, whose sizes are known, or are expressions that a run evaluates.
 
     Values that the graph is given (inputs, weights, constants) and its outputs have memory of their
-    own;
-    `offsets` are the places of all others in the arena.
+    own; `offsets` are the places of all others in the arena where sizes are known, else `rooms` are
+    what they share.
     """
 
     graph: Graph
@@ -52,6 +54,13 @@ class Plan:
     arena: int
     prepared: frozenset[Value]
     """What depends on weights alone, and is to be computed before the first run."""
+    rooms: Rooms = field(default_factory=Rooms)
+
+    @cached_property
+    def sizes(self) -> tuple[str, ...]:
+        """The named sizes that a run tells the kernels."""
+        found = {name for step in self.steps if step.kernel for name in step.kernel.sizes}
+        return tuple(sorted(found))
 
     @cached_property
     def reference_ops(self) -> tuple[str, ...]:
@@ -68,14 +77,20 @@ class Plan:
 
 
 def make_plan(graph: Graph, target: Capabilities, prepare: bool = False) -> Plan:
-    """The plan of a graph whose sizes are all known, its operators already in the target's terms.
+    """The plan of a graph, its operators already in the target's terms.
 
-    With `prepare` it is the plan that computes what other plans take as prepared.
+    Named sizes are allowed where the target's kernels take them when they run. With `prepare` it is
+    the plan that computes what other plans take as prepared.
     """
     grouping = Grouping(graph, target, prepare)
     steps = tuple(step for group in grouping.groups for step in _steps(grouping, group))
-    offsets, arena = _place(graph, steps)
-    return Plan(graph, steps, offsets, arena, frozenset(grouping.prepared))
+    kept = frozenset(grouping.prepared)
+    lives = _lives(graph, steps)
+    if any(not value.tensor.is_static for value in lives):
+        return Plan(graph, steps, {}, 0, kept, _house(lives))
+    lifetimes = [Lifetime(v, nbytes(v.tensor), *life) for v, life in lives.items()]
+    offsets, arena = assign(lifetimes)
+    return Plan(graph, steps, offsets, arena, kept)  # type: ignore[arg-type]
 
 
 def _steps(grouping: Grouping, group: Group) -> list[Step]:
@@ -166,7 +181,13 @@ def nbytes(type: TensorType) -> int:
     return math.prod(int(s) for s in type.shape) * type.numpy.itemsize
 
 
-def _place(graph: Graph, steps: tuple[Step, ...]) -> tuple[dict[Value, int], int]:
+def size_in_bytes(type: TensorType) -> Size:
+    """The bytes of a tensor, as an expression over its sizes."""
+    return product(type.shape) * type.numpy.itemsize
+
+
+def _lives(graph: Graph, steps: tuple[Step, ...]) -> dict[Value, tuple[int, int]]:
+    """The steps between which each buffer of the arena is in use."""
     kept = set(graph.outputs)
     first: dict[Value, int] = {}
     last: dict[Value, int] = {}
@@ -176,10 +197,13 @@ def _place(graph: Graph, steps: tuple[Step, ...]) -> tuple[dict[Value, int], int
             last[value] = number
         for value in step.reads:
             last[value] = number
-    lifetimes = [
-        Lifetime(value, nbytes(value.tensor), first[value], last[value])
+    return {
+        value: (first[value], last[value])
         for value in first
         if value not in kept and not is_leaf(value) and isinstance(value.type, TensorType)
-    ]
-    offsets, arena = assign(lifetimes)
-    return offsets, arena  # type: ignore[return-value]
+    }
+
+
+def _house(lives: dict[Value, tuple[int, int]]) -> Rooms:
+    sizes = {value: size_in_bytes(value.tensor) for value in lives}
+    return house([Tenant(v, sizes[v], likely_value(sizes[v]), *life) for v, life in lives.items()])

@@ -21,6 +21,7 @@ from whet.targets.cpu.architecture import Architecture
 from whet.targets.cpu.blocks import BlockCode, across_axis
 from whet.targets.cpu.expressions import Emitter, Place
 from whet.targets.cpu.llvm import Function, Index, Module
+from whet.targets.cpu.named import NamedSizes
 from whet.targets.cpu.reductions import lane_mask
 from whet.targets.cpu.rows import kept_row, with_reciprocals
 
@@ -29,15 +30,18 @@ ENOUGH_TURNS = 64
 
 
 def generate(kernel: Loops, architecture: Architecture, name: str) -> Module:
-    """The function `void name(ptr args, i64 thread, i64 threads)`; args: the error word, then the
-    buffers."""
+    """The function `void name(ptr args, i64 thread, i64 threads)`; args: the error word, the
+    buffers, then named sizes."""
     module = Module(architecture.vector_bytes * 8)
     f = module.function(name, {"args": "ptr noalias", "thread": "i64", "threads": "i64"})
     error = f.load("ptr", "%args", 0)
     buffers = [f.load("ptr", "%args", 8 * (i + 1)) for i in range(len(kernel.buffers))]
     lanes = architecture.vector_bytes // 4
+    places = NamedSizes(kernel.sizes, 1 + len(buffers)).places(f)
     for nest in kernel.nests:
-        _NestCode(f, nest, Emitter(f, buffers, lanes, error)).emit()
+        emitter = Emitter(f, list(buffers), lanes, error)
+        emitter.places = places
+        _NestCode(f, nest, emitter).emit()
     f.end()
     return module
 
@@ -188,7 +192,7 @@ class _NestCode:
             if axes or shared or self.kept is None:
                 self.hoist(known)
             else:
-                self.e.hoist(self.kept[0].value, known & self.kept[0].value.symbols)
+                self.hoist_from(self.kept[0].value, known)
             if axes:
                 name = axes[0].name
                 self.f.loop(
@@ -202,7 +206,7 @@ class _NestCode:
             elif lanes_axis is not None and self.kept is not None and not shared:
                 keep, rest = self.kept
                 self.row(lanes_axis, False, (keep,))
-                self.e.hoist(rest.value, known & rest.value.symbols)
+                self.hoist_from(rest.value, known)
                 self.row(lanes_axis, False, (rest,))
             elif lanes_axis is not None:
                 self.row(lanes_axis, shared, self.nest.stores)
@@ -218,6 +222,10 @@ class _NestCode:
             self.e.hoist(store.value, available)
             for choice in store.choices:
                 self.e.hoist(choice.value, choice.value.symbols - inner)
+
+    def hoist_from(self, value: Expression, known: frozenset[str]) -> None:
+        """What the value holds that depends on known indices and named sizes alone."""
+        self.e.hoist(value, value.symbols - (frozenset(a.name for a in self.nest.axes) - known))
 
     def row(self, axis: Axis, shared: bool, stores: tuple[Store, ...]) -> None:
         """The innermost loop, in vectors; the lanes of the last one that are beyond the end are
