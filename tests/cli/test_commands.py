@@ -170,6 +170,24 @@ def test_cache(whet, two_inputs, monkeypatch, tmp_path):
     assert not list((tmp_path / "kernels").glob("*.bin"))
 
 
+def test_a_cache_moves_as_one_file(whet, two_inputs, monkeypatch, tmp_path):
+    monkeypatch.setenv("WHET_CACHE_DIR", str(tmp_path / "here"))
+    assert whet("run", two_inputs).status == 0
+    blob = tmp_path / "kernels.bin"
+    assert "wrote" in whet("cache", "export", blob).out
+    monkeypatch.setenv("WHET_CACHE_DIR", str(tmp_path / "there"))
+    done = whet("cache", "import", blob)
+    assert done.status == 2 and "--trusted" in done.err and not (tmp_path / "there").exists()
+    assert "kernels imported" in whet("cache", "import", blob, "--trusted").out
+    names = [{p.name for p in (tmp_path / f).glob("*.bin")} for f in ("here", "there")]
+    assert names[0] == names[1]
+    blob.write_bytes(blob.read_bytes()[:-1])
+    assert "damaged" in (done := whet("cache", "import", blob, "--trusted")).err
+    assert done.status == 4
+    assert whet("cache", "import", tmp_path / "none", "--trusted").status == 2
+    assert whet("cache", "export").status == whet("cache", "list", blob).status == 2
+
+
 def test_cache_that_cannot_be_used(whet, tmp_path):
     (tmp_path / "file").touch()
     done = whet("cache", "--folder", tmp_path / "file")

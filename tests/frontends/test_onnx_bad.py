@@ -147,19 +147,28 @@ def test_a_reference_outside_of_a_function() -> None:
 
 
 def test_all_that_cannot_be_read_in_one_message() -> None:
-    text = """g (float[N] x) => (float[N] y, float[N] z, float[N] w) {
+    text = """g (float[N] x, bool c) => (float[N] y, float[N] z, float[N] w) {
       y = Foo(x)
       z = Relu<colour = 3>(x)
       t = Bar(y)
-      w = Exp(t)
+      u = If (c) <
+        then_branch = a () => (float[N] v) { v = Baz(t) },
+        else_branch = b () => (float[N] v) { v = Exp(x) }>
+      w = If (c) <
+        then_branch = a () => (float[N] v) { v = Foo(x) },
+        else_branch = b () => (float[N] v) { v = Bar(u) }>
     }"""
     with pytest.raises(UnsupportedModel) as caught:
         read(text)
     assert [(r.node, r.operator, r.opset) for r in caught.value.refusals] == [
         ("y", "Foo", 19),
         ("z", "Relu", 19),
+        ("t", "Bar", 19),
+        ("u/v", "Baz", 19),
+        ("w/v", "Foo", 19),
+        ("w/v", "Bar", 19),
     ]
-    assert "colour" in str(caught.value) and "2 nodes" in str(caught.value)
+    assert "colour" in str(caught.value) and "6 nodes" in str(caught.value)
 
 
 def test_gradient_is_refused_with_its_reason() -> None:

@@ -4,7 +4,6 @@ import errno
 import logging
 import os
 import random
-import signal
 import stat
 import subprocess
 import sys
@@ -13,10 +12,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.soak.cache import content, key, storm
 from whet.engine import atomic
+from whet.errors import CacheError
 from whet.knobs import knobs
 from whet.runtime import cache as cache_module
-from whet.runtime.cache import Cache, cache_key
+from whet.runtime import entries
+from whet.runtime.cache import Cache
+from whet.runtime.entries import Entry
+from whet.targets.cpu.device import Device
 
 ROOT = str(Path(__file__).parents[2])
 
@@ -28,38 +32,15 @@ def cache(tmp_path) -> Cache:
     return Cache(tmp_path / "cache")
 
 
-def key(text: object) -> str:
-    return cache_key(str(text), "avx2", 1)
-
-
-def content(name: str) -> bytes:
-    """What the tests keep under a name: bytes that follow from it."""
-    rng = random.Random(name)
-    return rng.randbytes(rng.randrange(60_000))
-
-
 def test_get_put_clear(cache):
-    assert cache.get(key(0)) is None
+    assert cache.get(key("0")) is None
     for data in (b"", b"code", content("x")):
-        cache.put(key(0), data)
-        assert cache.get(key(0)) == data == Cache(cache.folder).get(key(0))
-    cache.put(key(1), memoryview(b"more"))
+        cache.put(key("0"), data)
+        assert cache.get(key("0")) == data == Cache(cache.folder).get(key("0"))
+    cache.put(key("1"), memoryview(b"more"))
     assert cache.info().entries == 2 and cache.info().bytes > len(content("x"))
     assert cache.clear() > 0
-    assert cache.get(key(1)) is None and cache.info().entries == 0
-
-
-def test_keys_tell_everything_apart():
-    parts = [
-        ("a", "b", 1),
-        ("ab", "", 1),
-        ("a", "b1", ""),
-        ("a", "b", 2),
-        ("a", "c", 1),
-        (b"a\xff", "b", 1),
-    ]
-    assert len({cache_key(*p) for p in parts}) == len(parts)
-    assert cache_key("a", "b", 1) == cache_key(b"a", "b", "1")
+    assert cache.get(key("1")) is None and cache.info().entries == 0
 
 
 @pytest.mark.parametrize("bad", ["", "../../etc/passwd", "a/b", ".hidden", "A", "a" * 200, "a\0"])
@@ -70,7 +51,7 @@ def test_keys_cannot_leave_the_folder(cache, bad):
 
 
 def test_the_folder_is_the_users_own(cache):
-    cache.put(key(0), b"code")
+    cache.put(key("0"), b"code")
     assert stat.S_IMODE(cache.folder.stat().st_mode) == 0o700
     (entry,) = cache.folder.iterdir()
     assert stat.S_IMODE(entry.stat().st_mode) == 0o600
@@ -96,7 +77,7 @@ def damage(cache: Cache, name: str, change) -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_damaged_entries_are_ignored_said_and_rebuilt(cache, caplog, seed):
     rng = random.Random(seed)
-    cache.put(key(0), b"code" * 50)
+    cache.put(key("0"), b"code" * 50)
 
     def flip(data):
         place = rng.randrange(len(data))
@@ -105,54 +86,54 @@ def test_damaged_entries_are_ignored_said_and_rebuilt(cache, caplog, seed):
     def cut(data):
         return data[: rng.randrange(len(data))]
 
-    damage(cache, key(0), rng.choice([flip, cut, lambda d: d + b"\0", lambda d: bytes(len(d))]))
-    assert cache.get(key(0)) is None and cache.get(key(0)) is None
+    damage(cache, key("0"), rng.choice([flip, cut, lambda d: d + b"\0", lambda d: bytes(len(d))]))
+    assert cache.get(key("0")) is None and cache.get(key("0")) is None
     assert [r.levelno for r in caplog.records] == [logging.WARNING], "said, and said once"
-    assert key(0) in caplog.text and "damaged" in caplog.text
-    cache.put(key(0), b"new")
-    assert cache.get(key(0)) == b"new"
+    assert key("0") in caplog.text and "damaged" in caplog.text
+    cache.put(key("0"), b"new")
+    assert cache.get(key("0")) == b"new"
 
 
 def test_an_entry_under_another_name_is_not_taken_for_it(cache):
-    cache.put(key(0), b"code")
+    cache.put(key("0"), b"code")
     (entry,) = cache.folder.iterdir()
-    entry.rename(cache.folder / (key(1) + cache_module.SUFFIX))
-    assert cache.get(key(1)) is None
+    entry.rename(cache.folder / (key("1") + cache_module.SUFFIX))
+    assert cache.get(key("1")) is None
 
 
 @posix
 @pytest.mark.parametrize("mode", [0o755, 0o770, 0o701, 0o777])
 def test_a_folder_that_is_open_to_others_is_not_used(tmp_path, caplog, mode):
     good = Cache(tmp_path / "cache")
-    good.put(key(0), b"code")
+    good.put(key("0"), b"code")
     good.folder.chmod(mode)
     cache = Cache(tmp_path / "cache")
-    assert cache.get(key(0)) is None
-    cache.put(key(1), b"more")
+    assert cache.get(key("0")) is None
+    cache.put(key("1"), b"more")
     assert "chmod 700" in cache.info().problem and cache.info().entries == 0
     assert len(caplog.records) == 1 and len(list(good.folder.iterdir())) == 1
     good.folder.chmod(0o700)
-    assert cache.get(key(0)) == b"code" and cache.info().problem is None
+    assert cache.get(key("0")) == b"code" and cache.info().problem is None
 
 
 @posix
 def test_a_folder_of_someone_else_is_not_used(cache, monkeypatch, caplog):
-    cache.put(key(0), b"code")
+    cache.put(key("0"), b"code")
     monkeypatch.setattr(os, "getuid", lambda: 12345)
-    assert Cache(cache.folder).get(key(0)) is None and "another user" in caplog.text
+    assert Cache(cache.folder).get(key("0")) is None and "another user" in caplog.text
 
 
 def test_places_that_are_no_folder(tmp_path, caplog):
     (tmp_path / "file").write_bytes(b"")
     for place in (tmp_path / "file", tmp_path / "file" / "deeper", None):
         cache = Cache(place)
-        cache.put(key(0), b"code")
-        assert cache.get(key(0)) is None and cache.info().problem and cache.clear() == 0
+        cache.put(key("0"), b"code")
+        assert cache.get(key("0")) is None and cache.info().problem and cache.clear() == 0
     assert len(caplog.records) == 3
 
 
 def test_a_full_disk(cache, monkeypatch, caplog):
-    cache.put(key(0), b"code")
+    cache.put(key("0"), b"code")
     real = os.fdopen
 
     def full(*args):
@@ -169,37 +150,37 @@ def test_a_full_disk(cache, monkeypatch, caplog):
 
     monkeypatch.setattr(atomic.os, "fdopen", full)
     for number in range(1, 5):
-        cache.put(key(number), b"more")
-    assert cache.get(key(0)) == b"code" and cache.get(key(1)) is None
+        cache.put(key(str(number)), b"more")
+    assert cache.get(key("0")) == b"code" and cache.get(key("1")) is None
     assert len(caplog.records) == 1 and "No space left" in caplog.text
     assert len(os.listdir(cache.folder)) == 1
     monkeypatch.undo()
-    cache.put(key(1), b"more")
-    assert cache.get(key(1)) == b"more"
+    cache.put(key("1"), b"more")
+    assert cache.get(key("1")) == b"more"
 
 
 def test_a_read_only_folder(cache, monkeypatch, caplog):
-    cache.put(key(0), b"code")
+    cache.put(key("0"), b"code")
 
     def refuse(*args):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     monkeypatch.setattr(atomic, "_open", refuse)
-    cache.put(key(1), b"more")
-    cache.put(key(2), b"more")
-    assert cache.get(key(0)) == b"code" and cache.get(key(1)) is None
+    cache.put(key("1"), b"more")
+    cache.put(key("2"), b"more")
+    assert cache.get(key("0")) == b"code" and cache.get(key("1")) is None
     assert len(caplog.records) == 1 and "Read-only" in caplog.text
 
 
 def test_a_folder_that_is_removed_comes_back(cache):
-    cache.put(key(0), b"code")
+    cache.put(key("0"), b"code")
     for path in cache.folder.iterdir():
         path.unlink()
     cache.folder.rmdir()
-    assert cache.get(key(0)) is None
-    cache.put(key(1), b"lost")
-    cache.put(key(2), b"kept")
-    assert cache.get(key(2)) == b"kept"
+    assert cache.get(key("0")) is None
+    cache.put(key("1"), b"lost")
+    cache.put(key("2"), b"kept")
+    assert cache.get(key("2")) == b"kept"
 
 
 # Room
@@ -209,39 +190,39 @@ def test_the_oldest_make_room(tmp_path):
     cache = Cache(tmp_path, limit=100_000)
     now = time.time()
     for number in range(9):
-        cache.put(key(number), bytes(10_000))
-        os.utime(tmp_path / (key(number) + cache_module.SUFFIX), (now - 1000 + number,) * 2)
-    os.utime(tmp_path / (key(0) + cache_module.SUFFIX))
+        cache.put(key(str(number)), bytes(10_000))
+        os.utime(tmp_path / (key(str(number)) + cache_module.SUFFIX), (now - 1000 + number,) * 2)
+    os.utime(tmp_path / (key("0") + cache_module.SUFFIX))
     cache.put(key("new"), bytes(30_000))
     assert cache.info().bytes <= 90_000
-    assert cache.get(key(0)) and cache.get(key("new")), "used last"
-    assert [cache.get(key(n)) is None for n in range(1, 9)] == [True] * 4 + [False] * 4
+    assert cache.get(key("0")) and cache.get(key("new")), "used last"
+    assert [cache.get(key(str(n))) is None for n in range(1, 9)] == [True] * 4 + [False] * 4
 
 
 def test_what_does_not_fit_is_not_kept(tmp_path):
     cache = Cache(tmp_path, limit=1000)
-    cache.put(key(0), bytes(900))
-    cache.put(key(1), bytes(2000))
-    assert cache.get(key(1)) is None and cache.get(key(0)) is not None
+    cache.put(key("0"), bytes(900))
+    cache.put(key("1"), bytes(2000))
+    assert cache.get(key("1")) is None and cache.get(key("0")) is not None
 
 
 def test_use_is_noted_once_a_day(cache):
-    cache.put(key(0), b"code")
-    path = cache.folder / (key(0) + cache_module.SUFFIX)
+    cache.put(key("0"), b"code")
+    path = cache.folder / (key("0") + cache_module.SUFFIX)
     for age, is_touched in ((3600, False), (3 * cache_module.DAY, True)):
         old = time.time() - age
         os.utime(path, (old, old))
-        assert cache.get(key(0)) == b"code"
+        assert cache.get(key("0")) == b"code"
         assert (path.stat().st_mtime > old + 1) == is_touched
 
 
 def test_leftovers_of_killed_processes_go(cache):
-    cache.put(key(0), b"code")
+    cache.put(key("0"), b"code")
     stale, fresh = cache.folder / ".x.bin.1.tmp", cache.folder / ".x.bin.2.tmp"
     for path in (stale, fresh):
         path.write_bytes(b"half")
     os.utime(stale, (0, 0))
-    Cache(cache.folder).put(key(1), b"more")
+    Cache(cache.folder).put(key("1"), b"more")
     assert not stale.exists() and fresh.exists()
     assert cache.info().entries == 2
     cache.clear()
@@ -249,7 +230,7 @@ def test_leftovers_of_killed_processes_go(cache):
 
 
 def test_files_that_are_not_ours_stay(cache):
-    cache.put(key(0), b"code")
+    cache.put(key("0"), b"code")
     (cache.folder / "README").write_bytes(b"hello")
     cache.clear()
     assert os.listdir(cache.folder) == ["README"]
@@ -259,7 +240,7 @@ def test_files_that_are_not_ours_stay(cache):
 
 WORKER = """
 import random, sys
-from tests.runtime.test_cache import content, key
+from tests.soak.cache import content, key
 from whet.runtime.cache import Cache
 cache, rng = Cache(sys.argv[1], limit=int(sys.argv[3])), random.Random(int(sys.argv[2]))
 print("ready", flush=True)
@@ -299,24 +280,96 @@ def test_eight_processes_at_once(tmp_path, limit):
 
 
 def test_killed_at_random_moments(tmp_path, caplog):
-    """Every entry that is there is whole; a killed process leaves one temporary file at most."""
-    rng = random.Random(11)
-    folder = tmp_path / "cache"
-    for seed in range(10):
-        process = start(folder, seed, rounds=10**6)
-        assert process.stdout.readline() == b"ready\n", process.stderr.read()
-        time.sleep(rng.random() * 0.05)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    cache = Cache(folder)
-    kept = [name for n in range(60) if cache.get(key(name := f"k{n}")) is not None]
-    assert kept and all(cache.get(key(name)) == content(name) for name in kept)
-    assert not caplog.records
-    entries = {key(name) + cache_module.SUFFIX for name in kept}
-    others = set(os.listdir(folder)) - entries
-    assert len(others) <= 10 and all(name.endswith(".tmp") for name in others)
+    """A few kills here, 200 in scripts/soak."""
+    result = storm(tmp_path, kills=10, processes=3, seed=random.randrange(2**32))
+    assert result.kept > 0 and not result.lost and not result.wrong, result
+    assert result.leftovers <= 13 and not caplog.records
 
 
-def test_key_is_frozen():
-    """Caches of earlier versions hold these keys."""
-    assert cache_key("text", "avx512", 3) == "05d27cc349e3a50da7c8e06c33464ea378203cb4"
+# From machine to machine
+
+
+def here() -> str:
+    """What code for this machine says of itself."""
+    return Device().about
+
+
+def test_export_and_import(cache, tmp_path):
+    for number in range(5):
+        cache.put(key(str(number)), content(str(number)), here())
+    blob = cache.export()
+    other = Cache(tmp_path / "other")
+    other.put(key("own"), b"kept", here())
+    done = other.import_(blob, trusted=True)
+    assert (done.kept, dict(done.skipped)) == (5, {})
+    assert other.get(key("own")) == b"kept"
+    assert all(other.get(key(str(n))) == content(str(n)) for n in range(5))
+    assert {entry.about for entry in other.entries()} == {here()}
+    assert Cache(tmp_path / "other").import_(other.export(), trusted=True).kept == 6
+    assert cache.export() == blob, "the same entries are the same bytes"
+
+
+def test_importing_takes_trust(cache, tmp_path):
+    cache.put(key("0"), b"code", here())
+    for trusted in (False, 0, None):
+        with pytest.raises(CacheError, match="trusted=True"):
+            Cache(tmp_path / "other").import_(cache.export(), trusted=trusted)
+    assert not (tmp_path / "other").exists()
+
+
+def test_what_does_not_fit_is_skipped_and_said(cache, tmp_path, caplog):
+    generator = here().split(" ")[1]
+    for name, about in {
+        "good": here(),
+        "foreign": f"cpu {generator} aarch64-darwin-neon",
+        "unheard": f"cpu {generator} x86_64-linux-avx1024",
+        "old": "cpu 0123456789abcdef x86_64-linux-sse2",
+        "gpu": f"cuda {generator} sm90",
+        "other": "tpu 1 v5",
+        "nothing": "",
+    }.items():
+        cache.put(key(name), b"code", about)
+    done = Cache(tmp_path / "other").import_(cache.export(), trusted=True)
+    assert done.kept == 1 and sum(done.skipped.values()) == 6
+    assert Cache(tmp_path / "other").get(key("good")) == b"code"
+    assert [r.levelno for r in caplog.records] == [logging.WARNING]
+    assert all(word in caplog.text for word in ("aarch64-darwin-neon", "avx1024", "version"))
+
+
+def test_every_flipped_bit_and_cut_of_an_export_is_found(cache, tmp_path):
+    for number in range(3):
+        cache.put(key(str(number)), b"code" * number, here())
+    blob, other = cache.export(), Cache(tmp_path / "other")
+    damaged = [blob[:end] for end in range(len(blob))] + [blob + b"\0", blob + blob]
+    for place in range(len(blob)):
+        bit = 1 << random.randrange(8)
+        damaged.append(blob[:place] + bytes([blob[place] ^ bit]) + blob[place + 1 :])
+    for bytes_ in damaged:
+        with pytest.raises(CacheError, match=r"damaged|no export"):
+            other.import_(bytes_, trusted=True)
+    assert other.info().entries == 0
+
+
+def test_an_export_cannot_leave_the_folder(tmp_path):
+    """A blob that was made to: its checksums are right."""
+    blob = entries.join([entries.pack(Entry("../evil", here(), b"code"))])
+    with pytest.raises(CacheError, match="key"):
+        Cache(tmp_path / "cache").import_(blob, trusted=True)
+    assert not list(tmp_path.rglob("*evil*"))
+
+
+def test_damaged_entries_are_not_exported(cache):
+    for number in range(3):
+        cache.put(key(str(number)), b"code", here())
+    damage(cache, key("1"), lambda data: data[:-1] + b"!")
+    assert [e.key for e in entries.split(cache.export())] == sorted([key("0"), key("2")])
+
+
+def test_importing_into_a_small_or_closed_cache(cache, tmp_path):
+    for number in range(4):
+        cache.put(key(str(number)), bytes(1000 * number), here())
+    done = Cache(tmp_path / "small", limit=2500).import_(cache.export(), trusted=True)
+    assert done.kept == 3 and "larger" in str(done)
+    (tmp_path / "file").touch()
+    with pytest.raises(CacheError, match="is no folder"):
+        Cache(tmp_path / "file").import_(cache.export(), trusted=True)

@@ -1,9 +1,9 @@
 """The kernel cache: compiled code on disk, one file for each entry, shared by processes and models.
 
-An entry is the bytes under a key, with a checksum and the key itself before them. It gets its name
-once it is whole, so that a reader sees all of it or nothing, and the last of several writers wins.
-Cached code is run: a folder that is open to others is not used. Nothing here needs a lock: what
-threads or processes disturb for each other is only the estimate of when to look for old entries.
+An entry (`entries.py` has the layout) gets its name once it is whole, so that a reader sees all of
+it or nothing, and the last of several writers wins. Cached code is run: a folder that is open to
+others is not used. Nothing here needs a lock: what threads or processes disturb for each other is
+only the estimate of when to look for old entries.
 """
 
 from __future__ import annotations
@@ -12,40 +12,28 @@ import logging
 import os
 import re
 import stat
-import struct
 import time
-import zlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 
 from whet.engine.atomic import atomic_write
+from whet.errors import CacheError, WriteError
 from whet.knobs import knobs, user_cache_folder
+from whet.runtime import entries
+from whet.runtime.entries import Entry
+from whet.runtime.fit import misfit
 
-MAGIC = b"\x93whetk\x1a\x01"  # the last byte is the version of the entries' layout
 SUFFIX = ".bin"
 DAY = 24 * 3600
 
 PUTS_PER_LOOK = 64
 
-_HEAD = struct.Struct("<8sIIQ")  # magic, checksum, bytes of the key, bytes of the data
 _KEY = re.compile(r"[0-9a-z][0-9a-z._-]{0,127}")
 
 logger = logging.getLogger("whet.cache")
-
-
-def cache_key(text: str | bytes, architecture: str, generator: int | str) -> str:
-    """The key of a kernel's code: what was compiled, for what, by which version of our generator.
-
-    The version of the compiler is not in it: a warm cache also serves where none is installed.
-    """
-    digest = blake2b(digest_size=20)
-    for part in (text, architecture, str(generator)):
-        data = part if isinstance(part, bytes) else part.encode("utf-8", "surrogatepass")
-        digest.update(struct.pack("<Q", len(data)) + data)
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -60,12 +48,26 @@ class CacheInfo:
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One compiled kernel: its key, its file's bytes, and when it was last used, to a day."""
+class Kept:
+    """One compiled kernel: its key, its file's bytes, when it was last used, to a day, and what it
+    is for: the target, the generator's version, the architecture."""
 
     key: str
     bytes: int
     used: float
+    about: str
+
+
+@dataclass(frozen=True)
+class ImportedEntries:
+    """What became of an import: how many entries are here now, and how many are not, by reason."""
+
+    kept: int
+    skipped: Mapping[str, int]
+
+    def __str__(self) -> str:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in self.skipped.items())
+        return f"{self.kept} kernels imported" + (f"; skipped: {reasons}" if reasons else "")
 
 
 class Cache:
@@ -105,29 +107,78 @@ class Cache:
         except OSError as error:
             self._say(f"{path}: {error.strerror}; the kernel is compiled instead")
             return None
-        data = _unpack(content, key)
-        if data is None:
+        entry = entries.unpack(content)
+        if entry is None or entry.key != key:
             self._say(f"{path} is damaged; the kernel is compiled anew")
-        elif time.time() - status.st_mtime > DAY:
+            return None
+        if time.time() - status.st_mtime > DAY:
             # A file's time is that of its last use, to a day: the oldest goes first.
             with suppress(OSError):
                 os.utime(path)
-        return data
+        return entry.code
 
-    def put(self, key: str, data: bytes | bytearray | memoryview) -> None:
-        """Keeps the bytes under a key in place of what is there; the oldest entries make room."""
+    def put(self, key: str, data: bytes | bytearray | memoryview, about: str = "") -> None:
+        """Keeps the bytes under a key in place of what is there; the oldest entries make room.
+
+        `about` says what the code is for: "cpu GENERATOR ARCHITECTURE".
+        """
         folder = self._opened()
-        content = _pack(key, bytes(data))
+        name, content = _file_name(key), entries.pack(Entry(key, about, bytes(data)))
         if folder is None or len(content) > self.limit:
             return
         try:
-            with atomic_write(folder / _file_name(key), sync=False, mode=0o600) as file:
-                file.write(content)
-        except OSError as error:
+            self._write(folder / name, content)
+        except WriteError as error:
             self._is_ready = False  # perhaps the folder is gone, and can be made again
             self._say("kernels are not kept for the next start", str(error))
-            return
-        self._make_room(len(content), key)
+
+    def export(self) -> bytes:
+        """All whole entries as one blob, for `import_` on another machine or in another folder."""
+        contents = []
+        for path, _ in sorted(self._files()):
+            with suppress(OSError):
+                content = path.read_bytes()
+                entry = entries.unpack(content)
+                if entry is not None and path.name == entry.key + SUFFIX:
+                    contents.append(content)
+        return entries.join(contents)
+
+    def import_(
+        self, blob: bytes | bytearray | memoryview, *, trusted: bool = False
+    ) -> ImportedEntries:
+        """Adds the entries of an export to those that are here.
+
+        What this machine cannot use is skipped, and said; its kernels are compiled when they are
+        needed. Cached kernels are code that is run: only `trusted=True` says that the blob comes
+        from where code may come from. Raises CacheError without it, for a damaged blob and for a
+        folder that cannot be used, and WriteError where the disk is full.
+        """
+        if not trusted:
+            raise CacheError(
+                "cached kernels are code that is run: import only what you exported yourself or "
+                "trust, with trusted=True"
+            )
+        folder = self._opened()
+        if folder is None:
+            raise CacheError(f"nothing can be imported: {self.problem}")
+        kept, skipped = 0, Counter[str]()
+        found = entries.split(blob)
+        if bad := [entry.key for entry in found if not _KEY.fullmatch(entry.key)]:
+            raise CacheError(f"{bad[0]!r} is no key of a cache: this export was not made by whet")
+        for entry in found:
+            content = entries.pack(entry)
+            reason = misfit(entry.about)
+            if len(content) > self.limit:
+                reason = f"larger than the cache's limit of {self.limit} bytes"
+            if reason is not None:
+                skipped[reason] += 1
+                continue
+            if self.get(entry.key) is None:
+                self._write(folder / _file_name(entry.key), content)
+            kept += 1
+        result = ImportedEntries(kept, skipped)
+        logger.log(logging.WARNING if skipped else logging.INFO, "%s", result)
+        return result
 
     def clear(self) -> int:
         """Removes every entry and what killed processes left; returns how many bytes that frees."""
@@ -139,10 +190,10 @@ class Cache:
         sizes = [status.st_size for path, status in self._files() if path.suffix == SUFFIX]
         return CacheInfo(self.folder, len(sizes), sum(sizes), self.limit, self.problem)
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[Kept]:
         """What lies in the folder, the entry used last first."""
         found = [
-            Entry(path.stem, status.st_size, status.st_mtime)
+            Kept(path.stem, status.st_size, status.st_mtime, _about(path))
             for path, status in self._files()
             if path.suffix == SUFFIX
         ]
@@ -170,7 +221,13 @@ class Cache:
                     if item.name.endswith((SUFFIX, ".tmp")) and item.is_file(follow_symlinks=False):
                         yield Path(item.path), item.stat(follow_symlinks=False)
 
-    def _make_room(self, added: int, key: str) -> None:
+    def _write(self, path: Path, content: bytes) -> None:
+        """A file of the cache, whole or not at all; raises WriteError."""
+        with atomic_write(path, sync=False, mode=0o600) as file:
+            file.write(content)
+        self._make_room(len(content), path.name)
+
+    def _make_room(self, added: int, name: str) -> None:
         """Removes the entries used longest ago until nine tenths of the limit are left."""
         self._bytes += added
         self._puts += 1
@@ -183,7 +240,7 @@ class Cache:
         for path, status in files:
             is_stale = path.suffix == ".tmp" and time.time() - status.st_mtime > DAY
             is_old = is_full and self._bytes > 0.9 * self.limit and path.suffix == SUFFIX
-            if is_stale or (is_old and path.name != _file_name(key)):
+            if is_stale or (is_old and path.name != name):
                 self._bytes -= _remove(path, status)
 
     def _say(self, what: str, why: str = "") -> None:
@@ -217,7 +274,7 @@ def _problem(folder: Path | None) -> str | None:
 
 def _file_name(key: str) -> str:
     if not _KEY.fullmatch(key):
-        raise ValueError(f"{key!r} is no key of a cache: use cache_key()")
+        raise ValueError(f"{key!r} is no key of a cache")
     return key + SUFFIX
 
 
@@ -228,22 +285,10 @@ def _remove(path: Path, status: os.stat_result) -> int:
     return status.st_size
 
 
-def _pack(key: str, data: bytes) -> bytes:
-    name = key.encode()
-    check = zlib.crc32(data, zlib.crc32(name))
-    return b"".join([_HEAD.pack(MAGIC, check, len(name), len(data)), name, data])
-
-
-def _unpack(content: bytes, key: str) -> bytes | None:
-    """The data of an entry, or None where it is not the whole entry for this key."""
-    name = key.encode()
-    start = _HEAD.size + len(name)
-    if len(content) < start:
-        return None
-    magic, check, name_length, length = _HEAD.unpack_from(content)
-    if (magic, name_length, length) != (MAGIC, len(name), len(content) - start):
-        return None
-    if content[_HEAD.size : start] != name:
-        return None
-    data = content[start:]
-    return data if zlib.crc32(data, zlib.crc32(name)) == check else None
+def _about(path: Path) -> str:
+    """What an entry's file says that it is for."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return entries.about_of(file.read(entries.HEAD_BYTES))
+    except OSError:
+        return ""

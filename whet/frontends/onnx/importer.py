@@ -254,9 +254,9 @@ class Importer:
         values = [scope.find(name) for name in node.reads]
         if any(isinstance(v, Poison | Postponed) for v in values):
             self.require_readers(node, scope.prefix)
+        reader = self.meaning(node)  # also behind a refused node: one message lists all of them
         if any(isinstance(v, Poison) for v in values):
             return [Poison()] * len(node.outputs)
-        reader = self.meaning(node)
         if any(isinstance(v, Postponed) for v in values):
             return self.postpone(node)
         inputs = [scope.find(name) if name else None for name in node.inputs]
@@ -265,6 +265,7 @@ class Importer:
                 self.require_ranks(inputs)
             return self.apply(reader, node, inputs, scope)
         except Poisoned:
+            self.require_readers(node, scope.prefix)
             return [Poison()] * len(node.outputs)
         except NotImplementedError as reason:
             raise Refused(str(reason)) from None

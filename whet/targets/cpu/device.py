@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from whet.errors import IndexOutOfRange
+from whet.errors import CompileError, IndexOutOfRange
 from whet.ir.evaluate import compute
 from whet.ir.graph import Value
 from whet.ir.types import TensorType
@@ -32,13 +33,15 @@ from whet.targets.cpu.pool import Pool
 from whet.targets.cpu.templates import TEMPLATES
 from whet.targets.cpu.workers import Job, compile_all
 
+logger = logging.getLogger("whet")
+
 
 class ObjectCache(Protocol):
     """Where compiled code is kept between processes."""
 
     def get(self, key: str) -> bytes | None: ...
 
-    def put(self, key: str, data: bytes) -> None: ...
+    def put(self, key: str, data: bytes, about: str) -> None: ...
 
 
 class Device:
@@ -72,13 +75,17 @@ class Device:
         """The address of the kernel's function, compiled or taken from the cache."""
         with self._lock:
             if kernel not in self._code:
-                self._code[kernel] = _load(self.object(kernel))
+                self._code[kernel] = self._loaded(kernel, self.object(kernel))
             return self._code[kernel].address(codegen.ENTRY)
 
     def key(self, kernel: Kernel | str) -> str:
         """What the cache knows the code of a kernel, or of LLVM text, by."""
-        text = f"cpu {codegen.version()} {self.architecture}\n{kernel}"
-        return blake2b(text.encode(), digest_size=20).hexdigest()
+        return blake2b(f"{self.about}\n{kernel}".encode(), digest_size=20).hexdigest()
+
+    @property
+    def about(self) -> str:
+        """What code compiled here is for: the target, the generator's version, the architecture."""
+        return f"cpu {codegen.version()} {self.architecture}"
 
     def driver(self, text: str, architecture: Architecture, imports: Sequence[str]) -> bytes:
         """The worker pool's own code, from the cache as kernels are."""
@@ -137,7 +144,20 @@ class Device:
         with self._lock:
             for kernel in missing:
                 if kernel not in self._code:
-                    self._code[kernel] = _load(found[kernel] or jobs[kernel].code)
+                    code = jobs[kernel].code if kernel in jobs else found[kernel]
+                    self._code[kernel] = self._loaded(kernel, code or b"")
+
+    def _loaded(self, kernel: Kernel, code: bytes) -> jit.Code:
+        """Code as functions; what does not fit this process is said, and compiled anew."""
+        try:
+            return _load(code)
+        except CompileError as error:
+            logger.warning(
+                "kernel %s is compiled anew: what was kept fails: %s", kernel.name, error
+            )
+        code = self._compile(kernel)
+        self._keep(self.key(kernel), code)
+        return _load(code)
 
     def _found(self, key: str) -> bytes | None:
         code = self.prebuilt.get(key)
@@ -146,7 +166,7 @@ class Device:
     def _keep(self, key: str, code: bytes) -> None:
         self.compiled += 1
         if self.cache is not None:
-            self.cache.put(key, code)
+            self.cache.put(key, code, self.about)
 
     def _job(self, kernel: Kernel) -> Job:
         text = codegen.to_llvm(kernel, self.architecture)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from typing import Any
 
-from whet.errors import CompileError, Error
+from whet.errors import CompileError, DeviceError, Error
 from whet.targets.cpu import elf, host
 from whet.targets.cpu.architecture import Architecture
 
@@ -108,8 +108,14 @@ def kernel_name(text: str) -> str:
 
 
 def undefined_symbols(code: bytes) -> set[str]:
-    """Names that an ELF object leaves to others; none for other formats, which LLVM links."""
-    return elf.Object(code).undefined if code[:4] == _ELF else set()
+    """Names that an ELF object leaves to others; none for other formats, which LLVM links.
+
+    Raises CompileError for a damaged one.
+    """
+    try:
+        return elf.Object(code).undefined if code[:4] == _ELF else set()
+    except ValueError as error:
+        raise CompileError(f"the code is damaged: {error}") from error
 
 
 _ELF = b"\x7fELF"
@@ -120,8 +126,15 @@ _trackers: weakref.WeakSet[Any] = weakref.WeakSet()
 @cache
 def _llvm() -> Any:
     """LLVM, loaded when a target is opened, and held still while the process forks."""
-    import llvmlite.binding as llvm
-    from llvmlite.binding import ffi
+    try:
+        import llvmlite.binding as llvm
+        from llvmlite.binding import ffi
+    except ImportError as error:
+        raise DeviceError(
+            f"a kernel has to be compiled, and there is no compiler here ({error}): `pip install "
+            "llvmlite`, or bring the kernels along in a cache (`whet cache export`) or an engine "
+            "(`whet build --architectures`)"
+        ) from None
 
     # A child that inherits LLVM's lock while another thread holds it could never compile.
     lock = getattr(ffi.lib, "_lock", None)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from whet.errors import CompileError
 from whet.targets.cpu import driver, host, jit
 from whet.targets.cpu.architecture import Architecture
 from whet.targets.cpu.primitives import Primitives, primitives
@@ -173,8 +174,11 @@ def load_driver(means: Primitives, to_object: ToObject = jit.to_object) -> jit.C
     """The native driver's code; compiled for the plainest processor, as it holds no arithmetic."""
     level = "neon" if host.machine() == "aarch64" else "sse2"
     architecture = Architecture(level, system=host.system())
-    code = to_object(driver.to_llvm(means.llvm), architecture, tuple(means.symbols))
-    return jit.load(code, tuple(driver.SYMBOLS), means.symbols)
+    wanted = driver.to_llvm(means.llvm), architecture, tuple(means.symbols)
+    try:
+        return jit.load(to_object(*wanted), tuple(driver.SYMBOLS), means.symbols)
+    except CompileError:  # what a cache has kept does not fit this process
+        return jit.load(jit.to_object(*wanted), tuple(driver.SYMBOLS), means.symbols)
 
 
 _shared: list[Pool] = []
