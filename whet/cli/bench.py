@@ -18,6 +18,7 @@ from whet.cli.inputs import given_inputs, random_inputs
 from whet.cli.parser import a_count, add_inputs, add_model, names, seconds
 from whet.cli.status import DEFECT, OK, UsageError
 from whet.cli.terminal import duration, note, say, size, table, working
+from whet.cli.timeline import add_trace, write_trace
 
 if TYPE_CHECKING:
     from whet.runtime.engine import Engine
@@ -35,6 +36,7 @@ EXAMPLES = """\
   whet bench model.onnx --against onnxruntime,openvino --threads 2
   whet bench model.onnx --against torch=model.pt2      written by torch.export.save
   whet bench model.onnx --kernels                      which kernels take the time
+  whet bench model.onnx --trace run.json               and when, thread by thread
   whet bench model.onnx --size batch=8 --callers 4 --json figures.json"""
 
 MOST_BYTES = 64 << 20  # of inputs that are drawn in advance
@@ -61,6 +63,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--kernels", action="store_true", help="the time of each kernel")
     parser.add_argument("--json", metavar="FILE", help="write all figures there")
+    add_trace(parser)
     add_inputs(parser)
     group = parser.add_argument_group("the session")
     group.add_argument("--device", default="auto", help="auto, cpu, a level such as cpu:avx2, cuda")
@@ -93,6 +96,8 @@ def run(options: argparse.Namespace) -> int:
     report(results, built, models.is_engine(options.model))
     if options.json:
         _write(options, results, built, threads)
+    if options.trace:
+        write_trace(options, feeds[0])
     return OK if results[0].is_measured else DEFECT
 
 

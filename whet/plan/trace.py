@@ -1,7 +1,8 @@
-"""What a run tells whoever watches it: the time of each step, and what it wrote."""
+"""What a run tells whoever watches it: when each step ran, on which threads, and what it wrote."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,21 +15,47 @@ from whet.plan.plan import Step
 Look = Callable[[Step, Mapping[Value, Any]], None]
 
 
+@dataclass(frozen=True)
+class Timing:
+    """One step of a run: its seconds, and where the clock was then.
+
+    `start` is on the clock of time.perf_counter, None where that is not known.
+    `threads` are the numbers of those that took part, with the second at which each was done.
+    """
+
+    step: Step
+    seconds: float
+    start: float | None = None
+    threads: tuple[tuple[int, float], ...] = ()
+
+
 @dataclass
 class Trace:
-    """The steps of one run in order, with their seconds.
+    """The steps of a run, or of several, in order, with their times.
 
     With `look`, steps run one by one, and each is shown the arrays of all Values so far: those in
     the arena are overwritten by later steps.
     """
 
     look: Look | None = None
-    steps: list[tuple[Step, float]] = field(default_factory=list)
+    timings: list[Timing] = field(default_factory=list)
 
-    def add(self, step: Step, seconds: float, values: Mapping[Value, Any]) -> None:
-        self.steps.append((step, seconds))
+    @property
+    def steps(self) -> list[tuple[Step, float]]:
+        """Each step with its seconds."""
+        return [(timing.step, timing.seconds) for timing in self.timings]
+
+    def add(self, timing: Timing, values: Mapping[Value, Any]) -> None:
+        self.timings.append(timing)
         if self.look is not None:
-            self.look(step, values)
+            self.look(timing.step, values)
+
+    def to_perfetto(self, path: str | os.PathLike[str]) -> None:
+        """Writes a timeline that https://ui.perfetto.dev and chrome://tracing open: threads are
+        tracks, kernels are slices. Raises WriteError."""
+        from whet.plan.timeline import of_trace, write
+
+        write(path, of_trace(self))
 
 
 current: ContextVar[Trace | None] = ContextVar("current", default=None)

@@ -70,14 +70,16 @@ class Session:
         """The graph that one of `plans` computes, and which of its Values the plan's stand for."""
         return self._runner.source(plan)
 
-    def trace(self, inputs: Mapping[str, Any], look: Look | None = None) -> Trace:
-        """Runs once and gives the seconds of each step; `look` is shown what each one wrote.
+    def trace(self, inputs: Mapping[str, Any], look: Look | None = None, runs: int = 1) -> Trace:
+        """Runs and gives the times of each step; `look` is shown what each one wrote.
 
         Raises what `run` raises. Runs of other threads are not in it.
+        `session.trace(inputs).to_perfetto("run.json")` writes a timeline.
         """
         trace = Trace(look)
         with tracing(trace):
-            self.run(inputs)
+            for _ in range(runs):
+                self.run(inputs)
         return trace
 
     def run(

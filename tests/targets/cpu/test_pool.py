@@ -277,15 +277,26 @@ def test_closing_during_a_run(make_pool):
 def test_times(make_pool):
     pool = make_pool(capacity=2)
     chain = Chain(7)
-    times = np.full(len(chain.table) + 1, -1, np.int64)
     before = time.perf_counter_ns()
-    pool.run_timed(chain.table.ctypes.data, len(chain.table), 2, times)
+    times, done = pool.run_timed(chain.table.ctypes.data, len(chain.table), 2)
     chain.check()
+    assert times.shape == (len(chain.table) + 1,) and done.shape == (2, len(chain.table))
     assert (np.diff(times) >= 0).all() and times[0] > 0
     if host.system() == "linux":
         assert before <= times[0] and times[-1] <= time.perf_counter_ns()
-    with pytest.raises(ValueError, match=r"int64\[41\]"):
-        pool.run_timed(chain.table.ctypes.data, len(chain.table), 2, times[:-1])
+    took_part = done > 0
+    assert took_part[0].all(), "the caller takes part in every entry"
+    within = (done >= times[:-1]) & (done <= times[1:])
+    assert within[took_part].all()
+
+
+@pytest.mark.parametrize("threads", [-3, 0, 1])
+def test_times_of_one_thread(make_pool, threads):
+    pool = make_pool(capacity=2)
+    chain = Chain(7)
+    times, done = pool.run_timed(chain.table.ctypes.data, len(chain.table), threads)
+    chain.check()
+    assert done.shape == (1, len(chain.table)) and (done <= times[1:]).all()
 
 
 def test_kernels_may_change_between_runs(make_pool):

@@ -333,17 +333,20 @@ class _Context:
         if watched.look is not None:
             segments = [(number, number + 1) for number in range(len(steps))]
         for begin, end in segments:
-            times = np.zeros(end - begin + 1, np.int64)
             if steps[begin].is_host:
-                times[0] = time.perf_counter_ns()
+                start = time.perf_counter()
                 self._run_host(steps[begin], values, run_graph)
-                times[1] = time.perf_counter_ns()
-            else:
-                pool.run_timed(self.tables.ctypes.data + 16 * begin, end - begin, threads, times)
-                if self.errors.any():
-                    self._raise()
-            for step, taken in zip(steps[begin:end], np.diff(times)):
-                watched.add(step, float(taken) * 1e-9, values)
+                taken = time.perf_counter() - start
+                watched.add(trace.Timing(steps[begin], taken, start), values)
+                continue
+            table = self.tables.ctypes.data + 16 * begin
+            times, done = pool.run_timed(table, end - begin, threads)
+            if self.errors.any():
+                self._raise()
+            for number, step in enumerate(steps[begin:end]):
+                start, stop = (float(t) * 1e-9 for t in times[number : number + 2])
+                ends = tuple((n, float(t) * 1e-9) for n, t in enumerate(done[:, number]) if t)
+                watched.add(trace.Timing(step, stop - start, start, ends), values)
 
     def _run_host(
         self, step: Step, values: dict[Value, Any], run_graph: Callable[..., Any]

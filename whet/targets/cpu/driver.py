@@ -164,7 +164,7 @@ entry:
   %now = load atomic i64, ptr %p_stage acquire, align 8
   br label %look
 look:
-  %stage = phi i64 [%now, %entry], [%later, %outside], [%next, %call]
+  %stage = phi i64 [%now, %entry], [%later, %outside], [%next, %join]
   %number = lshr i64 %stage, 32
   %ended = icmp ugt i64 %number, %count
   br i1 %ended, label %out, label %member
@@ -182,6 +182,20 @@ call:
   %kernel = load ptr, ptr %entry_at
   %arguments = load ptr, ptr %p_arguments
   call void %kernel(ptr %arguments, i64 %thread, i64 %threads)
+  %p_times = getelementptr i8, ptr %run, i64 {TIMES}
+  %times = load ptr, ptr %p_times
+  %timed = icmp ne ptr %times, null
+  br i1 %timed, label %time, label %join
+time:
+  ; Behind the ends of all entries there is a row for each thread: when it was done with each.
+  %row = mul i64 %thread, %count
+  %behind = add i64 %row, %count
+  %place = add i64 %behind, %number
+  %p_time = getelementptr i64, ptr %times, i64 %place
+  %done = call i64 @now()
+  store i64 %done, ptr %p_time
+  br label %join
+join:
   %next = call i64 @barrier(ptr %run, i64 %stage)
   br label %look
 out:

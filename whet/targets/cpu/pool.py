@@ -81,13 +81,16 @@ class Pool:
             self._grow(threads)
         return int(self._run(self._block, table, count, threads, 0))
 
-    def run_timed(self, table: int, count: int, threads: int, times: NDArray[np.int64]) -> int:
-        """Like `run`; `times[0]` is the start and `times[i + 1]` the end of entry i, in ns."""
-        if times.dtype != np.int64 or times.shape != (count + 1,) or not times.flags.c_contiguous:
-            raise ValueError(f"times must be int64[{count + 1}], got {times.dtype}{times.shape}")
+    def run_timed(
+        self, table: int, count: int, threads: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Like `run`; returns times in ns on the system's monotonic clock: the start and the end of
+        each entry, and for each thread when it was done with each (0 where it took no part)."""
         if threads > self._ready:
             self._grow(threads)
-        return int(self._run(self._block, table, count, threads, times.ctypes.data))
+        times = np.zeros(1 + count * (1 + max(threads, 1)), np.int64)
+        self._run(self._block, table, count, threads, times.ctypes.data)
+        return times[: count + 1], times[count + 1 :].reshape(-1, count)
 
     def close(self) -> None:
         """Send the workers home; runs that go on keep theirs to the end, later ones run alone."""

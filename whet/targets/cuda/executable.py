@@ -293,7 +293,8 @@ class _Context:
             self._take(value, result, values)
         if watched is not None:
             self.stream.synchronize()
-            watched.add(step, time.perf_counter() - start, values)
+            taken = time.perf_counter() - start
+            watched.add(trace.Timing(step, taken, start), values)
 
     def _on_host(self, value: Value, values: dict[Value, Any]) -> Any:
         """A Value as NumPy has it."""
@@ -332,6 +333,7 @@ class _Context:
     ) -> None:
         """Launch after launch, with the device's own times."""
         events = [Event(timed=True)]
+        began = time.perf_counter()
         events[0].record(self.stream)
         for call in segment.calls:
             call.launch(self.stream)
@@ -339,14 +341,16 @@ class _Context:
             events[-1].record(self.stream)
         self.stream.synchronize()
         taken: dict[int, float] = {}
+        starts: dict[int, float] = {}
         for number, before, after in zip(segment.steps, events, events[1:]):
+            starts.setdefault(number, began + before.seconds_since(events[0]))
             taken[number] = taken.get(number, 0.0) + after.seconds_since(before)
         for number, seconds in taken.items():
             step = self.plan.steps[number]
             if watched.look is not None:
                 for value in step.writes:
                     values[value] = self._seen(value)
-            watched.add(step, seconds, values)
+            watched.add(trace.Timing(step, seconds, starts[number]), values)
 
     def _seen(self, value: Value) -> np.ndarray:
         array = np.empty(value.shape, value.tensor.numpy)
