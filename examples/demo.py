@@ -24,6 +24,7 @@ from whet.cli.draw import diagram, page, svg
 from whet.cli.terminal import duration, say, size, table
 from whet.frontends.onnx import from_onnx
 from whet.ir.evaluate import evaluate
+from whet.plan.describe import buffers
 
 sys.path.insert(0, str(Path(__file__).parent))
 from predictions import draw_predictions
@@ -153,7 +154,7 @@ def draw(session: Any, images: np.ndarray, labels: np.ndarray, logits: np.ndarra
     title = "The digits network as its kernels, for a batch of 360"
     lines = [f"{len(plan.steps)} kernels take {duration(sum(seconds))}"]
     drawn = svg.draw(picture)
-    held = svg.memory(diagram.buffers(plan), plan.arena, len(plan.steps), max(drawn.width, 800.0))
+    held = svg.memory(buffers(plan), plan.arena, len(plan.steps), max(drawn.width, 800.0))
     files = {
         "predictions.svg": draw_predictions(images[:, 0] / 16, labels, logits),
         "graph.svg": svg.stacked([svg.heading(title, lines), drawn, held]).svg(),
