@@ -27,6 +27,38 @@ class InvalidEngine(Error, ValueError):
     """An engine file that is damaged, foreign, or from a later format version."""
 
 
+class MissingWeights(Error, LookupError):
+    """A run of an engine some of whose weights are not there yet: `names` are those."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = tuple(names)
+        super().__init__(
+            f"weights are missing; give them to the engine with `refit`: {', '.join(self.names)}"
+        )
+
+
+class RefitError(Error, ValueError):
+    """New weights that an engine does not take, with every reason; it keeps the weights it had."""
+
+    def __init__(
+        self,
+        missing: Sequence[str] = (),
+        unknown: Sequence[str] = (),
+        mismatched: Sequence[str] = (),
+        frozen: Sequence[str] = (),
+    ) -> None:
+        self.missing, self.unknown = tuple(missing), tuple(unknown)
+        self.mismatched, self.frozen = tuple(mismatched), tuple(frozen)
+        kinds = {
+            "missing": self.missing,
+            "unknown": self.unknown,
+            "of another type": self.mismatched,
+            "other than the shapes or numbers that it was built for": self.frozen,
+        }
+        lines = "\n".join(f"  {kind}: {', '.join(names)}" for kind, names in kinds.items() if names)
+        super().__init__(f"the engine keeps the weights it had; of those given, some are\n{lines}")
+
+
 class InvalidInput(Error, ValueError):
     """A run's inputs or outputs: a missing or unknown name, a wrong dtype or shape."""
 

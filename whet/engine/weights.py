@@ -16,7 +16,7 @@ import numpy as np
 from whet.engine.checksum import checksum
 from whet.engine.elements import byte_count, pack, unpack
 from whet.engine.plain import Plain, a_list, a_number, a_text, entries, from_json, need, record
-from whet.errors import Error, InvalidEngine
+from whet.errors import Error, InvalidEngine, MissingWeights
 from whet.ir.types import NUMPY_DTYPES, TensorType
 
 CHUNK = 1 << 20  # bytes under one checksum
@@ -41,6 +41,10 @@ class WeightStore(Protocol):
     def types(self) -> Mapping[str, TensorType]:
         """What each weight is."""
 
+    @property
+    def missing(self) -> Collection[str]:
+        """The weights that are not there yet."""
+
     def array(self, name: str) -> np.ndarray:
         """The read-only elements of a weight; raises InvalidEngine where they are damaged."""
 
@@ -50,6 +54,8 @@ class WeightStore(Protocol):
 
 class ImportedWeights:
     """The weights of a model that has just been read."""
+
+    missing: Collection[str] = ()
 
     def __init__(self, tensors: Mapping[str, Source]) -> None:
         self._tensors = tensors
@@ -92,7 +98,7 @@ class StoredWeights:
     def array(self, name: str) -> np.ndarray:
         kind, place = self._where[name]
         if place is None:
-            raise Error(f"the engine was built without the weight {name!r}; give it one first")
+            raise MissingWeights(self.missing)
         content = self._contents[place]
         if place not in self._checked:
             for number in range(len(content.checksums)):

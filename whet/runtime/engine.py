@@ -5,22 +5,28 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from whet.engine.file import EngineFile, write_engine
+from whet.engine.file import EngineFile, weight_names, write_engine
 from whet.engine.header import REFITTABLE
+from whet.engine.refit import CurrentWeights, LayeredWeights, Names, digest, same_weights
+from whet.engine.sources import WeightSource, weights_in
 from whet.engine.weights import ImportedWeights, WeightStore
 from whet.errors import DeviceError, InvalidSetting
 from whet.ir.graph import Graph
-from whet.ir.types import Type
+from whet.ir.types import TensorType, Type
 from whet.knobs import knobs
 from whet.passes.pipeline import Watch, optimise
 from whet.passes.recognise import Numbers
 from whet.progress import ProgressMonitor, monitored, phase
 from whet.runtime.cache import Cache
+from whet.runtime.prepared import Shared
 from whet.runtime.profile import Profile, check_profiles
 from whet.runtime.session import Session
 
@@ -42,10 +48,26 @@ class Engine:
     weights: WeightStore
     profiles: tuple[Profile, ...] = ()
     refittable: bool = True
-    frozen: frozenset[str] = frozenset()
-    """Weights that were read as shapes: a refit cannot change them."""
+    frozen: Mapping[str, str] = field(default_factory=dict)
+    """Weights that were read as shapes or numbers, with digests: a refit cannot change them."""
     kernels: Mapping[str, bytes] | None = None
     """Code built ahead of time, by cache key; only where the caller allowed it."""
+    unused: Collection[str] = ()
+    """The model's weights that nothing reads any more."""
+    architectures: tuple[str, ...] = ()
+    """What the kernels are for."""
+    shared: Shared = field(default_factory=Shared, repr=False)
+    """What all sessions of the engine have in common."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.weights, CurrentWeights):
+            object.__setattr__(self, "weights", CurrentWeights(self.weights))
+
+    @property
+    def _current(self) -> CurrentWeights:
+        """The weights, which a refit replaces."""
+        assert isinstance(self.weights, CurrentWeights)
+        return self.weights
 
     @property
     def inputs(self) -> dict[str, Type]:
@@ -57,11 +79,64 @@ class Engine:
         """What the model gives: name -> type. Outputs whose rank depends on data are left out."""
         return {name: v.type for name, v in zip(self.graph.output_names, self.graph.outputs)}
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the engine; the file appears whole or not at all. Raises WriteError."""
+    @cached_property
+    def names(self) -> Names:
+        """Which weights the engine has, and which of them can be exchanged."""
+        types = {name: self.weights.types[name] for name in weight_names(self.graph)}
+        return Names(types, self.frozen, self.unused)
+
+    @property
+    def refittable_weights(self) -> dict[str, TensorType]:
+        """The weights that `refit` can exchange, by their names in the model."""
+        return self.names.refittable if self.refittable else {}
+
+    @property
+    def missing_weights(self) -> tuple[str, ...]:
+        """The weights that must be given before the engine runs."""
+        return tuple(name for name in self.names.types if name in self.weights.missing)
+
+    def refit(self, source: WeightSource, partial: bool = False) -> None:
+        """Exchanges weights, in all sessions of the engine.
+
+        `source`: arrays by name, or a file: .safetensors, .npz, an ONNX model, another engine.
+        Weights go by their names in the ONNX model, also those that were folded, packed or merged:
+        what was made of them is made anew. Arrays are copied, files stay mapped. A run that is
+        under way keeps the weights it began with. Unless `partial`, a whole model must hold all
+        weights, and anything else those that are missing. Raises RefitError with all that is wrong,
+        and then nothing has changed.
+        """
+        new = weights_in(source)
+        if not self.refittable:
+            raise InvalidSetting("the engine was built with refittable=False; build it anew")
+        wanted = self.names.types if new.is_whole else self.missing_weights
+        chosen = self.names.chosen(new.tensors, () if partial else wanted)
+        self.shared.refit(self._current, chosen)
+
+    def refit_async(self, source: WeightSource, partial: bool = False) -> Future[None]:
+        """`refit` on a thread of its own, while sessions run on; the result raises what it does."""
+        done: Future[None] = Future()
+
+        def work() -> None:
+            try:
+                self.refit(source, partial)
+            except BaseException as error:
+                done.set_exception(error)
+            else:
+                done.set_result(None)
+
+        threading.Thread(target=work, name="whet-refit", daemon=True).start()
+        return done
+
+    def save(self, path: str | os.PathLike[str], strip: bool | WeightSource = False) -> None:
+        """Writes the engine; the file appears whole or not at all. Raises WriteError.
+
+        With `strip` it is written without the weights that `refit` can give it again; where that is
+        a model or another source of weights, without those that are the same there.
+        """
         metadata = {
             "profiles": [p.to_plain() for p in self.profiles],
-            "frozen": sorted(self.frozen),
+            "frozen": dict(self.frozen),
+            "unused": sorted(self.unused),
         }
         write_engine(
             path,
@@ -69,8 +144,20 @@ class Engine:
             self.weights,
             metadata=metadata,
             kernels=self.kernels,
+            architectures=self.architectures,
             refittable=self.refittable,
+            without={*self.missing_weights, *self._stripped(strip)},
         )
+
+    def _stripped(self, strip: bool | WeightSource) -> Collection[str]:
+        """The weights to be left out of a file."""
+        if strip is False:
+            return ()
+        if not self.refittable:
+            raise InvalidSetting("an engine built with refittable=False cannot be stripped")
+        if strip is True:
+            return self.refittable_weights
+        return same_weights(self.weights, weights_in(strip).tensors, self.refittable_weights)
 
     def session(
         self,
@@ -104,7 +191,8 @@ class Engine:
         seconds = knobs.tune if tune is None else tune
         opened = open_device(device, _cache(cache), self.kernels, count, seconds)
         with monitored(progress), phase("session", 1) as step:
-            session = Session(self.graph, self.weights, opened, count, self.profiles)
+            prepared = self.shared.prepared(opened, self._current, count)
+            session = Session(self.graph, prepared, opened, count, self.profiles)
             step()
         _report(opened, time.perf_counter() - start)
         return session
@@ -145,27 +233,42 @@ def build(
         given = (profiles,) if isinstance(profiles, Profile) else tuple(profiles or ())
         check_profiles(given, graph)
         kernels = _prebuilt(graph, architectures, step) if architectures else None
-    return Engine(graph, weights, given, refittable, imported.frozen | numbers.frozen, kernels)
+    frozen = {n: digest(imported.weights[n]) for n in sorted(imported.frozen | numbers.frozen)}
+    unused = frozenset(imported.weights) - set(weight_names(graph)) - frozen.keys()
+    return Engine(graph, weights, given, refittable, frozen, kernels, unused, tuple(architectures))
 
 
 def load(
-    path: str | os.PathLike[str] | bytes | bytearray | memoryview, allow_code: bool = False
+    path: str | os.PathLike[str] | bytes | bytearray | memoryview,
+    allow_code: bool = False,
+    weights: bool = True,
 ) -> Engine:
     """An engine from its file or its bytes; raises InvalidEngine with what is wrong.
 
-    Kernels in the file are machine code: they are used only with `allow_code=True`.
+    Kernels in the file are machine code: they are used only with `allow_code=True`. With
+    `weights=False` those in the file are left alone: sessions compile, and raise MissingWeights
+    when they run, until `refit` has given them weights, from this file or another.
     """
     file = EngineFile.open(path, allow_code)
     profiles = tuple(Profile.from_plain(p) for p in file.metadata.get("profiles", ()))
-    frozen = frozenset(str(name) for name in file.metadata.get("frozen", ()))
+    withheld = () if weights else file.weights.types.keys() - _frozen(file).keys()
     return Engine(
         file.graph,
-        file.weights,
+        LayeredWeights(file.weights, withheld=withheld),
         profiles,
         bool(file.header.flags & REFITTABLE),
-        frozen,
+        _frozen(file),
         file.kernels,
+        frozenset(str(name) for name in file.metadata.get("unused", ())),
+        file.header.architectures if file.kernels else (),
     )
+
+
+def _frozen(file: EngineFile) -> dict[str, str]:
+    """Names and digests; files of the first days have names only."""
+    frozen = file.metadata.get("frozen", ())
+    digests = frozen if isinstance(frozen, Mapping) else dict.fromkeys(frozen, "")
+    return {str(name): str(found) for name, found in digests.items()}
 
 
 def session(model: str | os.PathLike[str] | bytes | onnx.ModelProto, **options: Any) -> Session:

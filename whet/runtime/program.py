@@ -12,13 +12,13 @@ import numpy as np
 from whet.engine.weights import WeightStore
 from whet.errors import InvalidInput
 from whet.ir.evaluate import bind_sizes, check_guards, compute
-from whet.ir.graph import Constant, Graph, Input, Parameter, Value, Weight, make, topological
+from whet.ir.graph import Graph, Input, Parameter, Value, make, topological
 from whet.ir.types import TensorType
 from whet.ops.select import Prefix
 from whet.plan.plan import Plan, make_plan
 from whet.plan.target import Device
-from whet.plan.trace import tracing
 from whet.progress import phase
+from whet.runtime.prepared import Prepared, is_given
 
 Arrays = Sequence[Any]
 
@@ -28,15 +28,21 @@ MOST_STAGES = 256
 
 
 class Runner:
-    """All that runs on one device from one set of weights; results of weight-only work are kept and
-    shared."""
+    """All that runs on one device; what weights alone make is `prepared`, and may be shared."""
 
-    def __init__(self, device: Device, weights: WeightStore, threads: int) -> None:
-        self.device, self.weights, self.threads = device, weights, threads
-        self.prepared: dict[Value, Any] = {}
+    def __init__(self, device: Device, weights: WeightStore | Prepared, threads: int) -> None:
+        self.device, self.threads = device, threads
+        self.prepared = (
+            weights if isinstance(weights, Prepared) else Prepared(device, weights, threads)
+        )
         self.reference_ops: dict[str, None] = {}
         self._stages: dict[tuple[Graph, tuple[tuple[str, int], ...]], Stage] = {}
         self._lock = threading.RLock()
+
+    @property
+    def weights(self) -> WeightStore:
+        """The weights that a run on this thread reads."""
+        return self.prepared.weights
 
     @property
     def plans(self) -> tuple[Plan, ...]:
@@ -78,37 +84,6 @@ class Runner:
         """Runs an inner graph, for the operators of control flow."""
         return self.execute(graph, arrays)
 
-    def prepare(self, values: Sequence[Value]) -> None:
-        """Computes what depends on weights alone, and keeps it."""
-        with self._lock:
-            missing = tuple(v for v in values if v not in self.prepared)
-            for value in missing:
-                if is_given(value):
-                    self.prepared[value] = self._given(value)
-            rest = tuple(v for v in missing if v not in self.prepared)
-            if not rest:
-                return
-            program = Program(self, legal(Graph((), rest), self.device), prepare=True)
-            room = self.device.arrays([v.tensor for v in rest])
-            with tracing(None):
-                self.prepared.update(zip(rest, program.run((), dict(enumerate(room)))))
-            given = list(program.given)
-            del program
-            for value in given:
-                self._let_go(value, keep=missing)
-            self.device.trim()
-
-    def _let_go(self, value: Value, keep: Sequence[Value]) -> None:
-        """Forgets a weight as the model has it, once only what was made from it is needed."""
-        if isinstance(value.op, Weight) and value not in keep:
-            self.prepared.pop(value, None)
-            self.weights.release(value.op.name)
-
-    def _given(self, value: Value) -> Any:
-        op = value.op
-        array = op.data if isinstance(op, Constant) else self.weights.array(op.name)  # type: ignore[attr-defined]
-        return self.device.given(array)
-
     def program(self, graph: Graph) -> Program:
         """A graph whose sizes are all known, compiled."""
         return Program(self, legal(graph, self.device), source=graph)
@@ -146,7 +121,7 @@ def legal(graph: Graph, device: Device) -> Graph:
 def compile_ahead(graph: Graph, device: Device) -> dict[str, bytes]:
     """The code of all kernels that can be known before a run, by cache key; nothing is run."""
     plan = plan_ahead(graph, device)
-    before = legal(Graph((), tuple(v for v in plan.prepared)), device)
+    before = legal(Graph((), needed(plan, prepared_only=True)), device)
     kernels = [
         s.kernel
         for p in (make_plan(before, device.capabilities, prepare=True), plan)
@@ -171,33 +146,36 @@ def plan_ahead(graph: Graph, device: Device) -> Plan:
     return make_plan(legal(kept, device), device.capabilities)
 
 
-def is_given(value: Value) -> bool:
-    """Whether a Value is an array that is there before anything runs."""
-    return isinstance(value.op, Constant | Weight)
+def needed(plan: Plan, prepared_only: bool = False) -> tuple[Value, ...]:
+    """What a plan takes as given besides inputs, in the graph's order: prepared Values, and, unless
+    told not to, the weights and constants that its steps read as they are."""
+    read = set(plan.prepared)
+    if not prepared_only:
+        read.update(v for step in plan.steps for v in step.reads if is_given(v))
+        read.update(v for v in plan.graph.outputs if is_given(v))
+    return tuple(v for v in plan.graph.values if v in read)
 
 
 class Program:
     """A graph whose sizes are all known: its plan, compiled, and what was prepared for it."""
 
-    def __init__(
-        self, runner: Runner, graph: Graph, prepare: bool = False, source: Graph | None = None
-    ) -> None:
+    def __init__(self, runner: Runner, graph: Graph, source: Graph | None = None) -> None:
         self.runner, self.graph = runner, graph
         self.source = source or graph
         """The graph before it was put into the device's terms."""
-        self.plan: Plan = make_plan(graph, runner.device.capabilities, prepare)
+        self.plan: Plan = make_plan(graph, runner.device.capabilities)
         runner.reference_ops.update(dict.fromkeys(self.plan.reference_ops))
         self.executable = runner.device.executable(self.plan, runner.threads)
-        given = {v for step in self.plan.steps for v in step.reads if is_given(v)}
-        given |= {o for o in graph.outputs if is_given(o)}
-        wanted = (*given, *self.plan.prepared)
-        runner.prepare(wanted)
-        self.given = {v: runner.prepared[v] for v in wanted}
+        self.given = needed(self.plan)
+        runner.prepared.plan(self.given)
+        if not runner.weights.missing:
+            runner.prepared.of_program(self, self.given)
         self.made = {v for step in self.plan.steps for v in step.writes}
 
     def run(self, arrays: Arrays, out: Mapping[int, np.ndarray]) -> list[Any]:
         """The outputs as fresh arrays, or in those that `out` gives by the output's number."""
-        given = {**self.given, **dict(zip(self.graph.inputs, map(_as_array, arrays)))}
+        static = self.runner.prepared.of_program(self, self.given)
+        given = {**static, **dict(zip(self.graph.inputs, map(_as_array, arrays)))}
         buffers: dict[Value, Any] = {}
         for number, value in enumerate(self.graph.outputs):
             if number in out:
@@ -276,11 +254,9 @@ class Stage:
         return self.runner.execute(self.rest, (*carried, *results), out)
 
     def _compute(self, value: Value, known: Mapping[Value, Any]) -> tuple[Any, ...]:
-        self.runner.prepare([i for i in value.inputs if i is not None and i.is_static])
-        arrays = [
-            None if i is None else self.runner.prepared[i] if i.is_static else known[i]
-            for i in value.inputs
-        ]
+        static = [i for i in value.inputs if i is not None and i.is_static]
+        known = {**known, **self.runner.prepared.of(static)}
+        arrays = [None if i is None else known[i] for i in value.inputs]
         extra = [self.runner.run_graph] if value.op.runs_graphs else []
         # Kernels read what lies without gaps; a part of an axis may not.
         return tuple(map(_contiguous, compute(value, [*extra, *arrays], {})))

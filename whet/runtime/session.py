@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from whet.ir.types import TensorType, Type, dtype_name
 from whet.passes.pipeline import optimise
 from whet.plan.plan import Plan
 from whet.plan.trace import Look, Trace, tracing
+from whet.runtime.prepared import Prepared
 from whet.runtime.profile import Profile
 from whet.runtime.program import MOST_STAGES, Runner
 
@@ -28,7 +30,7 @@ class Session:
     def __init__(
         self,
         graph: Graph,
-        weights: WeightStore,
+        weights: WeightStore | Prepared,
         device: Device,
         threads: int,
         profiles: tuple[Profile, ...] = (),
@@ -96,20 +98,22 @@ class Session:
         arrays = self._check(inputs)
         self._check_profiles(arrays)
         targets = self._check_out(out or {})
-        results = self._runner.execute(self.graph, arrays, targets)
-        if self.graph.late is not None:
-            return self._finish(results)
+        with self._runner.prepared.pinned():
+            results = self._runner.execute(self.graph, arrays, targets)
+            if self.graph.late is not None:
+                return self._finish(results)
         return dict(zip(self._outputs, results))
 
     def _finish(self, results: list[Any]) -> dict[str, Any]:
         """Runs the stages that could not be planned before."""
         named: dict[str, Any] = {}
-        graph = self.graph
+        generation = self._runner.prepared.generation
+        graph = replace(self.graph, late=generation.late(self.graph.late))
         while graph.late is not None:
             ready = len(graph.output_names)
             named.update(zip(graph.output_names, results))
             captured = dict(zip(graph.late.captured, results[ready:]))
-            graph = self._optimised(graph.late.stage(captured, self._runner.weights.array))
+            graph = self._optimised(graph.late.stage(captured, generation.weights.array))
             results = self._runner.execute(graph, [captured[v.op.name] for v in graph.inputs])  # type: ignore[attr-defined]
         named.update(zip(graph.output_names, results))
         return {name: named[name] for name in self._outputs}

@@ -1,0 +1,240 @@
+"""What is computed from weights alone: once for all sessions on a device, anew when they change."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary, WeakValueDictionary
+
+from whet.engine.refit import CurrentWeights
+from whet.engine.weights import Source, WeightStore
+from whet.errors import MissingWeights
+from whet.ir.graph import Constant, Graph, Value, Weight, topological
+from whet.ir.types import TensorType
+from whet.plan.plan import Plan, make_plan
+from whet.plan.target import Device
+from whet.plan.trace import tracing
+
+if TYPE_CHECKING:
+    from whet.runtime.program import Runner
+
+
+class Generation:
+    """One set of weights, and what has been made of them so far. A run keeps the one it began
+    with, so that it sees the weights before a refit or those after it and never some of both."""
+
+    def __init__(self, weights: WeightStore, arrays: Mapping[Value, Any] = {}) -> None:
+        self.weights = weights
+        self.arrays = dict(arrays)
+        self.given: WeakKeyDictionary[Any, dict[Value, Any]] = WeakKeyDictionary()
+        """What each program reads, put together when it first runs with these weights."""
+        self._regions: dict[Any, Any] = {}
+
+    def late(self, region: Any) -> Any:
+        """The late region whose stages were made with these weights, some of which they read as
+        shapes."""
+        return self._regions.setdefault(region, replace(region))
+
+
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """How some Values are computed from weights: compiled once, run for each set of weights.
+
+    Always the same kernels: so refit and build give the same bits.
+    """
+
+    plan: Plan
+    outputs: Mapping[Value, Value]
+    """For each Value that it makes, the one of its plan that stands for it."""
+
+    def only(self, values: Iterable[Value]) -> Plan:
+        """The steps that make some of the Values."""
+        wanted = tuple(dict.fromkeys(self.outputs[v] for v in values))
+        needed, steps = set(wanted), []
+        for step in reversed(self.plan.steps):
+            if needed.intersection(step.writes):
+                needed.update(step.reads)
+                steps.append(step)
+        graph = replace(self.plan.graph, outputs=wanted)
+        return replace(self.plan, graph=graph, steps=tuple(reversed(steps)))
+
+
+class Prepared:
+    """Weights as one device's kernels read them: folded, transposed, packed, merged."""
+
+    def __init__(self, device: Device, weights: WeightStore, threads: int) -> None:
+        self.device, self.threads = device, threads
+        self.current = Generation(weights)
+        self._recipes: dict[Value, Recipe] = {}
+        self._planned: dict[Value, None] = {}
+        self._lock = threading.RLock()
+        self._pinned = threading.local()
+
+    @property
+    def generation(self) -> Generation:
+        """The one that the calling thread's run began with; outside of runs, the newest."""
+        found: Generation | None = getattr(self._pinned, "generation", None)
+        return found or self.current
+
+    @property
+    def weights(self) -> WeightStore:
+        """The weights of the generation."""
+        return self.generation.weights
+
+    @contextmanager
+    def pinned(self, generation: Generation | None = None) -> Iterator[None]:
+        """Within it, this thread sees one generation."""
+        before = getattr(self._pinned, "generation", None)
+        self._pinned.generation = generation or before or self.current
+        try:
+            yield
+        finally:
+            self._pinned.generation = before
+
+    def plan(self, values: Sequence[Value]) -> None:
+        """Compiles what computes the Values, which needs no weights."""
+        with self._lock:
+            self._planned.update(dict.fromkeys(values))
+            new = tuple(v for v in values if v not in self._recipes and not is_given(v))
+            if new:
+                recipe = self._recipe(tuple(dict.fromkeys(new)))
+                self._recipes.update(dict.fromkeys(new, recipe))
+
+    def _recipe(self, values: tuple[Value, ...]) -> Recipe:
+        from whet.runtime.program import legal
+
+        graph = legal(Graph((), values), self.device)
+        plan = make_plan(graph, self.device.capabilities, prepare=True)
+        self.device.executable(plan, self.threads)  # compiles
+        return Recipe(plan, dict(zip(values, graph.outputs)))
+
+    def of_program(self, program: Any, values: Sequence[Value]) -> dict[Value, Any]:
+        """The arrays of a program's Values; found at once when it has run with these weights."""
+        generation = self.generation
+        found = generation.given.get(program)
+        if found is None:
+            found = generation.given[program] = self.of(values)
+        return found
+
+    def of(self, values: Sequence[Value]) -> dict[Value, Any]:
+        """The arrays of Values that depend on weights alone; raises MissingWeights where some of
+        these are not there yet."""
+        generation = self.generation
+        if any(v not in generation.arrays for v in values):
+            with self._lock, self.pinned(generation), tracing(None):
+                self._fill(generation, [v for v in values if v not in generation.arrays])
+        return {v: generation.arrays[v] for v in values}
+
+    def _fill(self, generation: Generation, values: Sequence[Value]) -> None:
+        self.plan(values)
+        _check_there(generation.weights, values)
+        made: dict[Value, Any] = {}
+        wanted: dict[Recipe, list[Value]] = {}
+        for value in values:
+            if is_given(value):
+                made[value] = self._leaf(generation.weights, value)
+            else:
+                wanted.setdefault(self._recipes[value], []).append(value)
+        for recipe, rest in wanted.items():
+            made.update(self._run(generation, recipe, rest, made))
+        generation.arrays.update(made)
+        self.device.trim()
+
+    def _run(
+        self,
+        generation: Generation,
+        recipe: Recipe,
+        values: list[Value],
+        known: Mapping[Value, Any],
+    ) -> dict[Value, Any]:
+        """Computes some of a recipe's Values."""
+        plan = recipe.only(values)
+        read = dict.fromkeys(i for step in plan.steps for i in step.reads if is_given(i))
+        read.update(dict.fromkeys(o for o in plan.graph.outputs if is_given(o)))
+        kept = {**generation.arrays, **known}
+        given = {v: kept[v] if v in kept else self._leaf(generation.weights, v) for v in read}
+        written = {o for step in plan.steps for o in step.writes}
+        made = [o for o in plan.graph.outputs if o in written and isinstance(o.type, TensorType)]
+        room = dict(zip(made, self.device.arrays([o.tensor for o in made])))
+        executable = self.device.executable(plan, self.threads)
+        results = executable.run(given, room, self._runner().run_graph)
+        for value in read:
+            if isinstance(value.op, Weight) and value not in self._planned:
+                generation.weights.release(value.op.name)
+        return {v: results[recipe.outputs[v]] for v in values}
+
+    def _leaf(self, weights: WeightStore, value: Value) -> Any:
+        op = value.op
+        array = op.data if isinstance(op, Constant) else weights.array(op.name)  # type: ignore[attr-defined]
+        return self.device.given(array)
+
+    def _runner(self) -> Runner:
+        """What runs inner graphs of operators that read weights alone."""
+        from whet.runtime.program import Runner
+
+        return Runner(self.device, self, self.threads)
+
+    def renewed(self, weights: WeightStore, changed: Set[str]) -> Generation:
+        """All that was prepared, for other weights, of which `changed` differ; not in use yet."""
+        with self._lock:
+            kept = {
+                v: array
+                for v, array in self.current.arrays.items()
+                if not changed & weights_behind(v)
+            }
+            new = Generation(weights, kept)
+            if not weights.missing:
+                with self.pinned(new):
+                    self.of([v for v in self._planned if v not in kept])
+            return new
+
+
+class Shared:
+    """What the sessions of an engine have in common, there for as long as one of them is."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._prepared: WeakValueDictionary[Any, Prepared] = WeakValueDictionary()
+
+    def prepared(self, device: Device, weights: CurrentWeights, threads: int) -> Prepared:
+        """The weights as a device's kernels read them."""
+        key = type(device), str(device.architecture), getattr(device, "number", 0)
+        with self._lock:
+            found = self._prepared.get(key)
+            if found is None:
+                found = self._prepared[key] = Prepared(device, weights.store, threads)
+            return found
+
+    def refit(self, weights: CurrentWeights, given: Mapping[str, Source]) -> None:
+        """Exchanges weights everywhere, once all that is made of them has been made anew."""
+        with self._lock:
+            store = weights.store.exchanged(given)
+            new = [(p, p.renewed(store, given.keys())) for p in self._prepared.values()]
+            weights.store = store
+            for prepared, generation in new:
+                prepared.current = generation
+
+
+def is_given(value: Value) -> bool:
+    """Whether a Value is an array that is there before anything runs."""
+    return isinstance(value.op, Constant | Weight)
+
+
+def weights_behind(value: Value) -> frozenset[str]:
+    """The names of the weights that a Value is made of."""
+    found: set[str] = set()
+    for v in topological((value,)):
+        if isinstance(v.op, Weight):
+            found.add(v.op.name)
+        for graph in v.op.graphs:
+            found.update(*map(weights_behind, graph.outputs))
+    return frozenset(found)
+
+
+def _check_there(weights: WeightStore, values: Iterable[Value]) -> None:
+    missing = frozenset(weights.missing)
+    if missing and any(missing & weights_behind(v) for v in values):
+        raise MissingWeights(sorted(missing))
