@@ -170,14 +170,17 @@ def test_stays(name):
     assert run(before) is before
 
 
-def test_a_weight_with_a_zero_point_stays():
-    before = graph(INTEGER["convolution"])
-    assert run(before, wzero=1) is before
+@pytest.mark.parametrize(
+    "name", ["convolution", "matrix product", "integers as QLinearConv reads them"]
+)
+def test_a_weight_with_a_zero_point_has_sixteen_bits(name):
+    after = run(graph(INTEGER[name]), wzero=1)
+    assert contractions(after) == [("uint8", "int16", "int32")]
 
 
 def test_zero_points_that_nobody_may_look_at():
-    before = graph(INTEGER["convolution"])
-    assert quantized_arithmetic(before) is before
+    unknown = quantized_arithmetic(graph(INTEGER["convolution"]))
+    assert contractions(unknown) == [("uint8", "int16", "int32")]
     plain = graph(
         convolution(
             dequantized(), Dequantize("float32")(weight("w", 8, 3, 3, 4, dtype="int8"), SCALE)

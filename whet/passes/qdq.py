@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from whet.ir.graph import Constant, Graph, Value, Weight
+from whet.ir.graph import Constant, Graph, Value, Weight, constant
 from whet.ir.match import Matcher, ReadNumber
 from whet.ir.rewrite import Built, Rules, once, rewrite, rule, rule_for, static, such
 from whet.ops.cast import Cast
@@ -81,6 +81,11 @@ def elements_of(value: Value, read: ReadNumber) -> np.ndarray | None:
 def shifted(x: Value) -> Shifted | None:
     """What an importer writes for integers less their zero point, in int32."""
     zero: Value | None = None
+    if isinstance(x.op, Transpose):
+        inner = shifted(only(x))
+        if inner is None or not inner.has_one_zero:
+            return None
+        return Shifted(x.op(inner.q), _scalar(inner.zero))
     if isinstance(x.op, Sub):
         x, zero = x.inputs  # type: ignore[assignment]
         if zero is not None and isinstance(zero.op, Cast):
@@ -93,22 +98,28 @@ def shifted(x: Value) -> Shifted | None:
 
 def contracted(op: Convolution | MatMul, x: Shifted, w: Shifted, read: ReadNumber) -> Built:
     """The sum of products of x and w in int32, by a contraction of 8-bit integers."""
-    if not w.zero_is_known(read):
-        return "the weight has a zero point"
+    weight = w.q
+    if w.zero is not None and not w.zero_is_known(read):
+        weight = Cast("int16")(w.q) - Cast("int16")(w.zero)
     if x.zero_is_known(read) or x.zero is None:
-        return replace(op, accumulate="int32")(x.q, w.q)
+        return replace(op, accumulate="int32")(x.q, weight)
     if not x.has_one_zero and isinstance(op, Convolution):
         return "the input has a zero point for each channel"
-    given, plain = _padded(op, x.q, x.zero)
-    total = replace(plain, accumulate="int32")(given, w.q)
-    return total - Cast("int32")(x.zero) * sums(op, w.q)
+    given, plain = _padded(op, x.q, x.zero, read)
+    total = replace(plain, accumulate="int32")(given, weight)
+    return total - Cast("int32")(x.zero) * sums(op, weight)
 
 
-def _padded(op: Convolution | MatMul, q: Value, zero: Value) -> tuple[Value, Convolution | MatMul]:
+def _padded(
+    op: Convolution | MatMul, q: Value, zero: Value, read: ReadNumber
+) -> tuple[Value, Convolution | MatMul]:
     """The input padded by its zero point, which stands for 0, and the operator without padding."""
     if isinstance(op, MatMul) or all(size == 0 for size in (*op.before, *op.after)):
         return q, op
+    known = elements_of(zero, read)
     fill = reshape(zero if zero.dtype == q.dtype else Cast(q.dtype)(zero))
+    if known is not None:
+        fill = constant(known.reshape(-1)[0], q.dtype)
     padded = Pad((0, *op.before, 0), (0, *op.after, 0))(q, fill)
     none = (0,) * len(op.strides)
     return padded, replace(op, before=none, after=none)

@@ -17,6 +17,7 @@ from whet.plan.lower import RULES
 from whet.plan.nests import NESTS
 from whet.targets.cpu.arithmetic import COMPUTE, EMIT
 from whet.targets.cpu.two_steps import in_two_steps
+from whet.targets.cpu.unsigned import without_sign
 
 CARRIES = (*MOVEMENT, *READS, Where, BitCast, ScatterElements, ScatterND)
 """Operators that only carry elements, or their bits."""
@@ -65,6 +66,8 @@ def legalize(value: Value) -> Any:
     """One operator in simpler terms, or the Value itself."""
     if isinstance(value.op, Pow) and len({i.dtype for i in value.inputs if i is not None}) > 1:
         return _pow_of_one_dtype(value)
+    if (bytes_ := without_sign(value)) is not None:
+        return bytes_
     if (parts := in_two_steps(value)) is not None:
         return parts
     if emits(value) or not hasattr(value.op, "lower"):

@@ -21,10 +21,11 @@ from whet.plan.lower import flatten, loop_index
 from whet.targets.cpu import arithmetic
 from whet.targets.cpu.architecture import Architecture
 from whet.targets.cpu.expressions import Emitter, Place
-from whet.targets.cpu.llvm import Function
+from whet.targets.cpu.llvm import Function, element_bytes
 from whet.targets.cpu.templates import convolution as kernels
 from whet.targets.cpu.templates.dense import taps_innermost
 from whet.targets.cpu.templates.epilogue import FIRST_BUFFER, Epilogue, Origin, Position
+from whet.targets.cpu.templates.matmul import FLOATS, cast
 from whet.targets.cpu.templates.packing import Packing
 from whet.targets.cpu.templates.schedule import Schedule
 from whet.targets.cpu.templates.specification import Convolution as Specification
@@ -158,15 +159,10 @@ class Contraction:
             return None
         x, w = value.inputs
         assert x is not None and w is not None
-        if (
-            value.dtype != "float32"
-            or not w.is_static
-            or not x.tensor.is_static
-            or not w.tensor.is_static
-        ):
+        if value.dtype not in FLOATS or not is_packable(value):
             return None
-        if x.is_static or math.prod(value.shape) == 0 or math.prod(x.shape) == 0:
-            return None
+        if value.dtype != "float32":
+            return _in_float32(value)
         if isinstance(op, Convolution):
             return self._convolution(op, x, w, architecture)
         return self._product(x, w, architecture)
@@ -210,7 +206,7 @@ class Contraction:
         assert x is not None and packed is not None
         extra = [(b, 0) for b in _epilogue_buffers(kernel)]
         return [
-            (x.buffer, 4 * int(x.offset)),
+            (x.buffer, element_bytes(arithmetic.STORAGE[x.dtype]) * int(x.offset)),
             (packed.buffer, 0),
             None,
             *extra,
@@ -226,9 +222,45 @@ class Contraction:
         flat = spec.flattened()
         if flat is not spec and (merged := _merged_like(flat, nest)) is not None:
             spec, (nest, axes) = flat, merged
-        hole = _Hole(kernel, nest, axes, architecture)
-        schedule = as_schedule(op.schedule)
-        return kernels.generate(spec, schedule, architecture, hole.epilogue(), name)
+        hole = _Hole(kernel, nest, axes, architecture).epilogue()
+        return self.code(op, spec, as_schedule(op.schedule), architecture, hole, name)
+
+    def code(
+        self,
+        op: Packed,
+        spec: Specification,
+        schedule: Schedule,
+        architecture: Architecture,
+        epilogue: Epilogue,
+        name: str,
+    ) -> str:
+        """The LLVM text of a specification."""
+        return kernels.generate(spec, schedule, architecture, epilogue, name)
+
+
+def is_packable(value: Value) -> bool:
+    """Whether a convolution or product has a constant weight, something to do, and known sizes."""
+    x, w = value.inputs
+    assert x is not None and w is not None
+    if not w.is_static or x.is_static or not x.tensor.is_static or not w.tensor.is_static:
+        return False
+    return math.prod(numbers(value.shape)) > 0 and math.prod(numbers(x.shape)) > 0
+
+
+def _in_float32(value: Value) -> Value:
+    """16-bit floats multiplied in float32, and rounded once behind the sum."""
+    x, w = value.inputs
+    assert x is not None and w is not None
+    return cast(value.op(_widened(x), _widened(w)), value.dtype)
+
+
+def _widened(x: Value) -> Value:
+    """x in float32; a template may read the transpose of what is widened as it lies."""
+    if isinstance(x.op, Transpose):
+        (inner,) = x.inputs
+        assert inner is not None
+        return x.op(_widened(inner))
+    return cast(x, "float32")
 
 
 def _spatial_axes(op: Packed, axes: tuple[Axis, ...]) -> list[Axis | None]:

@@ -48,13 +48,13 @@ def candidates(
     costs: dict[Schedule, float] = {}
     tiles = list(register_tiles(c, architecture))
     for tile in tiles:
-        for schedule in _walks(c, *tile, threads):
+        for schedule in walks(c, *tile, threads):
             costs.setdefault(schedule, DenseCost(c, schedule, architecture, threads).cycles)
     few = architecture.vector_registers - 4
     if transforms and winograd.fits(c):
         tiles += [(few, 1)] if winograd.patches(c) <= few else []
         for tile in tiles:
-            for schedule in _walks(c, *tile, threads):
+            for schedule in walks(c, *tile, threads):
                 filtered = replace(schedule, winograd=True, unroll=4, block=0)
                 cost = WinogradCost(c, filtered, architecture, threads)
                 costs.setdefault(filtered, cost.cycles)
@@ -75,7 +75,7 @@ def register_tiles(c: Convolution, architecture: Architecture) -> Iterator[tuple
             yield min(outputs, 28), vectors
 
 
-def _walks(c: Convolution, outputs: int, vectors: int, threads: int) -> Iterator[Schedule]:
+def walks(c: Convolution, outputs: int, vectors: int, threads: int) -> Iterator[Schedule]:
     """The ways to walk the output with one register tile."""
     unroll = 2 if c.taps > 1 else 4
     # Where x and y overflow a core's cache, a few tiles at a time go through all panels.

@@ -82,6 +82,12 @@ def packing(c: Convolution, schedule: Schedule, architecture: Architecture) -> P
 class Dense:
     """Generates one kernel."""
 
+    element = "float"
+    """What is summed, four bytes wide."""
+    x_bytes, weight_bytes = 4, 4
+    """Bytes of an element of x, and of what a step multiplies with it for each channel of y."""
+    tile_class: type[DenseTile] = DenseTile
+
     def __init__(
         self,
         convolution: Convolution,
@@ -97,12 +103,12 @@ class Dense:
         self.schedule, self.epilogue, self.name = schedule, epilogue, name
         self.module = module or Module(architecture.vector_bytes * 8)
         self.lanes = architecture.vector_bytes // 4
-        self.type = vector("float", self.lanes)
+        self.type = vector(self.element, self.lanes)
         self.panels = Panels.balanced(
             self.c.groups, self.c.group_filters, self.lanes, schedule.vectors
         )
-        self.step_bytes = self.panels.width * 4
-        self.panel_bytes = self.c.depth * self.step_bytes
+        self.step_bytes = self.panels.width * self.weight_bytes
+        self.panel_bytes = self.steps * self.step_bytes
         self.axes = axes_of(self.c)
         self.grid = Grid(self.c.batch, tile_spans(self.c, schedule.outputs))
         self.ahead_lines = self.lines_ahead()
@@ -181,10 +187,15 @@ class Dense:
         named |= dict(zip(("z", "y", "x"), tile.outputs))
         return [named[name] for name in self._tile_parameters()]
 
+    @property
+    def steps(self) -> int:
+        """Steps of the sum."""
+        return self.c.depth
+
     @cached_property
     def turns(self) -> int:
         """Turns of the innermost sum loop in a full tile."""
-        return max(1, self.c.depth // self.schedule.unroll)
+        return max(1, self.steps // self.schedule.unroll)
 
     def lines_ahead(self) -> int:
         """Cache lines of the next panel that each turn fetches, so that all tiles fetch all."""
@@ -201,7 +212,7 @@ class Dense:
         key = (tile, channels)
         if key not in self.tiles:
             self.tiles[key] = f"{self.name}_tile{len(self.tiles)}"
-            DenseTile(self, tile, channels, self.tiles[key]).emit()
+            self.tile_class(self, tile, channels, self.tiles[key]).emit()
         return self.tiles[key]
 
 

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from whet.targets.cpu.llvm import Function, Index, vector
+from whet.targets.cpu.llvm import Function, Index, split_type, vector
 from whet.targets.cpu.templates.epilogue import BIAS, Origin, X, finish
 from whet.targets.cpu.templates.specification import Convolution
 from whet.targets.cpu.templates.tiling import (
@@ -53,6 +53,9 @@ def merges_taps(c: Convolution) -> bool:
 class DenseTile:
     """Generates the function for one variant of tile."""
 
+    fills = False
+    """Whether taps outside the image are multiplied, too."""
+
     def __init__(self, kernel: Dense, tile: tuple[Span, ...], channels: int, name: str) -> None:
         self.k, self.c, self.tile, self.channels = kernel, kernel.c, tile, channels
         self.type, self.lanes = kernel.type, kernel.lanes
@@ -65,7 +68,7 @@ class DenseTile:
         _, y_stride, x_stride = self.c.x_strides[1:4]
         _, y_step, x_step = self.c.steps
         self.x_offsets = [
-            4 * (y * y_step * y_stride + x * x_step * x_stride) for y, x in self.places
+            kernel.x_bytes * (y * y_step * y_stride + x * x_step * x_stride) for y, x in self.places
         ]
 
     def emit(self) -> None:
@@ -129,19 +132,19 @@ class DenseTile:
         bias = f.address(f.load("ptr", "%arguments", 8 * BIAS), f.mul("%channel", 4))
         for j in range(self.vectors):
             lanes = min(self.lanes, self.channels - j * self.lanes)
-            value = f.load(vector("float", lanes), bias, 4 * j * self.lanes)
-            first.append(widened(f, value, lanes, self.lanes))
+            value = f.load(vector(self.k.element, lanes), bias, 4 * j * self.lanes)
+            first.append(widened(f, value, lanes, self.type))
         return first * len(self.places)
 
     def _x(self) -> str:
         """The address under the first tap of the first output; it may lie outside the image."""
-        f, c = self.f, self.c
-        offset = f.mul(self.given.get("n", 0), 4 * c.x_strides[0])
+        f, c, size = self.f, self.c, self.k.x_bytes
+        offset = f.mul(self.given.get("n", 0), size * c.x_strides[0])
         start = 0
         for name, stride, step, before in zip("zyx", c.x_strides[1:4], c.steps, c.before):
-            offset = f.add(offset, f.mul(self._output(name), 4 * stride * step))
-            start -= 4 * before * stride
-        group = f.mul(self.given.get("group", 0), 4 * c.group_channels * c.x_strides[-1])
+            offset = f.add(offset, f.mul(self._output(name), size * stride * step))
+            start -= size * before * stride
+        group = f.mul(self.given.get("group", 0), size * c.group_channels * c.x_strides[-1])
         return f.address(f.load("ptr", "%arguments", 8 * X), f.add(f.add(offset, group), start))
 
     def _output(self, name: str) -> Index:
@@ -198,9 +201,11 @@ class DenseTile:
         axis, inner = axes[0], axes[1:]
         for low, high, inside in axis.runs:
             both = tuple(q for q in places if q in inside)
-            if both and inner:
+            if not both and not self.fills:
+                continue
+            if inner:
                 sums = self._outer_loop(axis, inner, (low, high), x, weight, sums, both)
-            elif both:
+            else:
                 sums = self._inner_loop(axis, (low, high), x, weight, sums, both)
         return sums
 
@@ -334,7 +339,7 @@ class DenseTile:
         for q, place in enumerate(self.places):
             for j in range(self.vectors):
                 lanes = min(self.lanes, self.channels - j * self.lanes)
-                value = narrowed(f, sums[q * self.vectors + j], lanes, self.lanes)
+                value = narrowed(f, sums[q * self.vectors + j], lanes, self.type)
                 results.append(((0, *(0, *place)[-rank:], j * self.lanes), lanes, value))
         origin = Origin("%arguments", (*indices, "%channel"))
         y_strides = (c.y_strides[0], *c.y_strides[4 - rank :])
@@ -355,20 +360,21 @@ def block_of(lengths: list[int], block: int) -> tuple[int, int]:
     return axis, -(-lengths[-1] // blocks // 12) * 12
 
 
-def widened(f: Function, value: str, lanes: int, to: int) -> str:
-    """The value in the first of `to` lanes."""
-    if lanes == to:
+def widened(f: Function, value: str, lanes: int, to: str) -> str:
+    """The value in the first lanes of a vector type."""
+    element, count = split_type(to)
+    if lanes == count:
         return value
     if lanes == 1:
-        return f.insert(vector("float", to), "poison", value, 0)
-    order = [*range(lanes), *[-1] * (to - lanes)]
-    return f.shuffle(vector("float", lanes), value, "poison", order)
+        return f.insert(to, "poison", value, 0)
+    order = [*range(lanes), *[-1] * (count - lanes)]
+    return f.shuffle(vector(element, lanes), value, "poison", order)
 
 
-def narrowed(f: Function, value: str, lanes: int, of: int) -> str:
-    """The first `lanes` lanes."""
-    if lanes == of:
+def narrowed(f: Function, value: str, lanes: int, type: str) -> str:
+    """The first `lanes` lanes of a vector type."""
+    if lanes == split_type(type)[1]:
         return value
     if lanes == 1:
-        return f.extract(vector("float", of), value, 0)
-    return f.shuffle(vector("float", of), value, "poison", range(lanes))
+        return f.extract(type, value, 0)
+    return f.shuffle(type, value, "poison", range(lanes))

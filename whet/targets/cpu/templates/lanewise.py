@@ -90,6 +90,9 @@ def packing(c: Convolution, schedule: Schedule, architecture: Architecture) -> P
 class Lanewise:
     """Generates one kernel."""
 
+    x_bytes = 4
+    """Bytes of an element of x."""
+
     def __init__(
         self,
         convolution: Convolution,
@@ -134,8 +137,12 @@ class Lanewise:
     def _tile(self, tile: tuple[Span, ...]) -> str:
         if tile not in self.tiles:
             self.tiles[tile] = f"{self.name}_tile{len(self.tiles)}"
-            LanewiseTile(self, tile, self.tiles[tile]).emit()
+            self.emit_tile(tile, self.tiles[tile])
         return self.tiles[tile]
+
+    def emit_tile(self, tile: tuple[Span, ...], name: str) -> None:
+        """Writes the function for a variant of tile."""
+        LanewiseTile(self, tile, name).emit()
 
 
 class LanewiseTile:
@@ -188,19 +195,24 @@ class LanewiseTile:
         sums = self._sum(0, groups, (self._x(chunk), weight), sums)
         indices = (self.at.get("n", 0), *(self.at.get(name, 0) for name in "zyx"[-rank:]))
         origin = Origin("%arguments", (*indices, channel))
+        sums = [self._result(value, lanes) for value in sums]
         results = [((*[0] * rank, place, 0), lanes, value) for place, value in enumerate(sums)]
         y_strides = (c.y_strides[0], *c.y_strides[4 - rank :])
         finish(f, self.k.epilogue, origin, y_strides, results)
 
+    def _result(self, value: str, lanes: int) -> str:
+        """A sum as what comes after it wants it."""
+        return value
+
     def _x(self, chunk: Index) -> str:
         """The address under the first tap of the first output; it may lie outside the image."""
-        f, c = self.f, self.c
-        offset = f.mul(self.at.get("n", 0), 4 * c.x_strides[0])
+        f, c, size = self.f, self.c, self.k.x_bytes
+        offset = f.mul(self.at.get("n", 0), size * c.x_strides[0])
         start = 0
         for name, stride, step, before in zip("zyx", c.x_strides[1:4], c.steps, c.before):
-            offset = f.add(offset, f.mul(self.at.get(name, 0), 4 * stride * step))
-            start -= 4 * before * stride
-        offset = f.add(offset, f.mul(chunk, 4 * self.chunks.most * self.chunks.inputs))
+            offset = f.add(offset, f.mul(self.at.get(name, 0), size * stride * step))
+            start -= size * before * stride
+        offset = f.add(offset, f.mul(chunk, size * self.chunks.most * self.chunks.inputs))
         return f.address(self.x, f.add(offset, start))
 
     def _sum(self, axis: int, groups: int, at: tuple[str, str], sums: list[str]) -> list[str]:
@@ -225,7 +237,7 @@ class LanewiseTile:
     ) -> list[str]:
         """A loop over taps of one axis."""
         f, c, (low, high) = self.f, self.c, bounds
-        x_step = 4 * c.x_strides[axis + 1] * c.dilations[axis]
+        x_step = self.k.x_bytes * c.x_strides[axis + 1] * c.dilations[axis]
         weight_step = self.weight_step * c.group_channels * math.prod(c.kernel[axis + 1 :])
 
         def turn(tap: Index, values: list[str]) -> list[str]:
@@ -272,7 +284,7 @@ class LanewiseTile:
         """One input channel of each group, in all lanes of the group."""
         f, inputs, outputs = self.f, self.chunks.inputs, self.chunks.outputs
         type = vector("float", groups * inputs)
-        value = f.load(type, x, 4 * column * self.c.x_strides[3])
+        value = self._load(x, self.k.x_bytes * column * self.c.x_strides[3], groups * inputs)
         if inputs == outputs == 1:
             return value
         lanes = [group * inputs + channel for group in range(groups) for _ in range(outputs)]
@@ -281,6 +293,10 @@ class LanewiseTile:
         if groups * inputs == 1:
             return f.splat(vector("float", outputs), value)
         return f.shuffle(type, value, "poison", lanes)
+
+    def _load(self, x: str, offset: int, lanes: int) -> str:
+        """Neighbouring channels of x."""
+        return self.f.load(vector("float", lanes), x, offset)
 
 
 def interleaved(columns: list[Met]) -> list[Met]:
