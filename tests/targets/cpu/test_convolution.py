@@ -207,6 +207,7 @@ def random_schedule(rng: np.random.Generator) -> Schedule:
         block=int(rng.choice([0, 0, 1, 3])),
         prefetch=int(rng.choice([0, 1024])),
         ahead=bool(rng.random() < 0.3),
+        depth=int(rng.choice([0, 0, 1, 6, 20, 64])),
     )
 
 
@@ -268,8 +269,8 @@ def test_long_sums(level: str, kernel: tuple[int, int], channels: int, dilation:
     size = tuple(dilation * (k - 1) + 6 for k in kernel)
     dilations = (dilation, dilation)
     c = Convolution(1, size, channels, 24, kernel, (), dilations, padding, padding)
-    for unroll in (1, 3, 4):
-        schedule = replace(candidates(c, architecture(level), 2)[0], unroll=unroll)
+    for unroll, depth in ((1, 0), (3, 0), (4, 0), (4, 96), (2, 40)):
+        schedule = replace(candidates(c, architecture(level), 2)[0], unroll=unroll, depth=depth)
         check(c, schedule, architecture(level), 2, channels, "residual", 4e-7)
 
 

@@ -32,6 +32,12 @@ X_FROM_L3 = 1 / 24
 SCATTERED = 1 / 12
 """Cycles lost for each byte of a large y that is written panel by panel, or by several cores."""
 BLOCK_TILES = 8
+MOST_PANEL = 256 << 10
+"""Bytes of a panel of weights that every tile may walk as a whole."""
+PART = 24 << 10
+"""Bytes of weight that stay in the first-level cache while all tiles use them."""
+SUMS = 96 << 10
+"""Bytes of sums that may wait on a thread's stack meanwhile."""
 TILE = 40.0
 """Cycles to call a tile, and STORE for each of its vectors."""
 STORE = 1.5
@@ -59,7 +65,8 @@ def candidates(
                 cost = WinogradCost(c, filtered, architecture, threads)
                 costs.setdefault(filtered, cost.cycles)
     ranked = sorted(costs, key=lambda schedule: costs[schedule])
-    return [s for s in ranked if costs[s] <= 1.3 * costs[ranked[0]]][:6]
+    likely = [s for s in ranked if costs[s] <= 1.3 * costs[ranked[0]]][:6]
+    return [in_parts(c, s, architecture, threads) for s in likely]
 
 
 def register_tiles(c: Convolution, architecture: Architecture) -> Iterator[tuple[int, int]]:
@@ -86,6 +93,25 @@ def walks(c: Convolution, outputs: int, vectors: int, threads: int) -> Iterator[
         yield Schedule(outputs, vectors, unroll=unroll, teams=0)
         if c.weight_bytes > L2 // 4:
             yield Schedule(outputs, vectors, unroll=unroll, teams=0, ahead=True)
+
+
+def in_parts(
+    c: Convolution, schedule: Schedule, architecture: Architecture, threads: int
+) -> Schedule:
+    """The schedule with its sum in parts, where a panel of weights takes too much of the caches to
+    be walked tile by tile."""
+    panels = Panels.balanced(
+        c.groups, c.group_filters, architecture.vector_bytes // 4, schedule.vectors
+    )
+    tiles = Grid(c.batch, tile_spans(c.in_three_dimensions(), schedule.outputs)).tiles
+    few = tiles < 3 * (threads if schedule.teams == 1 else 1)
+    large = 4 * c.depth * panels.width > MOST_PANEL
+    if schedule.winograd or few or not large or c.group_channels % 4:
+        return schedule
+    depth = PART // (4 * panels.width)
+    most = max(1, SUMS // (schedule.outputs * panels.width * 4))
+    block = min(schedule.block or tiles, most) if most < tiles else schedule.block
+    return replace(schedule, depth=depth, block=block, unroll=4, ahead=True)
 
 
 def activation_bytes(c: Convolution) -> int:

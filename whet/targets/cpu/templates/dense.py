@@ -12,7 +12,8 @@ from functools import cached_property
 
 from whet.targets.cpu.architecture import Architecture
 from whet.targets.cpu.llvm import Function, Index, Module, vector
-from whet.targets.cpu.templates.dense_tile import BLOCK, DenseTile, taps_innermost
+from whet.targets.cpu.templates.dense_parts import Parts, PartTile
+from whet.targets.cpu.templates.dense_tile import BLOCK, DenseTile, sum_lengths, taps_innermost
 from whet.targets.cpu.templates.epilogue import WEIGHT, Epilogue
 from whet.targets.cpu.templates.packing import Packing
 from whet.targets.cpu.templates.schedule import Schedule
@@ -111,6 +112,7 @@ class Dense:
         self.panel_bytes = self.steps * self.step_bytes
         self.axes = axes_of(self.c)
         self.grid = Grid(self.c.batch, tile_spans(self.c, schedule.outputs))
+        self.parts = Parts.of(sum_lengths(self.c), schedule.depth) if schedule.depth else None
         self.ahead_lines = self.lines_ahead()
         self.tiles: dict[tuple[tuple[Span, ...], int], str] = {}
 
@@ -122,6 +124,8 @@ class Dense:
         part = share(f, thread, threads, self.grid.tiles, self.panels.count, self.schedule.teams)
         weight = f.load("ptr", arguments, 8 * WEIGHT)
         block = self.schedule.block
+        if self.parts is not None:
+            self.sums = f.alloca(min(block or self.grid.tiles, self.grid.tiles) * self.sums_bytes)
 
         def one_block(first: str, _: list[str]) -> None:
             end = f.min(f.add(first, block), part.end_tile)
@@ -143,7 +147,11 @@ class Dense:
             first = f.add(f.mul(group, p.channels), f.mul(place, p.width))
 
             def tiles(channels: int) -> None:
-                self._each_tile(f, part, packed, group, first, channels)
+                if self.parts is None:
+                    following = f.address(packed, self.panel_bytes)
+                    self._each_tile(f, part, packed, following, group, first, channels)
+                    return
+                self._each_part(f, self.parts, part, packed, group, first, channels)
 
             if p.last == p.width or p.per_group == 1:
                 tiles(p.last)
@@ -153,39 +161,64 @@ class Dense:
 
         f.loop(part.first_panel, part.end_panel, 1, one_panel, guard=True)
 
+    def _each_part(
+        self,
+        f: Function,
+        parts: Parts,
+        share: Share,
+        packed: str,
+        group: Index,
+        channel: Index,
+        channels: int,
+    ) -> None:
+        """All tiles add a part of the sum, then all of them the next."""
+
+        def one_part(part: str, _: list[str]) -> None:
+            following = f.address(packed, f.mul(f.add(part, 1), parts.depth * self.step_bytes))
+            self._each_tile(f, share, packed, following, group, channel, channels, part)
+
+        f.loop(0, parts.count, 1, one_part)
+
     def _each_tile(
-        self, f: Function, part: Share, packed: str, group: Index, channel: Index, channels: int
+        self,
+        f: Function,
+        share: Share,
+        packed: str,
+        following: str,
+        group: Index,
+        channel: Index,
+        channels: int,
+        part: Index = 0,
     ) -> None:
         arguments = f.parameters[0]
-        following = f.address(packed, self.panel_bytes)
 
         def call(i: Index, tile: Tile) -> None:
             function = self.tile(tile.spans, channels)
-            ahead = f.address(following, f.mul(i, self._ahead_bytes)) if self.ahead_lines else ""
-            values = self._tile_arguments(arguments, packed, ahead, channel, group, tile)
+            number = f.sub(i, share.first_tile) if self.parts is not None else i
+            named = {"arguments": arguments, "weight": packed, "channel": channel, "group": group}
+            named |= {"n": tile.batch, "part": part} | dict(zip(("z", "y", "x"), tile.outputs))
+            if self.ahead_lines:
+                named["ahead"] = f.address(following, f.mul(number, self._ahead_bytes))
+            if self.parts is not None:
+                named["sums"] = f.address(self.sums, f.mul(number, self.sums_bytes))
+            values = [named[name] for name in self._tile_parameters()]
             types = self._tile_parameters().values()
             given = ", ".join(f"{type} {value}" for type, value in zip(types, values, strict=True))
             f.do(f"call void @{function}({given})")
 
-        self.grid.each(f, part.first_tile, part.end_tile, call)
+        self.grid.each(f, share.first_tile, share.end_tile, call)
 
     def _tile_parameters(self) -> dict[str, str]:
         """Name and type of what a tile function is told; indices that are always 0 are left out."""
         names = {"arguments": "ptr", "weight": "ptr", "channel": "i64"}
         if self.ahead_lines:
             names["ahead"] = "ptr"
+        if self.parts is not None:
+            names |= {"part": "i64", "sums": "ptr"}
         if self.c.groups > 1:
             names["group"] = "i64"
         indices = zip(("n", "z", "y", "x"), self.grid.extents)
         return names | {name: "i64" for name, extent in indices if extent > 1}
-
-    def _tile_arguments(
-        self, arguments: str, packed: str, ahead: str, channel: Index, group: Index, tile: Tile
-    ) -> list[Index]:
-        named = {"arguments": arguments, "weight": packed, "channel": channel, "ahead": ahead}
-        named |= {"group": group, "n": tile.batch}
-        named |= dict(zip(("z", "y", "x"), tile.outputs))
-        return [named[name] for name in self._tile_parameters()]
 
     @property
     def steps(self) -> int:
@@ -195,24 +228,40 @@ class Dense:
     @cached_property
     def turns(self) -> int:
         """Turns of the innermost sum loop in a full tile."""
-        return max(1, self.steps // self.schedule.unroll)
+        return max(1, self._stretch_steps // self.schedule.unroll)
+
+    @property
+    def sums_bytes(self) -> int:
+        """Room for what a tile has added up."""
+        return self.schedule.outputs * self.panels.vectors * self.lanes * 4
+
+    @property
+    def _stretch_steps(self) -> int:
+        """Steps of the sum that all tiles make before any goes on."""
+        return self.steps if self.parts is None else self.parts.depth
+
+    @property
+    def _stretch_bytes(self) -> int:
+        return self._stretch_steps * self.step_bytes
 
     def lines_ahead(self) -> int:
-        """Cache lines of the next panel that each turn fetches, so that all tiles fetch all."""
-        if not self.schedule.ahead or self.panels.count == 1:
+        """Cache lines of the next panel or part that each turn fetches, so that all tiles fetch
+        all."""
+        if not self.schedule.ahead or (self.panels.count == 1 and self.parts is None):
             return 0
-        return max(1, -(-self.panel_bytes // (64 * self.grid.tiles * self.turns)))
+        return max(1, -(-self._stretch_bytes // (64 * self.grid.tiles * self.turns)))
 
     @property
     def _ahead_bytes(self) -> int:
-        return min(self.turns * self.ahead_lines * 64, self.panel_bytes // self.grid.tiles)
+        return min(self.turns * self.ahead_lines * 64, self._stretch_bytes // self.grid.tiles)
 
     def tile(self, tile: tuple[Span, ...], channels: int) -> str:
         """The name of the function for a variant of tile."""
         key = (tile, channels)
         if key not in self.tiles:
             self.tiles[key] = f"{self.name}_tile{len(self.tiles)}"
-            self.tile_class(self, tile, channels, self.tiles[key]).emit()
+            kind = self.tile_class if self.parts is None else PartTile
+            kind(self, tile, channels, self.tiles[key]).emit()
         return self.tiles[key]
 
 

@@ -22,7 +22,7 @@ from whet.targets.cpu.templates.tiling import (
 if TYPE_CHECKING:
     from whet.targets.cpu.templates.dense import Dense
 
-BLOCK = 256
+BLOCK = 128
 """Products that are summed before the result is added to the total, more or less."""
 
 Run = tuple[Index, Index, tuple[int, ...]]
@@ -48,6 +48,15 @@ def taps_innermost(c: Convolution) -> bool:
 def merges_taps(c: Convolution) -> bool:
     """Whether x continues evenly from the channels of one column tap to those of the next."""
     return c.dilations[-1] * c.x_strides[-2] == c.group_channels * c.x_strides[-1]
+
+
+def sum_lengths(c: Convolution) -> tuple[int, ...]:
+    """Steps of the loops of the sum from the outside in."""
+    planes, height, width = c.kernel
+    if merges_taps(c):
+        return planes, height, width * c.group_channels
+    inner = (c.group_channels, width) if taps_innermost(c) else (width, c.group_channels)
+    return planes, height, *inner
 
 
 class DenseTile:

@@ -27,3 +27,5 @@ class Schedule:
     """Whether the Winograd template is used."""
     ahead: bool = False
     """Whether each tile fetches its part of the next panel into the second-level cache."""
+    depth: int = 0
+    """Products of a sum that all tiles of a block make before any goes on (0: all of them)."""
