@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from whet.errors import ShapeError
+from whet.errors import ShapeError, TypeMismatch
 from whet.ir.evaluate import evaluate
 from whet.ir.graph import (
     MOST_CONTENTS,
@@ -223,3 +223,14 @@ def test_inner_graphs_are_not_walked_unasked() -> None:
         raise AssertionError(inner)
 
     assert map_inner(graph, refuse) is graph
+
+
+@pytest.mark.parametrize("number", [0.5, np.float32(0.5), np.float64(1e300), 300, -1, float("nan")])
+def test_numbers_that_a_tensors_dtype_does_not_have_are_refused(number: Any) -> None:
+    with pytest.raises(TypeMismatch, match="is no uint8"):
+        tensor("x", 3, dtype="uint8") * number
+
+
+@pytest.mark.parametrize("number", [2, 2.0, np.float32(2), np.int64(2)])
+def test_numbers_take_the_dtype_of_the_tensor(number: Any) -> None:
+    assert (tensor("x", 3, dtype="uint8") * number).inputs[1] is constant(2, "uint8")

@@ -1,5 +1,7 @@
 """Affine operators and padding around contractions, and where they must stay."""
 
+from dataclasses import replace
+
 import pytest
 
 from tests.passes.graphs import count, given, graph, transformed, weight
@@ -132,3 +134,11 @@ def test_padding_goes_into_a_pool():
     assert after.op == Pool("max", (3, 3), (2, 2), (1, 1), (1, 1), (3, 3))
     counted = graph(pool(Pad((0, 1, 1, 0), (0, 1, 1, 0))(X, constant(0.0, "float32"))))
     assert fold_weights(counted) is counted
+
+
+def test_a_convolution_keeps_its_name_when_a_norm_becomes_part_of_it():
+    y = convolution()
+    g = replace(graph(normalized(y)), origins={y: ("conv",), normalized(y): ("norm",)})
+    new = fold_weights(g)
+    (found,) = (v for v in new.values if isinstance(v.op, Convolution))
+    assert new.origins[found][0] == "conv" and "norm" in new.origins[new.outputs[0]]

@@ -499,9 +499,19 @@ def infer(op: Op, inputs: Sequence[Value | None]) -> tuple[Type, ...]:
 def as_value(x: Any, like: Value | None) -> Value | None:
     if x is None or isinstance(x, Value):
         return x
-    if isinstance(x, float) and like is not None and "int" in like.dtype and not x.is_integer():
+    if like is None or isinstance(x, np.ndarray):
+        return constant(x)
+    if "int" in like.dtype and not _is_exactly(x, like.dtype):
         raise TypeMismatch(f"the number {x} is no {like.dtype}; cast the tensor first")
-    return constant(x, like.dtype if like is not None and not isinstance(x, np.ndarray) else None)
+    return constant(x, like.dtype)
+
+
+def _is_exactly(x: Any, dtype: str) -> bool:
+    """Whether an integer dtype has this very number."""
+    try:
+        return x == int(x) == int(constant(int(x), dtype).op.data)  # type: ignore[attr-defined, no-any-return]
+    except (OverflowError, ValueError, TypeError):
+        return False
 
 
 def as_pattern(x: Any) -> Pattern:

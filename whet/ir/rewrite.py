@@ -240,7 +240,8 @@ class Rewriting:
                 new, bound = outcome
                 if self.freeze is not None:
                     self.freeze(self.matcher.numbers_read)
-                self.replace(v, new, self._names(v, bound))
+                consumed = self._consumed(new, bound)
+                self.replace(v, new, tuple(dict.fromkeys((*consumed, *self._names(v, bound)))))
                 return
         self.done[v] = v
 
@@ -263,6 +264,20 @@ class Rewriting:
             if value.inputs and value not in self.origins:
                 self.origins[value] = names
                 stack.extend(i for i in value.inputs if i is not None)
+
+    def _consumed(self, new: Value, bound: Bound) -> list[str]:
+        """The user's nodes behind what the pattern's names stood for and `new` no longer reads: it
+        was taken apart, as a convolution that gets other weights."""
+        left = {v for v in bound.values() if isinstance(v, Value) and v in self.origins}
+        stack, seen = [new] if left else [], set[Value]()
+        while stack and left:
+            value = stack.pop()
+            if value not in seen:
+                seen.add(value)
+                left.discard(value)
+                if value not in self.origins:
+                    stack.extend(i for i in value.inputs if i is not None)
+        return [name for v in bound.values() if v in left for name in self.origins[v]]
 
     def _names(self, root: Value, bound: Bound) -> tuple[str, ...]:
         """The user's nodes between `root` and what the pattern's names stand for."""
