@@ -12,7 +12,19 @@ from numpy.typing import NDArray
 
 from tests.targets.cpu.kernels import LEVELS, run, tensor
 from whet.ir.graph import constant
-from whet.ops.elementwise import Cast, Cos, Erf, Exp, Log, Pow, Sin, Tanh
+from whet.ops.elementwise import (
+    Cast,
+    Cos,
+    Erf,
+    Exp,
+    Gelu,
+    Log,
+    Pow,
+    Sigmoid,
+    Silu,
+    Sin,
+    Tanh,
+)
 
 Array = NDArray[Any]
 EDGES = [0.0, -0.0, np.inf, -np.inf, np.nan, 1.0, -1.0, 1e-45, -1e-45, 1e-38, -1e-38, 3.4e38]
@@ -42,6 +54,19 @@ def distance(got: Array, want: Array) -> Array:
     return off
 
 
+def logistic(x: Array) -> Array:
+    """1 / (1 + e**-x), as precise for small results as for others."""
+    return np.where(x < 0, np.exp(x), 1.0) / (1 + np.exp(-np.abs(x)))
+
+
+def gelu(x: Array) -> Array:
+    return x * (0.5 + 0.5 * np.vectorize(math.erf)(x * math.sqrt(0.5)))
+
+
+def gelu_by_tanh(x: Array) -> Array:
+    return x * logistic(2 * 0.7978845608028654 * (x + 0.044715 * x**3))
+
+
 FUNCTIONS: dict[str, tuple[Any, Callable[..., Any], float]] = {
     "exp": (Exp(), np.exp, 2),
     "log": (Log(), np.log, 2),
@@ -66,6 +91,37 @@ def test_function(level: str, name: str) -> None:
     assert off[worst] <= bound, (values[worst], got[worst], want[worst])
     if name == "erf":
         assert np.nanmax(np.abs(got - want)) < 1.8e-7
+
+
+# Bounds in units in the last place near 0, and on the error over max(1, |x|) elsewhere.
+ACTIVATIONS: dict[str, tuple[Any, Callable[..., Any], float, float]] = {
+    "sigmoid": (Sigmoid(), logistic, 3.5, 1.2e-7),
+    "silu": (Silu(), lambda x: x * logistic(x), 4.5, 1.6e-7),
+    "quick": (Silu(1.702), lambda x: x * logistic(1.702 * x), 90, 1.6e-7),
+    "gelu": (Gelu(), gelu, math.inf, 1.6e-7),
+    "gelu_by_tanh": (Gelu(approximate=True), gelu_by_tanh, 200, 1.6e-7),
+}
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activation(level: str, name: str) -> None:
+    op, reference, units, bound = ACTIVATIONS[name]
+    values = np.concatenate([numbers(7), -numbers(8)])
+    x = tensor("x", "float32", len(values))
+    (got,) = run([op(x)], {x: values}, level)
+    with np.errstate(all="ignore"):
+        want = reference(values.astype(np.float64))
+        error = np.abs(got - want) / np.maximum(1, np.abs(values))
+    off = distance(got, want)
+    # A product with what is denormal has few digits, or none.
+    off[error < 1e-36] = 0
+    assert np.isnan(error).sum() == (np.isnan(want) | np.isinf(want)).sum()
+    assert np.array_equal(np.isnan(got), np.isnan(want))
+    assert np.nanmax(error) < bound, values[np.nanargmax(error)]
+    if units < math.inf:
+        worst = int(np.argmax(off))
+        assert off[worst] <= units, (values[worst], got[worst], want[worst])
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -309,6 +309,34 @@ def _function(single: Callable[[Function, str, str], str], name: str) -> Emit:
     return rule
 
 
+def _sigmoid(f: Function, type: str, x: str) -> str:
+    if split_type(type)[0] == "float":
+        return functions.sigmoid(f, type, x)
+    e = library(f, "exp", type, [f.op(f"fneg {type} {x}")])
+    one = literal(type, 1.0)
+    return f.binary("fdiv", type, one, f.binary("fadd", type, one, e))
+
+
+def _silu(f: Function, op: Op, dtype: str, type: str, args: list[str]) -> str:
+    assert isinstance(op, ew.Silu)
+    (x,) = args
+    scaled = x if op.alpha == 1.0 else f.binary("fmul", type, x, literal(type, op.alpha))
+    return f.binary("fmul", type, x, _sigmoid(f, type, scaled))
+
+
+def _gelu(f: Function, op: Op, dtype: str, type: str, args: list[str]) -> str:
+    """x times (1 + erf) / 2, or (1 + tanh(u)) / 2, which is sigmoid(2u)."""
+    assert isinstance(op, ew.Gelu)
+    (x,) = args
+    if op.approximate:
+        slope, bend = (literal(type, 1.5957691216057308 * c) for c in (1.0, 0.044715))
+        u = f.binary("fmul", type, x, f.fma(type, f.binary("fmul", type, x, x), bend, slope))
+        return f.binary("fmul", type, x, _sigmoid(f, type, u))
+    root = f.binary("fmul", type, x, literal(type, 0.7071067811865476))
+    erf, half = EMIT[ew.Erf](f, op, dtype, type, [root]), literal(type, 0.5)
+    return f.binary("fmul", type, x, f.fma(type, erf, half, half))
+
+
 def _library(name: str) -> Emit:
     return lambda f, op, dtype, type, args: library(f, name, type, args)
 
@@ -342,6 +370,9 @@ EMIT: dict[type[Op], Emit] = {
     ew.Exp: _function(functions.exp, "exp"),
     ew.Log: _function(functions.log, "log"),
     ew.Tanh: _function(functions.tanh, "tanh"),
+    ew.Sigmoid: lambda f, op, dtype, type, args: _sigmoid(f, type, args[0]),
+    ew.Silu: _silu,
+    ew.Gelu: _gelu,
     ew.Erf: _function(functions.erf, "erf"),
     ew.Sin: _function(functions.sin, "sin"),
     ew.Cos: _function(functions.cos, "cos"),

@@ -8,7 +8,10 @@ from whet.plan.kernel import Apply, Axis, Expression, Literal, Load, Reduction, 
 from whet.plan.loops import replace_nodes, rewrite_sizes
 from whet.plan.lower import loop_index
 
-COSTLY = (ew.Exp, ew.Log, ew.Tanh, ew.Erf, ew.Pow, ew.Sin, ew.Cos, ew.Atan)
+COSTLY = (
+    *(ew.Exp, ew.Log, ew.Pow, ew.Sin, ew.Cos, ew.Atan),
+    *(ew.Tanh, ew.Erf, ew.Sigmoid, ew.Silu, ew.Gelu),
+)
 LONGEST = 16384  # elements of a row that is kept on the stack
 
 
