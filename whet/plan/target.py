@@ -44,6 +44,9 @@ class Capabilities:
 
     templates: Mapping[type[Op], Template]
 
+    ranges: bool = False
+    """Whether kernels take named sizes when they run, so that one serves every value of them."""
+
 
 class Executable(Protocol):
     """A Plan compiled for a device."""

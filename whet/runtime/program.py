@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,12 +14,18 @@ from whet.engine.weights import WeightStore
 from whet.errors import InvalidInput
 from whet.ir.evaluate import bind_sizes, check_guards, compute
 from whet.ir.graph import Graph, Input, Parameter, Value, make, topological
-from whet.ir.types import TensorType
+from whet.ir.sizes import Undecided, substitute
+from whet.ir.types import TensorType, Type, map_sizes
 from whet.ops.select import Prefix
+from whet.plan.kernel import size_symbols
+from whet.plan.likely import likely
 from whet.plan.plan import Plan, make_plan
 from whet.plan.target import Device
 from whet.progress import phase
 from whet.runtime.prepared import Prepared, is_given
+from whet.runtime.ranges import Ranges, names_shown
+
+logger = logging.getLogger("whet")
 
 Arrays = Sequence[Any]
 
@@ -28,15 +35,28 @@ MOST_STAGES = 256
 
 
 class Runner:
-    """All that runs on one device; what weights alone make is `prepared`, and may be shared."""
+    """All that runs on one device; what weights alone make is `prepared`, and may be shared.
 
-    def __init__(self, device: Device, weights: WeightStore | Prepared, threads: int) -> None:
+    Where `is_wide`, graphs are planned once for all sizes, and named sizes told to kernels as they
+    run; else each set of sizes is planned and compiled when it is first met.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        weights: WeightStore | Prepared,
+        threads: int,
+        is_wide: bool = False,
+    ) -> None:
         self.device, self.threads = device, threads
+        self.is_wide = is_wide and device.capabilities.ranges
         self.prepared = (
             weights if isinstance(weights, Prepared) else Prepared(device, weights, threads)
         )
         self.reference_ops: dict[str, None] = {}
-        self._stages: dict[tuple[Graph, tuple[tuple[str, int], ...]], Stage] = {}
+        self._stages: dict[StageKey, Stage] = {}
+        self._wide: dict[Graph, Stage | None] = {}
+        """Graphs that are planned for a range of sizes; None where that cannot be."""
         self._lock = threading.RLock()
 
     @property
@@ -47,29 +67,57 @@ class Runner:
     @property
     def plans(self) -> tuple[Plan, ...]:
         """The plans of all stages compiled so far, in that order."""
-        return tuple(stage.program.plan for stage in list(self._stages.values()))
+        return tuple(stage.program.plan for stage in self._compiled)
+
+    @property
+    def _compiled(self) -> list[Stage]:
+        return [s for s in (*self._wide.values(), *self._stages.values()) if s is not None]
 
     def source(self, plan: Plan) -> tuple[Graph, dict[Value, Value]]:
         """The graph that a plan computes, and which of its Values those of the plan stand for."""
-        for stage in list(self._stages.values()):
+        for stage in self._compiled:
             if stage.program.plan is plan:
                 return stage.program.source, meanings(stage.program.source, self.device)
         raise KeyError("this session has no such plan")
 
     def execute(
-        self, graph: Graph, arrays: Arrays, out: Mapping[int, np.ndarray] | None = None
+        self,
+        graph: Graph,
+        arrays: Arrays,
+        out: Mapping[int, np.ndarray] | None = None,
+        known: Mapping[str, int] = {},
     ) -> list[Any]:
         """The graph's outputs for arrays of any sizes that it accepts; `out` gives arrays for some
-        of them."""
-        sizes: dict[str, int] = {}
+        of them, `known` sizes that they do not show."""
+        sizes = dict(known)
         for value, array in zip(graph.inputs, arrays, strict=True):
             bind_sizes(value.type, array, sizes)
         check_guards(graph.guards, sizes)
+        wide = self.wide(graph) if sizes and self.is_wide else None
+        if wide is not None and wide.ranges.serve(sizes):
+            return wide.run(arrays, out or {}, sizes)
         return self.stage(graph, sizes).run(arrays, out or {})
+
+    def wide(self, graph: Graph, ranges: Ranges | None = None) -> Stage | None:
+        """The compiled form of a graph for all its sizes; None where it takes their values."""
+        if graph not in self._wide:
+            with self._lock:
+                if graph not in self._wide:
+                    ranges = ranges or Ranges().with_names(names_shown(graph), 1)
+                    self._wide[graph] = self._wide_stage(graph, ranges)
+        return self._wide[graph]
+
+    def _wide_stage(self, graph: Graph, ranges: Ranges) -> Stage | None:
+        with likely(ranges.likely):
+            try:
+                return Stage(self, graph.bind(ranges.sizes), ranges)
+            except Undecided as why:
+                logger.debug("planned anew for each set of sizes: %s", why)
+                return None
 
     def stage(self, graph: Graph, sizes: Mapping[str, int]) -> Stage:
         """The compiled form of a graph at given sizes."""
-        key = (graph, tuple(sorted(sizes.items())))
+        key = _stage_key(graph, sizes)
         found = self._stages.get(key)
         if found is None:
             with self._lock:
@@ -85,8 +133,15 @@ class Runner:
         return self.execute(graph, arrays)
 
     def program(self, graph: Graph) -> Program:
-        """A graph whose sizes are all known, compiled."""
+        """A graph whose sizes are known, or told to its kernels as they run, compiled."""
         return Program(self, legal(graph, self.device), source=graph)
+
+
+StageKey = tuple[Graph, tuple[tuple[str, int], ...]]
+
+
+def _stage_key(graph: Graph, sizes: Mapping[str, int]) -> StageKey:
+    return graph, tuple(sorted(sizes.items()))
 
 
 def meanings(graph: Graph, device: Device) -> dict[Value, Value]:
@@ -138,7 +193,7 @@ def compile_ahead(graph: Graph, device: Device) -> dict[str, bytes]:
 
 def plan_ahead(graph: Graph, device: Device) -> Plan:
     """The plan of all that can be known before a run; nothing is compiled."""
-    ready = _ready(graph)
+    ready = _ready(graph, frozenset())
     first = replace(
         graph, outputs=tuple(v for v in graph.values if v in ready and not v.is_static), late=None
     )
@@ -157,7 +212,8 @@ def needed(plan: Plan, prepared_only: bool = False) -> tuple[Value, ...]:
 
 
 class Program:
-    """A graph whose sizes are all known: its plan, compiled, and what was prepared for it."""
+    """A graph whose sizes are known or told in each run: its plan, compiled, and what was prepared
+    for it."""
 
     def __init__(self, runner: Runner, graph: Graph, source: Graph | None = None) -> None:
         self.runner, self.graph = runner, graph
@@ -172,19 +228,28 @@ class Program:
             runner.prepared.of_program(self, self.given)
         self.made = {v for step in self.plan.steps for v in step.writes}
 
-    def run(self, arrays: Arrays, out: Mapping[int, np.ndarray]) -> list[Any]:
-        """The outputs as fresh arrays, or in those that `out` gives by the output's number."""
+    def run(
+        self,
+        arrays: Arrays,
+        out: Mapping[int, np.ndarray],
+        sizes: Mapping[str, int] = {},
+    ) -> list[Any]:
+        """The outputs as fresh arrays, or in those that `out` gives by the output's number; `sizes`
+        are those that the kernels are told."""
         static = self.runner.prepared.of_program(self, self.given)
         given = {**static, **dict(zip(self.graph.inputs, map(_as_array, arrays)))}
         buffers: dict[Value, Any] = {}
         for number, value in enumerate(self.graph.outputs):
+            if not isinstance(value.type, TensorType):
+                continue
+            kind = _known(value.type, sizes)
             if number in out:
-                self._check_out(number, value, out[number])
-            if value in self.made and value not in buffers and isinstance(value.type, TensorType):
+                self._check_out(number, kind, out[number])
+            if value in self.made and value not in buffers:
                 fresh = number not in out
-                room = self.runner.device.room
-                buffers[value] = room(value.tensor, arrays) if fresh else out[number]
-        values = self.executable.run(given, buffers, self.runner.run_graph)
+                buffers[value] = self.runner.device.room(kind, arrays) if fresh else out[number]
+        told = {"sizes": sizes} if sizes else {}
+        values = self.executable.run(given, buffers, self.runner.run_graph, **told)
         results: list[Any] = []
         for number, value in enumerate(self.graph.outputs):
             array = values[value]
@@ -198,13 +263,20 @@ class Program:
             results.append(array)
         return results
 
-    def _check_out(self, number: int, value: Value, array: np.ndarray) -> None:
-        if array.dtype != value.tensor.numpy or array.shape != value.shape:
+    def _check_out(self, number: int, kind: TensorType, array: np.ndarray) -> None:
+        if array.dtype != kind.numpy or array.shape != kind.shape:
             name = self.graph.output_names[number]
             raise InvalidInput(
-                f"output {name!r} is {value.type} in this run, the array given for it is "
+                f"output {name!r} is {kind} in this run, the array given for it is "
                 f"{array.dtype}{list(array.shape)}"
             )
+
+
+def _known(kind: TensorType, sizes: Mapping[str, int]) -> TensorType:
+    """A type whose sizes are numbers."""
+    if kind.is_static:
+        return kind
+    return map_sizes(kind, lambda size: substitute(size, sizes))  # type: ignore[return-value]
 
 
 def _as_array(x: Any) -> Any:
@@ -214,12 +286,14 @@ def _as_array(x: Any) -> Any:
 
 class Stage:
     """As much of a graph as can be planned, then the operators whose result sizes only a run can
-    tell, then the rest."""
+    tell, then the rest. The kernels are told the sizes that `ranges` names."""
 
-    def __init__(self, runner: Runner, graph: Graph) -> None:
-        graph = counted(graph)
+    def __init__(self, runner: Runner, graph: Graph, ranges: Ranges | None = None) -> None:
+        self.ranges = ranges or Ranges()
+        known = frozenset(self.ranges.names)
+        graph = counted(graph, known)
         self.runner, self.graph = runner, graph
-        ready = _ready(graph)
+        ready = _ready(graph, known)
         self.frontier = _frontier(graph, ready)
         if not self.frontier:
             self.program = runner.program(graph)
@@ -236,6 +310,8 @@ class Stage:
             for n, v in enumerate((*self.carried, *siblings))
         }
         self.rest = replace(graph.substitute(inputs), inputs=tuple(inputs.values()))
+        if ranges is not None:
+            runner.wide(self.rest, ranges.inside().with_names(names_shown(self.rest), 0))
         runner.reference_ops.update(
             dict.fromkeys(
                 name
@@ -245,31 +321,40 @@ class Stage:
             )
         )
 
-    def run(self, arrays: Arrays, out: Mapping[int, np.ndarray]) -> list[Any]:
+    def run(
+        self,
+        arrays: Arrays,
+        out: Mapping[int, np.ndarray],
+        sizes: Mapping[str, int] = {},
+    ) -> list[Any]:
+        """The graph's outputs; `sizes` are the named ones, as the model calls them."""
+        told = self.ranges.values(sizes)
         if not self.frontier:
-            return self.program.run(arrays, out)
-        carried = self.program.run(arrays, {})
+            return self.program.run(arrays, out, told)
+        carried = self.program.run(arrays, {}, told)
         known = dict(zip(self.carried, carried))
-        results = [r for v in self.frontier for r in self._compute(v, known)]
-        return self.runner.execute(self.rest, (*carried, *results), out)
+        results = [r for v in self.frontier for r in self._compute(v, known, told)]
+        return self.runner.execute(self.rest, (*carried, *results), out, told)
 
-    def _compute(self, value: Value, known: Mapping[Value, Any]) -> tuple[Any, ...]:
+    def _compute(
+        self, value: Value, known: Mapping[Value, Any], sizes: Mapping[str, int]
+    ) -> tuple[Any, ...]:
         static = [i for i in value.inputs if i is not None and i.is_static]
         known = {**known, **self.runner.prepared.of(static)}
         arrays = [None if i is None else known[i] for i in value.inputs]
         extra = [self.runner.run_graph] if value.op.runs_graphs else []
         # Kernels read what lies without gaps; a part of an axis may not.
-        return tuple(map(_contiguous, compute(value, [*extra, *arrays], {})))
+        return tuple(map(_contiguous, compute(value, [*extra, *arrays], sizes)))
 
 
 def _contiguous(x: Any) -> Any:
     return np.ascontiguousarray(x) if isinstance(x, np.ndarray) and x.ndim else x
 
 
-def counted(graph: Graph) -> Graph:
+def counted(graph: Graph, told: frozenset[str] = frozenset()) -> Graph:
     """The graph with operators that find a number of things in terms of kernels, where that goes;
     a Prefix tells the number."""
-    new = graph.map(_counted)
+    new = graph.map(lambda value: _counted(value, told))
     if new is graph:
         return graph
     values = topological((*new.outputs, *new.definers.values()))
@@ -277,30 +362,34 @@ def counted(graph: Graph) -> Graph:
     return replace(new, definers={**new.definers, **found})
 
 
-def _counted(value: Value) -> Any:
+def _counted(value: Value, told: frozenset[str]) -> Any:
     """An operator that finds a number of things, as one that finds them in kernels and takes as
     many as there are."""
-    static = all(
-        isinstance(i.type, TensorType) and i.type.is_static for i in value.inputs if i is not None
-    )
-    if not (value.op.defines_sizes and static and hasattr(value.op, "lower")):
+    known = all(i is None or _is_known(i.type, told) for i in value.inputs)
+    if not (value.op.defines_sizes and known and hasattr(value.op, "lower")):
         return value
     return value.op.lower(*value.inputs)
 
 
-def _ready(graph: Graph) -> set[Value]:
+def _is_known(kind: Type, told: frozenset[str]) -> bool:
+    """Whether it is a tensor whose sizes are numbers, or told to kernels."""
+    return isinstance(kind, TensorType) and size_symbols(*kind.shape) <= told
+
+
+def _ready(graph: Graph, told: frozenset[str]) -> set[Value]:
     """The Values that can be planned: tensors of known sizes, made from such."""
     ready: set[Value] = set()
     for value in graph.values:
-        known = (
-            isinstance(value.type, TensorType) and value.type.is_static and not value.op.uses_sizes
-        )
-        if known and all(
-            s.type.is_static for s in value.siblings if isinstance(s.type, TensorType)
-        ):
-            if all(i is None or i in ready for i in value.inputs):
-                ready.add(value)
-        elif isinstance(value.op, Input | Parameter):
+        tensors = [s.type for s in value.siblings if isinstance(s.type, TensorType)]
+        known = isinstance(value.type, TensorType) and value.op.symbols <= told
+        if value.op.graphs and value.op.symbols & told:
+            # Each set of sizes would make new inner graphs of it.
+            raise Undecided(f"the graphs in {value.op} use sizes from outside")
+        if isinstance(value.op, Input | Parameter):
+            ready.add(value)
+            continue
+        known = known and all(_is_known(t, told) for t in tensors)
+        if known and all(i is None or i in ready for i in value.inputs):
             ready.add(value)
     return ready
 

@@ -7,6 +7,7 @@ from functools import cache
 from hashlib import blake2b
 from pathlib import Path
 
+from whet.ir.sizes import Expr, Size, symbol
 from whet.plan.kernel import Kernel, Loops
 from whet.targets.cpu import half, loops
 from whet.targets.cpu.architecture import Architecture
@@ -15,9 +16,9 @@ from whet.targets.cpu.templates import TEMPLATES
 
 ENTRY = "kernel"
 
-Slot = tuple[int, int] | str | None
-"""An argument: (buffer, offset in bytes), "error" for the address of the error word, None for
-null."""
+Slot = tuple[int, Size] | Expr | str | None
+"""An argument: (buffer, offset in bytes), a named size, "error" for the address of the error word,
+None for null."""
 
 
 @cache
@@ -46,11 +47,15 @@ def _generate(kernel: Kernel, architecture: Architecture) -> str:
 
 
 def slots(kernel: Kernel) -> list[Slot]:
-    """What the eight-byte arguments of a kernel hold."""
+    """What the eight-byte arguments of a kernel hold; the sizes that a run tells come last."""
+    return [*_pointers(kernel), *map(symbol, kernel.sizes)]
+
+
+def _pointers(kernel: Kernel) -> list[Slot]:
     if not isinstance(kernel, Loops):
         template = TEMPLATES[type(kernel.op)]
         if hasattr(template, "slots"):
-            return template.slots(kernel)
+            return list(template.slots(kernel))
     return ["error", *((buffer, 0) for buffer in range(len(kernel.buffers)))]
 
 

@@ -7,7 +7,6 @@ import ctypes
 import ctypes.util
 import logging
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from hashlib import blake2b
@@ -15,21 +14,19 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from whet.errors import CompileError, IndexOutOfRange
-from whet.ir.evaluate import compute
+from whet.errors import CompileError
 from whet.ir.graph import Value
 from whet.ir.types import TensorType
 from whet.knobs import knobs
-from whet.plan import trace
 from whet.plan.kernel import Kernel
-from whet.plan.plan import Plan, Step, nbytes
+from whet.plan.plan import Plan, nbytes
 from whet.plan.target import Capabilities
 from whet.progress import phase
 from whet.targets.cpu import codegen, host, jit
 from whet.targets.cpu.architecture import Architecture
+from whet.targets.cpu.executable import Executable
 from whet.targets.cpu.functions import LIBRARY
 from whet.targets.cpu.legalize import emits, legalize
-from whet.targets.cpu.pool import Pool
 from whet.targets.cpu.templates import TEMPLATES
 from whet.targets.cpu.workers import Job, compile_all
 
@@ -56,7 +53,7 @@ class Device:
     ) -> None:
         self.architecture = architecture or host.architecture()
         self.cache, self.prebuilt, self.threads = cache, prebuilt or {}, threads
-        self.capabilities = Capabilities("cpu", self.legalize, emits, TEMPLATES)
+        self.capabilities = Capabilities("cpu", self.legalize, emits, TEMPLATES, ranges=True)
         self.compiled = 0
         self._code: dict[Kernel, jit.Code] = {}
         self._lock = threading.Lock()
@@ -216,158 +213,3 @@ def _library(names: frozenset[str]) -> Mapping[str, int]:
     return {
         name: ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0 for name in wanted
     }
-
-
-class Executable:
-    """A Plan compiled for a device: runs on given buffers, from any number of threads."""
-
-    def __init__(self, plan: Plan, device: Device, threads: int) -> None:
-        self.plan, self.device, self.threads = plan, device, threads
-        self.segments = _segments(plan.steps)
-        device.compile([step.kernel for step in plan.steps if step.kernel is not None])
-        self._free: list[_Context] = []
-
-    def run(
-        self, given: Mapping[Value, Any], out: Mapping[Value, Any], run_graph: Callable[..., Any]
-    ) -> dict[Value, Any]:
-        """Computes the plan's outputs into the `out` arrays; `given` are its inputs and what was
-        prepared."""
-        context = self._free.pop() if self._free else _Context(self)
-        try:
-            return context.run(given, out, run_graph)
-        finally:
-            self._free.append(context)
-
-
-def _segments(steps: Sequence[Step]) -> list[tuple[int, int]]:
-    """Runs of steps that one native call walks; a step on the host stands alone."""
-    segments: list[tuple[int, int]] = []
-    for number, step in enumerate(steps):
-        joins = segments and not step.is_host and not steps[segments[-1][0]].is_host
-        if joins:
-            segments[-1] = (segments[-1][0], number + 1)
-        else:
-            segments.append((number, number + 1))
-    return segments
-
-
-class _Context:
-    """What one run at a time needs: an arena, and the kernels' arguments with its addresses."""
-
-    def __init__(self, executable: Executable) -> None:
-        self.executable = executable
-        plan = executable.plan
-        self.arena = host.aligned_memory(max(plan.arena, 64))
-        self.values = {
-            value: self.arena[at : at + nbytes(value.tensor)]
-            .view(value.tensor.numpy)
-            .reshape(value.shape)
-            for value, at in plan.offsets.items()
-        }
-        self.tables = np.zeros((len(plan.steps), 2), np.int64)
-        self.errors = np.zeros(len(plan.steps), np.int64)
-        self.places: dict[Value, list[tuple[int, int]]] = {}
-        self.arguments = self._arguments(plan)
-        self.addresses: dict[Value, int] = {}
-        for value, array in self.values.items():
-            self._set(value, array)
-
-    def _arguments(self, plan: Plan) -> np.ndarray:
-        """The argument blocks, one after the other, with the error words set and the buffers still
-        open."""
-        layouts = [[] if s.kernel is None else codegen.slots(s.kernel) for s in plan.steps]
-        arguments = np.zeros(max(sum(map(len, layouts)), 1), np.int64)
-        place = 0
-        for number, (step, slots) in enumerate(zip(plan.steps, layouts)):
-            if step.kernel is not None:
-                code = self.executable.device.code(step.kernel)
-                self.tables[number] = (code, arguments.ctypes.data + 8 * place)
-            buffers = (*step.reads, *step.writes)
-            for slot in slots:
-                if slot == "error":
-                    arguments[place] = self.errors.ctypes.data + 8 * number
-                elif isinstance(slot, tuple):
-                    self.places.setdefault(buffers[slot[0]], []).append((place, slot[1]))
-                place += 1
-        return arguments
-
-    def _set(self, value: Value, array: Any) -> None:
-        address = array.ctypes.data
-        if self.addresses.get(value) != address:
-            self.addresses[value] = address
-            for place, offset in self.places.get(value, ()):
-                self.arguments[place] = address + offset
-
-    def run(
-        self, given: Mapping[Value, Any], out: Mapping[Value, Any], run_graph: Callable[..., Any]
-    ) -> dict[Value, Any]:
-        values = {**self.values, **given, **out}
-        for value in (*given, *out):
-            if value in self.places:
-                self._set(value, values[value])
-        pool = Pool.shared(self.executable.device.driver)
-        steps = self.executable.plan.steps
-        watched = trace.current.get()
-        if watched is not None:
-            self._run_traced(pool, values, run_graph, watched)
-            return {o: values[o] for o in self.executable.plan.graph.outputs}
-        for begin, end in self.executable.segments:
-            if steps[begin].is_host:
-                self._run_host(steps[begin], values, run_graph)
-                continue
-            pool.run(self.tables.ctypes.data + 16 * begin, end - begin, self.executable.threads)
-            if self.errors.any():
-                self._raise()
-        return {o: values[o] for o in self.executable.plan.graph.outputs}
-
-    def _run_traced(
-        self,
-        pool: Pool,
-        values: dict[Value, Any],
-        run_graph: Callable[..., Any],
-        watched: trace.Trace,
-    ) -> None:
-        """As `run` does it, with the time of each step taken."""
-        steps, threads = self.executable.plan.steps, self.executable.threads
-        segments = self.executable.segments
-        if watched.look is not None:
-            segments = [(number, number + 1) for number in range(len(steps))]
-        for begin, end in segments:
-            if steps[begin].is_host:
-                start = time.perf_counter()
-                self._run_host(steps[begin], values, run_graph)
-                taken = time.perf_counter() - start
-                watched.add(trace.Timing(steps[begin], taken, start), values)
-                continue
-            table = self.tables.ctypes.data + 16 * begin
-            times, done = pool.run_timed(table, end - begin, threads)
-            if self.errors.any():
-                self._raise()
-            for number, step in enumerate(steps[begin:end]):
-                start, stop = (float(t) * 1e-9 for t in times[number : number + 2])
-                ends = tuple((n, float(t) * 1e-9) for n, t in enumerate(done[:, number]) if t)
-                watched.add(trace.Timing(step, stop - start, start, ends), values)
-
-    def _run_host(
-        self, step: Step, values: dict[Value, Any], run_graph: Callable[..., Any]
-    ) -> None:
-        arrays = [None if i is None else values[i] for i in step.value.inputs]
-        extra = [run_graph] if step.value.op.runs_graphs else []
-        results = compute(step.value, [*extra, *arrays], {})
-        for value, result in zip(step.writes, results):
-            if value in values and isinstance(value.type, TensorType):
-                values[value][...] = result
-            else:
-                values[value] = result
-                if isinstance(result, np.ndarray) and value in self.places:
-                    values[value] = np.ascontiguousarray(result)
-                    self._set(value, values[value])
-
-    def _raise(self) -> None:
-        (number, *_) = np.flatnonzero(self.errors)
-        self.errors[:] = 0
-        step = self.executable.plan.steps[number]
-        names = " + ".join(step.nodes) or str(step.value.op)
-        raise IndexOutOfRange(
-            f'at node "{names}": an index lies outside the axis that it chooses from'
-        )

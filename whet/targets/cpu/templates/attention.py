@@ -14,7 +14,7 @@ from whet.ops.attention import Attention
 from whet.plan.kernel import Template, View
 from whet.targets.cpu.architecture import Architecture
 from whet.targets.cpu.llvm import Module
-from whet.targets.cpu.templates.matmul import FLOATS, cast, integer
+from whet.targets.cpu.templates.matmul import FLOATS, are_static, cast, integer
 from whet.targets.cpu.templates.tiling import split_even
 
 BLOCK_BYTES = 256 << 10  # of copied keys and values, kept in the second-level cache
@@ -38,7 +38,7 @@ class AttentionTemplate:
         op = value.op
         if type(op) is not Attention or value.dtype not in FLOATS or not isinstance(op.offset, int):
             return None
-        if not value.type.is_static or 0 in value.inputs[1].shape:  # type: ignore[union-attr]
+        if not are_static(value) or 0 in value.inputs[1].shape:  # type: ignore[union-attr]
             return None
         inputs = [i if i is None else cast(i, "float32") for i in value.inputs]
         run = FlashAttention(op.scale, op.softcap, op.left, op.right, op.offset)

@@ -3,7 +3,6 @@ epilogue."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import astuple, fields, replace
 from typing import Any
@@ -15,7 +14,9 @@ from whet.ir.sizes import Size, product
 from whet.ir.types import TensorType
 from whet.ops.contract import Convolution, MatMul
 from whet.ops.movement import Pad, Transpose, reshape, transpose
+from whet.plan.group import contiguous as contiguous_view
 from whet.plan.kernel import Axis, Load, Nest, Store, Template, View, walk
+from whet.plan.likely import likely_value
 from whet.plan.loops import merge
 from whet.plan.lower import flatten, loop_index
 from whet.targets.cpu import arithmetic
@@ -53,18 +54,17 @@ class PackedConvolution(Op):
     schedule: tuple[int, ...]
 
     def infer(self, x: TensorType, packed: TensorType) -> TensorType:
-        shape = numbers(x.shape)
-        spec = self.specification(contiguous(shape), shape)
+        spec = self.specification(contiguous(x.shape), x.shape)
         return x.with_shape(spec.batch, *spec.outputs, self.filters)
 
-    def specification(self, strides: tuple[int, ...], shape: tuple[int, ...]) -> Specification:
+    def specification(self, strides: tuple[Size, ...], shape: tuple[Size, ...]) -> Specification:
         """The kernel that is wanted for an x of some strides and shape."""
         shape = tuple(shape[i] for i in self.order)
         x_strides = tuple(strides[i] for i in self.order)
         return Specification(
             batch=shape[0],
             size=shape[1:-1],
-            channels=shape[-1],
+            channels=known(shape[-1]),
             filters=self.filters,
             kernel=self.kernel,
             steps=self.strides,
@@ -87,7 +87,7 @@ class PackedProduct(Op):
     def infer(self, x: TensorType, packed: TensorType) -> TensorType:
         return x.with_shape(*x.shape[:-1], self.columns)
 
-    def specification(self, strides: tuple[int, ...], shape: tuple[int, ...]) -> Specification:
+    def specification(self, strides: tuple[Size, ...], shape: tuple[Size, ...]) -> Specification:
         """The kernel that is wanted for an x of some strides and shape: a convolution of one
         tap."""
         lead = shape[:-1]
@@ -96,7 +96,7 @@ class PackedProduct(Op):
         return Specification(
             batch=lead[0],
             size=lead[1:],
-            channels=shape[-1],
+            channels=known(shape[-1]),
             filters=self.columns,
             kernel=(1,) * len(lead[1:]),
             bias=False,
@@ -142,12 +142,12 @@ class Contraction:
         """x may be strided, its channels only where there are few."""
         if position != 0 or not isinstance(op, PackedConvolution | PackedProduct):
             return False
-        if not all(isinstance(s, int) and s >= 0 for s in (*view.strides, view.offset)):
+        steps = [s for s in (*view.strides, view.offset) if isinstance(s, int)]
+        if min(steps, default=0) < 0 or not is_steady(op, view):
             return False
-        shape, strides = numbers(view.shape), numbers(view.strides)
-        seen = op.specification(strides, shape)
+        seen = op.specification(view.strides, view.shape)
         # The weight was packed before it was known how x lies: it must suit both.
-        plain = op.specification(contiguous(shape), shape)
+        plain = op.specification(contiguous(view.shape), view.shape)
         return seen.x_strides[-1] == plain.x_strides[-1] and taps_innermost(seen) == taps_innermost(
             plain
         )
@@ -181,7 +181,10 @@ class Contraction:
         plain = PackedConvolution(
             shape[1:-1], shape[0], op.strides, op.dilations, before, after, op.groups, order, ()
         )
-        spec = plain.specification(contiguous(numbers(x.shape)), numbers(x.shape))
+        if not is_steady(plain, contiguous_view(x)):
+            return None
+        wanted = tuple(map(likely_value, x.shape))
+        spec = plain.specification(contiguous(wanted), wanted)
         schedule = kernels.candidates(spec, architecture, self.threads, transforms=True)[0]
         packed = pack(w, kernels.packing(spec, schedule, architecture))
         return replace(plain, schedule=as_numbers(schedule))(x, packed)
@@ -192,7 +195,9 @@ class Contraction:
         if any(size != 1 for size in w.shape[:-2]) or not 2 <= x.rank <= 5 or x.rank < w.rank:
             return None
         weight = transpose(reshape(w, depth, columns), 1, 0)
-        lead = numbers(x.shape)
+        if not isinstance(x.shape[-1], int):
+            return None
+        lead = tuple(map(likely_value, x.shape))
         spec = PackedProduct(columns, ()).specification(contiguous(lead), lead)
         flat = spec.flattened()
         schedule = kernels.candidates(flat, architecture, self.threads)[0]
@@ -200,13 +205,26 @@ class Contraction:
         packed = pack(weight, kernels.packing(flat, schedule, architecture))
         return PackedProduct(columns, as_numbers(schedule))(x, packed)
 
-    def slots(self, kernel: Template) -> list[tuple[int, int] | None]:
+    def specialised(self, kernel: Template, architecture: Architecture) -> Template:
+        """The kernel of known sizes with the best schedule for them that reads the same weights."""
+        op, x = kernel.op, kernel.inputs[0]
+        assert isinstance(op, PackedConvolution | PackedProduct) and x is not None
+        spec = op.specification(contiguous(x.shape), x.shape)
+        spec = spec.flattened() if isinstance(op, PackedProduct) else spec
+        before = as_schedule(op.schedule)
+        packing = kernels.packing(spec, before, architecture)
+        found = kernels.candidates(spec, architecture, self.threads, before.winograd)
+        same = (s for s in found if s.winograd == before.winograd)
+        alike = (s for s in same if kernels.packing(spec, s, architecture) == packing)
+        return replace(kernel, op=replace(op, schedule=as_numbers(next(alike, before))))
+
+    def slots(self, kernel: Template) -> list[tuple[int, Size] | None]:
         """What the argument block holds: (buffer, offset in bytes), or None for a null pointer."""
         x, packed = kernel.inputs
         assert x is not None and packed is not None
-        extra = [(b, 0) for b in _epilogue_buffers(kernel)]
+        extra: list[tuple[int, Size]] = [(b, 0) for b in _epilogue_buffers(kernel)]
         return [
-            (x.buffer, element_bytes(arithmetic.STORAGE[x.dtype]) * int(x.offset)),
+            (x.buffer, x.offset * element_bytes(arithmetic.STORAGE[x.dtype])),
             (packed.buffer, 0),
             None,
             *extra,
@@ -217,7 +235,7 @@ class Contraction:
         """The kernel's LLVM text."""
         op, x = kernel.op, kernel.inputs[0]
         assert isinstance(op, PackedConvolution | PackedProduct) and x is not None
-        spec = op.specification(numbers(x.strides), numbers(x.shape))
+        spec = op.specification(x.strides, x.shape)
         nest, axes = _nest(kernel), _spatial_axes(op, kernel.axes)
         flat = spec.flattened()
         if flat is not spec and (merged := _merged_like(flat, nest)) is not None:
@@ -239,12 +257,23 @@ class Contraction:
 
 
 def is_packable(value: Value) -> bool:
-    """Whether a convolution or product has a constant weight, something to do, and known sizes."""
+    """Whether a convolution or product has a constant weight, and something to do."""
     x, w = value.inputs
     assert x is not None and w is not None
-    if not w.is_static or x.is_static or not x.tensor.is_static or not w.tensor.is_static:
+    if not w.is_static or x.is_static or not w.tensor.is_static:
         return False
-    return math.prod(numbers(value.shape)) > 0 and math.prod(numbers(x.shape)) > 0
+    return 0 not in (*value.shape, *x.shape)
+
+
+def is_steady(op: Packed, view: View) -> bool:
+    """Whether a run tells at most sizes that the kernel can be told: the batch, and, of a product,
+    all but the depth."""
+    if isinstance(op, PackedConvolution):
+        inner = op.order[1:]
+        sizes = [*(view.shape[i] for i in inner), *(view.strides[i] for i in inner)]
+    else:
+        sizes = [view.shape[-1], *view.strides[-2:]]
+    return all(isinstance(size, int) for size in sizes)
 
 
 def _in_float32(value: Value) -> Value:
@@ -280,6 +309,12 @@ def _merged_like(flat: Specification, nest: Nest) -> tuple[Nest, list[Axis | Non
         return None
     remaining = iter(outer)
     return nest, [*(None if size == 1 else next(remaining) for size in sizes), nest.axes[-1]]
+
+
+def known(size: Size) -> int:
+    """A size that no run tells."""
+    assert isinstance(size, int)
+    return size
 
 
 def numbers(sizes: Sequence[Size]) -> tuple[int, ...]:
@@ -320,10 +355,12 @@ class _Hole:
         (store,) = nest.stores
         self.expression = store.value
         self.buffers = _epilogue_buffers(kernel)
+        self.sizes = frozenset(kernel.sizes)
+        self.told: dict[str, Place] = {}
 
     def epilogue(self) -> Epilogue:
         element = arithmetic.STORAGE[self.expression.dtype]
-        return Epilogue(self.apply, self.begin, len(self.buffers), element)
+        return Epilogue(self.apply, self.begin, len(self.buffers), element, self.kernel.sizes)
 
     def begin(self, f: Function, origin: Origin) -> Emitter:
         """Once per tile: the buffers' addresses, and where the tile begins."""
@@ -331,7 +368,8 @@ class _Hole:
         for slot, buffer in enumerate(self.buffers):
             pointers[buffer] = f.load("ptr", origin.arguments, 8 * (FIRST_BUFFER + slot))
         emitter = Emitter(f, pointers, self.architecture.vector_bytes // 4)
-        emitter.places = self._places(origin, (0,) * len(self.axes))
+        self.told = self.epilogue().named.places(f, sorted(self.expression.symbols & self.sizes))
+        emitter.places = {**self.told, **self._places(origin, (0,) * len(self.axes))}
         return emitter
 
     def _places(self, origin: Origin, deltas: tuple[int, ...]) -> dict[str, Place]:
@@ -346,7 +384,7 @@ class _Hole:
         channel = self.axes[-1]
         assert channel is not None
         changes = {
-            "places": self._places(position.origin, position.deltas),
+            "places": {**self.told, **self._places(position.origin, position.deltas)},
             "lanes": position.lanes,
             "vector": channel.name,
             "hole": (value, position.lanes),

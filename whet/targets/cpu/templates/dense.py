@@ -7,8 +7,9 @@ outside the image are left out when the code is made, by variants of the tile, o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 from whet.targets.cpu.architecture import Architecture
 from whet.targets.cpu.llvm import Function, Index, Module, vector
@@ -16,6 +17,7 @@ from whet.targets.cpu.templates.dense_parts import Parts, PartTile
 from whet.targets.cpu.templates.dense_tile import BLOCK, DenseTile, sum_lengths, taps_innermost
 from whet.targets.cpu.templates.epilogue import WEIGHT, Epilogue
 from whet.targets.cpu.templates.packing import Packing
+from whet.targets.cpu.templates.range_grid import OpenGrid, Stretch
 from whet.targets.cpu.templates.schedule import Schedule
 from whet.targets.cpu.templates.specification import Convolution
 from whet.targets.cpu.templates.tiling import (
@@ -101,6 +103,8 @@ class Dense:
     ) -> None:
         self.block = block
         self.rank, self.c = convolution.rank, convolution.in_three_dimensions()
+        if convolution.is_told:  # what is fetched ahead, and sums that wait, count on their number
+            schedule = replace(schedule, ahead=False, depth=0)
         self.schedule, self.epilogue, self.name = schedule, epilogue, name
         self.module = module or Module(architecture.vector_bytes * 8)
         self.lanes = architecture.vector_bytes // 4
@@ -111,7 +115,10 @@ class Dense:
         self.step_bytes = self.panels.width * self.weight_bytes
         self.panel_bytes = self.steps * self.step_bytes
         self.axes = axes_of(self.c)
-        self.grid = Grid(self.c.batch, tile_spans(self.c, schedule.outputs))
+        spans = tile_spans(self.c, schedule.outputs, self.panels.vectors)
+        self.grid = Grid(self.c.batch, spans)
+        self.walked: Grid | OpenGrid = self.grid
+        """The grid, its numbers in registers where a run tells them."""
         self.parts = Parts.of(sum_lengths(self.c), schedule.depth) if schedule.depth else None
         self.ahead_lines = self.lines_ahead()
         self.tiles: dict[tuple[tuple[Span, ...], int], str] = {}
@@ -121,7 +128,10 @@ class Dense:
         parameters = {"arguments": "ptr noalias", "thread": "i64", "threads": "i64"}
         f = self.module.function(self.name, parameters)
         arguments, thread, threads = f.parameters
-        part = share(f, thread, threads, self.grid.tiles, self.panels.count, self.schedule.teams)
+        if self.c.is_told:
+            self.walked = self._open_grid(f, threads)
+        tiles = self.walked.tiles
+        part = share(f, thread, threads, tiles, self.panels.count, self.schedule.teams)
         weight = f.load("ptr", arguments, 8 * WEIGHT)
         block = self.schedule.block
         if self.parts is not None:
@@ -131,7 +141,7 @@ class Dense:
             end = f.min(f.add(first, block), part.end_tile)
             self._each_panel(f, Share(first, end, part.first_panel, part.end_panel), weight)
 
-        if 0 < block < self.grid.tiles:
+        if block and (not isinstance(tiles, int) or block < tiles):
             f.loop(part.first_tile, part.end_tile, block, one_block, guard=True)
         else:
             self._each_panel(f, part, weight)
@@ -206,7 +216,7 @@ class Dense:
             given = ", ".join(f"{type} {value}" for type, value in zip(types, values, strict=True))
             f.do(f"call void @{function}({given})")
 
-        self.grid.each(f, share.first_tile, share.end_tile, call)
+        self.walked.each(f, share.first_tile, share.end_tile, call)
 
     def _tile_parameters(self) -> dict[str, str]:
         """Name and type of what a tile function is told; indices that are always 0 are left out."""
@@ -217,12 +227,19 @@ class Dense:
             names |= {"part": "i64", "sums": "ptr"}
         if self.c.groups > 1:
             names["group"] = "i64"
-        indices = zip(("n", "z", "y", "x"), self.grid.extents)
-        return names | {name: "i64" for name, extent in indices if extent > 1}
+        indices = zip(("n", "z", "y", "x"), self.walked.extents)
+        return names | {name: "i64" for name, extent in indices if extent not in (0, 1)}
+
+    def _open_grid(self, f: Function, threads: str) -> OpenGrid:
+        """The tiles, now that their numbers are in registers."""
+        sharers = 1 if self.schedule.teams == 0 and self.panels.count > 1 else threads
+        return OpenGrid.of(
+            f, self.c.batch, self.grid.axes, lambda size: self.epilogue.size(f, size), sharers
+        )
 
     @property
     def steps(self) -> int:
-        """Steps of the sum."""
+        """Steps of the sum of one result."""
         return self.c.depth
 
     @cached_property
@@ -265,11 +282,16 @@ class Dense:
         return self.tiles[key]
 
 
-def tile_spans(c: Convolution, most: int) -> tuple[list[Span], list[Span], list[Span]]:
+def tile_spans(
+    c: Convolution, most: int, vectors: int = 1
+) -> tuple[list[Span], list[Span], list[Span]]:
     """Tiles of a row of outputs, or of several whole rows where these are short."""
     plane, row, column = axes_of(c)
+    if not isinstance(column.output, int):
+        stretch: Any = Stretch.of(column.output, most, vectors)
+        return run_time_spans(plane), run_time_spans(row), stretch
     columns = spans(column, most)
-    height = min(most // column.output, row.output)
+    height = min(most // column.output, row.output) if isinstance(row.output, int) else 0
     if height > 1 and len(columns) == 1 and columns[0].taps is not None:
         rows = spans(row, height, most_runs=3)
         if rows[0].taps is not None and rows[0].size > 1 and len(runs(columns[0].taps)) <= 5:

@@ -148,10 +148,11 @@ class DenseTile:
     def _x(self) -> str:
         """The address under the first tap of the first output; it may lie outside the image."""
         f, c, size = self.f, self.c, self.k.x_bytes
-        offset = f.mul(self.given.get("n", 0), size * c.x_strides[0])
+        told = self.k.epilogue.size
+        offset = f.mul(self.given.get("n", 0), told(f, size * c.x_strides[0]))
         start = 0
         for name, stride, step, before in zip("zyx", c.x_strides[1:4], c.steps, c.before):
-            offset = f.add(offset, f.mul(self._output(name), size * stride * step))
+            offset = f.add(offset, f.mul(self._output(name), told(f, size * stride * step)))
             start -= size * before * stride
         group = f.mul(self.given.get("group", 0), size * c.group_channels * c.x_strides[-1])
         return f.address(f.load("ptr", "%arguments", 8 * X), f.add(f.add(offset, group), start))

@@ -6,7 +6,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from whet.ir.sizes import Size
 from whet.targets.cpu.llvm import Function, Index, element_bytes, vector
+from whet.targets.cpu.named import NamedSizes
+from whet.targets.cpu.templates.specification import Extent
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,7 @@ class Origin:
     indices: tuple[Index, ...]
     """(batch, *spatial, channel) of the convolution that the kernel was generated for."""
 
-    def offset(self, f: Function, strides: tuple[int, ...]) -> Index:
+    def offset(self, f: Function, strides: tuple[Index, ...]) -> Index:
         """Where the origin lies in a tensor with these strides, in the strides' unit."""
         total: Index = 0
         for index, stride in zip(self.indices, strides, strict=True):
@@ -36,9 +39,10 @@ class Position:
     context: Any
     """What the epilogue's `begin` returned for this tile."""
 
-    def offset(self, strides: tuple[int, ...]) -> int:
+    def offset(self, strides: tuple[Extent, ...]) -> int:
         """The distance from the origin in a tensor with these strides."""
-        return sum(delta * stride for delta, stride in zip(self.deltas, strides, strict=True))
+        moved = zip(self.deltas, strides, strict=True)
+        return sum(delta * stride for delta, stride in moved if delta)
 
 
 def _nothing(f: Function, origin: Origin) -> None:
@@ -63,6 +67,17 @@ class Epilogue:
     begin: Callable[[Function, Origin], Any] = _nothing
     buffers: int = 0
     element: str = "float"
+    sizes: tuple[str, ...] = ()
+    """Sizes that a run tells the kernel: after y in the argument block."""
+
+    def size(self, f: Function, size: Size) -> Index:
+        """A size as a register of the kernel's function, or of one of its tiles."""
+        return self.named.index(f, size)
+
+    @property
+    def named(self) -> NamedSizes:
+        """Where those sizes are."""
+        return NamedSizes(self.sizes, FIRST_BUFFER + self.buffers + 1, "%arguments")
 
 
 X, WEIGHT, BIAS, FIRST_BUFFER = 0, 1, 2, 3
@@ -73,14 +88,15 @@ def finish(
     f: Function,
     hole: Epilogue,
     origin: Origin,
-    y_strides: tuple[int, ...],
+    y_strides: tuple[Extent, ...],
     results: Iterable[tuple[tuple[int, ...], int, str]],
 ) -> None:
     """Passes (deltas, lanes, value) of a tile through the epilogue and stores them to y."""
     bytes = element_bytes(hole.element)
     context = hole.begin(f, origin)
     slot = f.load("ptr", origin.arguments, 8 * (FIRST_BUFFER + hole.buffers))
-    y = f.address(slot, f.mul(origin.offset(f, y_strides), bytes))
+    told = tuple(hole.size(f, stride) for stride in y_strides)
+    y = f.address(slot, f.mul(origin.offset(f, told), bytes))
     for deltas, lanes, value in results:
         position = Position(origin, deltas, lanes, context)
         value = hole.apply(f, value, position)

@@ -11,7 +11,9 @@ from whet.ops.contract import Convolution, MatMul
 from whet.ops.elementwise import Cast, Sub
 from whet.ops.movement import Pad, reshape, transpose
 from whet.passes.qdq import EIGHT_BITS, sums
+from whet.plan.group import contiguous as contiguous_view
 from whet.plan.kernel import View
+from whet.plan.likely import likely_value
 from whet.targets.cpu.architecture import Architecture
 from whet.targets.cpu.templates import convolution as kernels
 from whet.targets.cpu.templates import integer
@@ -22,6 +24,7 @@ from whet.targets.cpu.templates.contraction import (
     PackedProduct,
     as_numbers,
     is_packable,
+    is_steady,
     numbers,
     pack,
 )
@@ -75,10 +78,9 @@ class IntegerContraction(Contraction):
         if not super().takes(op, position, view):
             return False
         assert isinstance(op, PackedConvolution | PackedProduct)
-        shape, strides = numbers(view.shape), numbers(view.strides)
-        seen = op.specification(strides, shape)
+        seen = op.specification(view.strides, view.shape)
         # The weight was packed before it was known how x lies: it must suit both.
-        plain = op.specification(contiguous(shape), shape)
+        plain = op.specification(contiguous(view.shape), view.shape)
         return seen.x_strides[-1] == 1 and integer.quads_of(seen) == integer.quads_of(plain)
 
     def legalize(self, value: Value, architecture: Architecture) -> Value | None:
@@ -95,6 +97,8 @@ class IntegerContraction(Contraction):
         if not 1 <= len(op.strides) <= 3:
             return None
         op, x, fill = with_padding(op, x)
+        if not is_steady(_geometry(op, w), contiguous_view(x)):
+            return None
         lanewise = self._depthwise(op, x, w, fill, architecture)
         return self._dense(op, x, w, fill, architecture) if lanewise is None else lanewise
 
@@ -134,7 +138,9 @@ class IntegerContraction(Contraction):
         if any(size != 1 for size in w.shape[:-2]) or not 2 <= x.rank <= 5 or x.rank < w.rank:
             return None
         weight = transpose(reshape(w, depth, columns), 1, 0)
-        lead = numbers(x.shape)
+        if not isinstance(x.shape[-1], int):
+            return None
+        lead = tuple(map(likely_value, x.shape))
         flat = PackedProduct(columns, ()).specification(contiguous(lead), lead).flattened()
         schedule = integer.candidates(flat, architecture, self.threads)[0]
         packed = _packed(
@@ -179,7 +185,7 @@ def _geometry(op: Convolution, w: Value) -> PackedConvolution:
 
 
 def _specification(op: PackedConvolution, x: Value) -> Specification:
-    shape = numbers(x.shape)
+    shape = tuple(map(likely_value, x.shape))
     return op.specification(contiguous(shape), shape)
 
 

@@ -14,6 +14,7 @@ from whet.targets.cpu.architecture import Architecture
 from whet.targets.cpu.llvm import Index, Module, vector
 from whet.targets.cpu.templates.epilogue import BIAS, WEIGHT, Epilogue, Origin, X, finish
 from whet.targets.cpu.templates.packing import Packing
+from whet.targets.cpu.templates.range_grid import OpenGrid
 from whet.targets.cpu.templates.schedule import Schedule
 from whet.targets.cpu.templates.specification import Convolution
 from whet.targets.cpu.templates.tiling import (
@@ -107,6 +108,7 @@ class Lanewise:
         self.chunks = chunks_of(self.c, architecture)
         self.axes = axes_of(self.c)
         self.grid = Grid(self.c.batch, tile_spans(self.c, schedule))
+        self.walked: Grid | OpenGrid = self.grid
         self.tiles: dict[tuple[Span, ...], str] = {}
 
     def generate(self) -> str:
@@ -114,7 +116,10 @@ class Lanewise:
         parameters = {"arguments": "ptr noalias", "thread": "i64", "threads": "i64"}
         f = self.module.function(self.name, parameters)
         _, thread, threads = f.parameters
-        part = share(f, thread, threads, self.grid.tiles, self.chunks.count, self.schedule.teams)
+        if self.c.is_told:
+            resolve = lambda size: self.epilogue.size(f, size)  # noqa: E731
+            self.walked = OpenGrid.of(f, self.c.batch, self.grid.axes, resolve, threads)
+        part = share(f, thread, threads, self.walked.tiles, self.chunks.count, self.schedule.teams)
 
         def call(i: Index, tile: Tile) -> None:
             named: dict[str, Index] = {"arguments": "%arguments", "n": tile.batch}
@@ -124,15 +129,15 @@ class Lanewise:
             given = ", ".join(f"{type} {named[name]}" for name, type in types.items())
             f.do(f"call void @{self._tile(tile.spans)}({given})")
 
-        self.grid.each(f, part.first_tile, part.end_tile, call)
+        self.walked.each(f, part.first_tile, part.end_tile, call)
         f.end()
         return self.module.text()
 
     def _tile_parameters(self) -> dict[str, str]:
         """Name and type of what a tile function is told; indices that are always 0 are left out."""
-        indices = zip("nzyx", self.grid.extents)
+        indices = zip("nzyx", self.walked.extents)
         names = {"arguments": "ptr", "first": "i64", "end": "i64"}
-        return names | {name: "i64" for name, extent in indices if extent > 1}
+        return names | {name: "i64" for name, extent in indices if extent not in (0, 1)}
 
     def _tile(self, tile: tuple[Span, ...]) -> str:
         if tile not in self.tiles:
@@ -207,7 +212,7 @@ class LanewiseTile:
     def _x(self, chunk: Index) -> str:
         """The address under the first tap of the first output; it may lie outside the image."""
         f, c, size = self.f, self.c, self.k.x_bytes
-        offset = f.mul(self.at.get("n", 0), size * c.x_strides[0])
+        offset = f.mul(self.at.get("n", 0), self.k.epilogue.size(f, size * c.x_strides[0]))
         start = 0
         for name, stride, step, before in zip("zyx", c.x_strides[1:4], c.steps, c.before):
             offset = f.add(offset, f.mul(self.at.get(name, 0), size * stride * step))

@@ -38,6 +38,11 @@ def cast(x: Value, dtype: str) -> Value:
     return y
 
 
+def are_static(value: Value) -> bool:
+    """Whether all sizes of an operator's inputs are numbers."""
+    return all(i is None or i.tensor.is_static for i in value.inputs)
+
+
 @operator
 class Product(MatMul):
     """A float32 matrix product that this target runs whole."""
@@ -57,7 +62,7 @@ class ProductTemplate:
         if type(value.op) is not MatMul:
             return None
         dtypes = {i.dtype for i in value.inputs if i is not None}
-        if not {value.dtype, *dtypes} <= set(FLOATS):
+        if not {value.dtype, *dtypes} <= set(FLOATS) or not are_static(value):
             return None
         product: Value = Product()(*(cast(i, "float32") for i in value.inputs if i is not None))
         return cast(product, value.dtype)

@@ -45,6 +45,8 @@ class SortTemplate:
         (x, *_) = value.inputs or (None,)
         if type(value.op) is not Order or value.op.descending or x is None or x.dtype not in KEYS:
             return None
+        if not x.tensor.is_static:
+            return None
         order: Value = MergeSort()(x)[0]
         return order
 

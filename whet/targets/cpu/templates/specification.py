@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 from whet.errors import ShapeError
+
+Extent = Any
+"""A number, or an expression over named sizes, which a run tells the kernel."""
 
 
 @dataclass(frozen=True)
@@ -15,10 +19,11 @@ class Convolution:
     x[batch, *size, channels], weight[filters, *kernel, channels // groups] and
     y[batch, *outputs, filters]. Strides of x and y count elements, in the order (batch, *spatial,
     channel); empty ones mean contiguous. Channels of y, of bias and of the weight are adjacent.
+    The batch may be told by a run, and so may sizes under one tap without padding.
     """
 
-    batch: int
-    size: tuple[int, ...]
+    batch: Extent
+    size: tuple[Extent, ...]
     channels: int
     filters: int
     kernel: tuple[int, ...]
@@ -28,8 +33,8 @@ class Convolution:
     after: tuple[int, ...] = ()
     groups: int = 1
     bias: bool = True
-    x_strides: tuple[int, ...] = ()
-    y_strides: tuple[int, ...] = ()
+    x_strides: tuple[Extent, ...] = ()
+    y_strides: tuple[Extent, ...] = ()
 
     def __post_init__(self) -> None:
         rank = len(self.size)
@@ -54,7 +59,12 @@ class Convolution:
         return len(self.size)
 
     @property
-    def outputs(self) -> tuple[int, ...]:
+    def is_told(self) -> bool:
+        """Whether a run tells some of its sizes."""
+        return not all(isinstance(size, int) for size in (self.batch, *self.size))
+
+    @property
+    def outputs(self) -> tuple[Extent, ...]:
         """Spatial sizes of y."""
         return tuple(
             (n + before + after - dilation * (taps - 1) - 1) // step + 1
@@ -149,18 +159,20 @@ def product(
     )
 
 
-def contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
+def contiguous(shape: tuple[Extent, ...]) -> tuple[Extent, ...]:
     """Strides in elements of a dense tensor."""
     return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
-def _merge_axes(axes: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+def _merge_axes(
+    axes: list[tuple[Extent, Extent, Extent]],
+) -> list[tuple[Extent, Extent, Extent]]:
     """(size, x stride, y stride) of neighbours made one where both tensors step through evenly."""
     merged = [axes[0]]
     for size, x, y in axes[1:]:
         outer, outer_x, outer_y = merged[-1]
         if outer == 1 or (outer_x == size * x and outer_y == size * y):
             merged[-1] = (outer * size, x, y)
-        elif size > 1:
+        elif size != 1:
             merged.append((size, x, y))
     return merged

@@ -15,7 +15,7 @@ from whet.plan.kernel import Template, View
 from whet.targets.cpu.architecture import Architecture
 from whet.targets.cpu.llvm import Function, Index, Module, literal, vector
 from whet.targets.cpu.reductions import lane_mask
-from whet.targets.cpu.templates.matmul import integer
+from whet.targets.cpu.templates.matmul import are_static, integer
 from whet.targets.cpu.templates.sort import Line
 
 ROOM = 10
@@ -47,7 +47,7 @@ class SuppressionTemplate:
         return False
 
     def legalize(self, value: Value, architecture: Architecture) -> Any:
-        if type(value.op) is not Suppression or not value.tensor.is_static:
+        if type(value.op) is not Suppression or not are_static(value):
             return None
         rows, number, _ = SortedSuppression(value.op.center)(*value.inputs)
         return rows, number

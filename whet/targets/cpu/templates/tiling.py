@@ -9,7 +9,7 @@ from functools import lru_cache
 from itertools import groupby
 
 from whet.targets.cpu.llvm import Function, Index
-from whet.targets.cpu.templates.specification import Convolution
+from whet.targets.cpu.templates.specification import Convolution, Extent
 
 Taps = tuple[tuple[int, ...], ...]
 """For each tap of an axis: the places of a tile whose input lies inside the image."""
@@ -23,7 +23,7 @@ class Span:
     """
 
     start: int
-    count: int
+    count: Extent
     size: int
     taps: Taps | None
 
@@ -32,8 +32,8 @@ class Span:
 class Axis:
     """One spatial axis of a convolution."""
 
-    size: int
-    output: int
+    size: Extent
+    output: Extent
     kernel: int
     step: int
     dilation: int
@@ -61,7 +61,9 @@ class Axis:
     @property
     def never_empty(self) -> bool:
         """Whether every output has a tap inside the image."""
-        return all(any(self.valid(o, t) for t in range(self.kernel)) for o in range(self.output))
+        return not isinstance(self.output, int) or all(
+            any(self.valid(o, t) for t in range(self.kernel)) for o in range(self.output)
+        )
 
 
 def split_even(total: int, most: int) -> list[int]:
@@ -121,6 +123,8 @@ def _spans(axis: Axis, start: int, stop: int, most: int) -> list[Span]:
 
 def run_time_spans(axis: Axis) -> list[Span]:
     """Tiles of one output each, whose valid taps are found at run time where they differ."""
+    if not isinstance(axis.output, int):
+        return [Span(0, axis.output, 1, ((0,),))]
     if len(axis.inside) == axis.output:
         return [Span(0, axis.output, 1, axis.taps(0, 1) if axis.output else ())]
     return [Span(0, axis.output, 1, None)]
@@ -147,7 +151,7 @@ class Share:
     end_panel: Index
 
 
-def share(f: Function, thread: str, threads: str, tiles: int, panels: int, columns: int) -> Share:
+def share(f: Function, thread: str, threads: str, tiles: Index, panels: int, columns: int) -> Share:
     """The thread's part of tiles x panels, for any number of threads.
 
     The threads form `columns` teams (0: one for each thread), more where there are fewer tiles than
@@ -156,8 +160,8 @@ def share(f: Function, thread: str, threads: str, tiles: int, panels: int, colum
     if panels == 1:
         return Share(*_part(f, thread, threads, tiles), 0, 1)
     wanted: Index = columns or threads
-    if tiles * panels > 1:
-        least = f.div(f.add(threads, tiles - 1), tiles)
+    if tiles != 1 or panels > 1:
+        least = f.div(f.add(threads, f.sub(tiles, 1)), tiles)
         wanted = f.max(wanted, least)
     teams = f.min(f.min(wanted, threads), panels)
     team = f.div(f.mul(thread, teams), threads)
@@ -169,7 +173,7 @@ def share(f: Function, thread: str, threads: str, tiles: int, panels: int, colum
     return Share(*_part(f, f.sub(thread, begin), size, tiles), first_panel, end_panel)
 
 
-def _part(f: Function, member: Index, members: Index, total: int) -> tuple[Index, Index]:
+def _part(f: Function, member: Index, members: Index, total: Index) -> tuple[Index, Index]:
     first = f.div(f.mul(member, total), members)
     return first, f.div(f.mul(f.add(member, 1), total), members)
 
@@ -192,7 +196,7 @@ class Tile:
 class Grid:
     """All tiles of y but for the channels: batch x planes x rows x columns, the last fastest."""
 
-    batch: int
+    batch: Extent
     axes: tuple[list[Span], list[Span], list[Span]]
 
     @property

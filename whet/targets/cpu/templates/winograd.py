@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 from whet.targets.cpu.architecture import Architecture
 from whet.targets.cpu.llvm import Function, Index, Module, vector
@@ -78,7 +79,10 @@ class Winograd:
         self.lanes = architecture.vector_bytes // 4
         self.panels = Panels.balanced(1, c.filters, self.lanes, schedule.vectors)
         self.height, self.width = (-(-n // 2) for n in c.outputs)
-        self.sizes = split_even(patches(c), schedule.outputs)
+        # Where a run tells the batch, each image has groups of its own.
+        alone = replace(c, batch=1) if c.is_told else c
+        self.schedule = replace(schedule, ahead=False) if c.is_told else schedule
+        self.sizes = split_even(patches(alone), schedule.outputs)
         """Patches of each group; a group is the rows of one product."""
         self.larger = self.sizes.count(self.sizes[0])
         self.row_bytes = 4 * c.channels
@@ -87,7 +91,9 @@ class Winograd:
         self.result_row = 4 * self.panels.width
         self.result_point = self.sizes[0] * self.result_row
         group = self.group_bytes + POINTS * self.result_point
-        self.held = max(1, min(len(self.sizes), STACK // group))
+        self.held = max(1, STACK // group)
+        if not c.is_told:
+            self.held = min(len(self.sizes), self.held)
         """Groups whose transformed patches are in memory at a time."""
         self.panel_bytes = POINTS * c.channels * self.panels.width * 4
         self.products = {size: self._product(size, architecture) for size in set(self.sizes)}
@@ -101,7 +107,7 @@ class Winograd:
         self.results = f.alloca(self.held * POINTS * self.result_point)
         self.block = f.alloca(32)
         weight = f.load("ptr", "%arguments", 8 * WEIGHT)
-        groups, panels = len(self.sizes), self.panels.count
+        groups, panels = self._groups(f), self.panels.count
         part = share(f, thread, threads, groups, panels, self.schedule.teams)
 
         def some_groups(low: str, _: list[str]) -> None:
@@ -118,6 +124,18 @@ class Winograd:
         f.loop(part.first_tile, part.end_tile, self.held, some_groups, guard=True)
         f.end()
         return self.module.text()
+
+    def _groups(self, f: Function) -> Index:
+        """How many groups there are."""
+        if not self.c.is_told:
+            return len(self.sizes)
+        return f.mul(self.epilogue.size(f, self.c.batch), len(self.sizes))
+
+    def _in_image(self, f: Function, group: Index) -> tuple[Index, Index]:
+        """The image that groups are counted in, and the number of a group there."""
+        if not self.c.is_told:
+            return 0, group
+        return f.div(group, len(self.sizes)), f.rem(group, len(self.sizes))
 
     def _of_width(self, f: Function, panel: Index, body: Callable[[int], None]) -> None:
         """body(channels) for the panel, which may be the last and narrower."""
@@ -202,11 +220,13 @@ class Winograd:
         if self.larger == len(self.sizes):
             body(self.sizes[0])
             return
+        _, group = self._in_image(f, group)
         large = f.compare("slt", "i64", str(group), str(self.larger))
         f.when(large, lambda: body(self.sizes[0]), lambda: body(self.sizes[-1]))
 
     def _each_patch(self, f: Function, group: Index, body: Callable[[str, str], None]) -> None:
         """body(place in the group, "i64 n, i64 row, i64 column") for the patches of a group."""
+        image, group = self._in_image(f, group)
         before = f.max(f.sub(group, self.larger), 0)
         size = f.sub(self.sizes[0], f.convert("zext", self._is_smaller(f, group), "i1", "i64"))
         first = f.sub(f.mul(group, self.sizes[0]), before)
@@ -214,7 +234,7 @@ class Winograd:
         def one(place: str, _: list[str]) -> None:
             number = f.add(first, place)
             row, column = f.div(number, self.width), f.rem(number, self.width)
-            n, row = f.div(row, self.height), f.rem(row, self.height)
+            n, row = f.add(image, f.div(row, self.height)), f.rem(row, self.height)
             body(place, f"i64 {n}, i64 {row}, i64 {column}")
 
         f.loop(0, size, 1, one, guard=False)
@@ -243,7 +263,7 @@ class Winograd:
         corner = [
             f.sub(f.mul(f"%{axis}", 2), before) for axis, before in zip(("row", "column"), c.before)
         ]
-        offset = f.mul("%n", 4 * c.x_strides[0])
+        offset = f.mul("%n", self.epilogue.size(f, 4 * c.x_strides[0]))
         for first, stride in zip(corner, c.x_strides[1:3]):
             offset = f.add(offset, f.mul(first, 4 * stride))
         x = f.address(f.load("ptr", "%arguments", 8 * X), offset)

@@ -1,0 +1,108 @@
+"""Named sizes as kernels for a range of them have them: with bounds, and a likely value."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from whet.errors import ShapeError
+from whet.ir.evaluate import bind_sizes
+from whet.ir.graph import Graph
+from whet.ir.sizes import Expr, Symbol, symbol
+from whet.ir.types import TensorType
+from whet.runtime.profile import Profile
+
+_LOOP = re.compile(r"(?:[irgs]\d+[ab]*|row)")
+"""What kernels call the indices of their loops."""
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """The sizes that a graph's runs tell, by their names in the model."""
+
+    sizes: Mapping[str, Expr] = field(default_factory=dict)
+    """What stands for them in kernels."""
+    likely: Mapping[str, int] = field(default_factory=dict)
+    """Values that schedules are chosen for, by the names in kernels."""
+
+    @property
+    def names(self) -> list[str]:
+        """What kernels call them."""
+        return [_name(size) for size in self.sizes.values()]
+
+    def values(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        """The sizes of a run by their names in kernels."""
+        return {_name(self.sizes[name]): size for name, size in sizes.items() if name in self.sizes}
+
+    def serve(self, sizes: Mapping[str, int]) -> bool:
+        """Whether the sizes of a run lie within the bounds."""
+        return all(sizes[name] >= _symbol(size).low for name, size in self.sizes.items())
+
+    def inside(self) -> Ranges:
+        """The same for graphs in which sizes have the names that they have in kernels."""
+        return replace(self, sizes={_name(size): size for size in self.sizes.values()})
+
+    def with_names(self, names: Iterable[str], low: int) -> Ranges:
+        """The ranges, and further sizes of which nothing but the least value is known."""
+        new = {name: symbol(kernel_name(name), low) for name in names if name not in self.sizes}
+        return replace(self, sizes={**self.sizes, **new})
+
+
+def kernel_name(name: str) -> str:
+    """A size's name in kernels, which is never that of a loop."""
+    return f"size {name}" if _LOOP.fullmatch(name) else name
+
+
+def _symbol(size: Expr) -> Symbol:
+    ((atom,),) = (mono for mono, _ in size.terms)
+    assert isinstance(atom, Symbol)
+    return atom
+
+
+def _name(size: Expr) -> str:
+    return _symbol(size).name
+
+
+def names_shown(graph: Graph) -> list[str]:
+    """The named sizes that the shapes of a graph's inputs show by themselves."""
+    found: dict[str, None] = {}
+    for value in graph.inputs:
+        if isinstance(value.type, TensorType):
+            atoms = [
+                s.terms[0][0][0] for s in value.type.shape if isinstance(s, Expr) and s.is_atom
+            ]
+            found.update((a.name, None) for a in atoms if isinstance(a, Symbol))
+    return list(found)
+
+
+def ranges_of(graph: Graph, profiles: Sequence[Profile]) -> Ranges:
+    """The sizes of a model's inputs: within all profiles' bounds, likely as the first one says."""
+    lows = [_sizes_at(graph, profile.min) for profile in profiles]
+    highs = [_sizes_at(graph, profile.max) for profile in profiles]
+    likely = dict(item for p in reversed(profiles) for item in _sizes_at(graph, p.opt).items())
+    sizes: dict[str, Expr] = {}
+    for name in names_shown(graph):
+        # Runs without elements have plans of their own: most kernels have nothing to do then.
+        low, high = 1, None
+        if profiles and all(name in bounds for bounds in (*lows, *highs)):
+            low = max(min(bounds[name] for bounds in lows), 1)
+            high = max(low, *(bounds[name] for bounds in highs))
+        sizes[name] = symbol(kernel_name(name), low, high)
+    return Ranges(sizes, {kernel_name(n): size for n, size in likely.items() if n in sizes})
+
+
+def _sizes_at(graph: Graph, shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
+    """The named sizes where inputs have such shapes."""
+    found: dict[str, int] = {}
+    for value in graph.inputs:
+        shape: Any = shapes.get(value.op.name)  # type: ignore[attr-defined]
+        if shape is not None:
+            try:
+                bind_sizes(value.type, np.broadcast_to(np.int8(0), tuple(shape)), found)
+            except ShapeError:
+                continue  # a profile whose shapes contradict each other bounds nothing
+    return found

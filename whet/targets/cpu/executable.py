@@ -1,0 +1,311 @@
+"""A Plan on the CPU: argument blocks and tables that the worker pool walks.
+
+Where a plan serves a range of sizes, each set of sizes that is met is *bound*: where buffers lie,
+what the sizes are, and which code each step runs. Code made for the very sizes takes the place of
+that for the range between two runs: a table of addresses is replaced by another.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from whet.errors import IndexOutOfRange
+from whet.ir.evaluate import compute
+from whet.ir.graph import Value
+from whet.ir.sizes import Expr, Size, substitute
+from whet.ir.types import TensorType, map_sizes
+from whet.plan import trace
+from whet.plan.kernel import Kernel
+from whet.plan.plan import Plan, Step, nbytes
+from whet.targets.cpu import codegen, host
+from whet.targets.cpu.pool import Pool
+
+if TYPE_CHECKING:
+    from whet.targets.cpu.device import Device
+
+MOST_BOUND = 256
+"""Sets of sizes that a plan keeps what it evaluated for; the one used longest ago goes first."""
+
+Sizes = Mapping[str, int]
+
+
+class Executable:
+    """A Plan compiled for a device: runs on given buffers, from any number of threads."""
+
+    def __init__(self, plan: Plan, device: Device, threads: int) -> None:
+        self.plan, self.device, self.threads = plan, device, threads
+        self.segments = _segments(plan.steps)
+        self.kernels = [step.kernel for step in plan.steps]
+        device.compile([kernel for kernel in self.kernels if kernel is not None])
+        self.layout = _Layout(plan)
+        self.code = np.array([0 if k is None else device.code(k) for k in self.kernels], np.int64)
+        """The address of each step's code, that for the whole range."""
+        self._bound: OrderedDict[tuple[int, ...], Bound] = OrderedDict()
+        self._lock = threading.Lock()
+        self._free: list[_Context] = []
+
+    def bound(self, sizes: Sizes) -> Bound:
+        """The plan at given sizes, evaluated anew or remembered."""
+        key = tuple(sizes[name] for name in sorted(sizes))
+        with self._lock:
+            found = self._bound.get(key)
+            if found is None:
+                found = self._bound[key] = Bound(self, sizes)
+                while len(self._bound) > MOST_BOUND:
+                    self._bound.popitem(last=False)
+            else:
+                self._bound.move_to_end(key)
+            return found
+
+    def run(
+        self,
+        given: Mapping[Value, Any],
+        out: Mapping[Value, Any],
+        run_graph: Callable[..., Any],
+        sizes: Sizes = {},  # noqa: B006
+    ) -> dict[Value, Any]:
+        """Computes the plan's outputs into the `out` arrays; `given` are its inputs and what was
+        prepared, `sizes` the named sizes of this run."""
+        context = self._free.pop() if self._free else _Context(self)
+        try:
+            return context.run(given, out, run_graph, self.bound(sizes))
+        finally:
+            self._free.append(context)
+
+
+def _segments(steps: Sequence[Step]) -> list[tuple[int, int]]:
+    """Runs of steps that one native call walks; a step on the host stands alone."""
+    segments: list[tuple[int, int]] = []
+    for number, step in enumerate(steps):
+        joins = segments and not step.is_host and not steps[segments[-1][0]].is_host
+        if joins:
+            segments[-1] = (segments[-1][0], number + 1)
+        else:
+            segments.append((number, number + 1))
+    return segments
+
+
+class _Layout:
+    """Where in the argument blocks, which lie one after the other, each thing goes."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.length = 0
+        self.starts: list[int] = []
+        self.errors: list[tuple[int, int]] = []
+        self.places: dict[Value, list[tuple[int, Size]]] = {}
+        self.sizes: list[tuple[int, Expr]] = []
+        for number, step in enumerate(plan.steps):
+            self.starts.append(self.length)
+            if step.kernel is not None:
+                self._block(number, step, codegen.slots(step.kernel))
+        self.rooms = [(v, room) for v, room in plan.rooms.rooms.items() if v in self.places]
+        self.arena = [(v, at) for v, at in plan.offsets.items() if v in self.places]
+
+    def _block(self, number: int, step: Step, slots: list[codegen.Slot]) -> None:
+        buffers = (*step.reads, *step.writes)
+        for slot in slots:
+            if slot == "error":
+                self.errors.append((self.length, number))
+            elif isinstance(slot, Expr):
+                self.sizes.append((self.length, slot))
+            elif isinstance(slot, tuple):
+                self.places.setdefault(buffers[slot[0]], []).append((self.length, slot[1]))
+            self.length += 1
+
+
+class Bound:
+    """A plan at the sizes of some runs: all that has to be evaluated for them."""
+
+    def __init__(self, executable: Executable, sizes: Sizes) -> None:
+        plan, layout = executable.plan, executable.layout
+        self.sizes = dict(sizes)
+        self.runs = 0
+        self.code = executable.code
+        """Addresses of the steps' code; replaced as a whole."""
+        self._memo: dict[Size, int] = {}
+        rooms, self.arena = plan.rooms.layout(sizes) if plan.rooms.members else ([], plan.arena)
+        offsets = [(v, rooms[room]) for v, room in layout.rooms] + layout.arena
+        places = [
+            (place, at + self.value(offset))
+            for value, at in offsets
+            for place, offset in layout.places[value]
+        ]
+        self.inside = np.array(places, np.int64).reshape(-1, 2)
+        """Arguments that point into the arena, and how far."""
+        numbers = [(place, self.value(size)) for place, size in layout.sizes]
+        self.numbers = np.array(numbers, np.int64).reshape(-1, 2)
+        """Arguments that are sizes, and which."""
+        outside = {v: p for v, p in layout.places.items() if v not in dict(offsets)}
+        self.outside = {
+            value: [(place, self.value(offset)) for place, offset in places]
+            for value, places in outside.items()
+        }
+        """Arguments that point to what a run is given, and how far."""
+        self.offsets = dict(plan.offsets)
+        self.offsets.update({v: rooms[room] for v, room in plan.rooms.rooms.items()})  # type: ignore[misc]
+
+    def value(self, size: Size) -> int:
+        """A size as a number."""
+        if isinstance(size, int):
+            return size
+        if size not in self._memo:
+            self._memo[size] = int(substitute(size, self.sizes))
+        return self._memo[size]
+
+    def tensor(self, kind: TensorType) -> TensorType:
+        """A type whose sizes are numbers."""
+        return map_sizes(kind, self.value)  # type: ignore[return-value]
+
+    @cached_property
+    def evaluated(self) -> int:
+        """How many expressions it took: the work of planning a new size."""
+        return len(self._memo)
+
+
+class _Context:
+    """What one run at a time needs: an arena, and the kernels' arguments with its addresses."""
+
+    def __init__(self, executable: Executable) -> None:
+        self.executable = executable
+        layout, steps = executable.layout, executable.plan.steps
+        self.tables = np.zeros((len(steps), 2), np.int64)
+        self.errors = np.zeros(len(steps), np.int64)
+        self.arguments = np.zeros(max(layout.length, 1), np.int64)
+        self.tables[:, 1] = self.arguments.ctypes.data + 8 * np.array(layout.starts, np.int64)
+        for place, number in layout.errors:
+            self.arguments[place] = self.errors.ctypes.data + 8 * number
+        self.arena = host.aligned_memory(64)
+        self.bound: Bound | None = None
+        self.code: np.ndarray | None = None
+        self.addresses: dict[Value, int] = {}
+        self.inside: dict[Value, np.ndarray] | None = None
+
+    def bind(self, bound: Bound) -> None:
+        """Lays arguments and tables out for some sizes."""
+        if bound is not self.bound:
+            self.bound, self.inside = bound, None
+            if self.arena.nbytes < bound.arena:
+                self.arena = host.aligned_memory(bound.arena)
+            base = self.arena.ctypes.data
+            self.arguments[bound.inside[:, 0]] = base + bound.inside[:, 1]
+            self.arguments[bound.numbers[:, 0]] = bound.numbers[:, 1]
+            self.addresses.clear()
+        if self.code is not bound.code:
+            self.code = bound.code
+            self.tables[:, 0] = bound.code
+
+    def values(self) -> dict[Value, np.ndarray]:
+        """What lies in the arena, as arrays."""
+        if self.inside is None:
+            assert self.bound is not None
+            self.inside = {
+                value: self._array(self.bound.tensor(value.tensor), at)
+                for value, at in self.bound.offsets.items()
+            }
+        return self.inside
+
+    def _array(self, kind: TensorType, at: int) -> np.ndarray:
+        return self.arena[at : at + nbytes(kind)].view(kind.numpy).reshape(kind.shape)
+
+    def _set(self, value: Value, array: Any) -> None:
+        assert self.bound is not None
+        address = array.ctypes.data
+        if self.addresses.get(value) != address:
+            self.addresses[value] = address
+            for place, offset in self.bound.outside[value]:
+                self.arguments[place] = address + offset
+
+    def run(
+        self,
+        given: Mapping[Value, Any],
+        out: Mapping[Value, Any],
+        run_graph: Callable[..., Any],
+        bound: Bound,
+    ) -> dict[Value, Any]:
+        self.bind(bound)
+        plan = self.executable.plan
+        watched = trace.current.get()
+        values: dict[Value, Any] = {**given, **out}
+        for value, array in values.items():
+            if value in bound.outside:
+                self._set(value, array)
+        if watched is not None or len(self.executable.segments) > 1:
+            values = {**self.values(), **values}
+        pool = Pool.shared(self.executable.device.driver)
+        if watched is not None:
+            self._run_traced(pool, values, run_graph, watched)
+            return {o: values[o] for o in plan.graph.outputs}
+        for begin, end in self.executable.segments:
+            if plan.steps[begin].is_host:
+                self._run_host(plan.steps[begin], values, run_graph)
+                continue
+            pool.run(self.tables.ctypes.data + 16 * begin, end - begin, self.executable.threads)
+            if self.errors.any():
+                self._raise()
+        return {o: values[o] for o in plan.graph.outputs}
+
+    def _run_traced(
+        self,
+        pool: Pool,
+        values: dict[Value, Any],
+        run_graph: Callable[..., Any],
+        watched: trace.Trace,
+    ) -> None:
+        """As `run` does it, with the time of each step taken."""
+        steps, threads = self.executable.plan.steps, self.executable.threads
+        segments = self.executable.segments
+        if watched.look is not None:
+            segments = [(number, number + 1) for number in range(len(steps))]
+        for begin, end in segments:
+            if steps[begin].is_host:
+                start = time.perf_counter()
+                self._run_host(steps[begin], values, run_graph)
+                taken = time.perf_counter() - start
+                watched.add(trace.Timing(steps[begin], taken, start), values)
+                continue
+            times, done = pool.run_timed(self.tables.ctypes.data + 16 * begin, end - begin, threads)
+            if self.errors.any():
+                self._raise()
+            for n, step in enumerate(steps[begin:end]):
+                seconds = float(times[n + 1] - times[n]) * 1e-9
+                ends = ((t, float(row[n]) * 1e-9) for t, row in enumerate(done) if row[n])
+                timing = trace.Timing(step, seconds, float(times[n]) * 1e-9, tuple(ends))
+                watched.add(timing, values)
+
+    def _run_host(
+        self, step: Step, values: dict[Value, Any], run_graph: Callable[..., Any]
+    ) -> None:
+        assert self.bound is not None
+        arrays = [None if i is None else values[i] for i in step.value.inputs]
+        extra = [run_graph] if step.value.op.runs_graphs else []
+        results = compute(step.value, [*extra, *arrays], self.bound.sizes)
+        for value, result in zip(step.writes, results):
+            if value in values and isinstance(value.type, TensorType):
+                values[value][...] = result
+            else:
+                values[value] = result
+                if isinstance(result, np.ndarray) and value in self.bound.outside:
+                    values[value] = np.ascontiguousarray(result)
+                    self._set(value, values[value])
+
+    def _raise(self) -> None:
+        (number, *_) = np.flatnonzero(self.errors)
+        self.errors[:] = 0
+        step = self.executable.plan.steps[number]
+        names = " + ".join(step.nodes) or str(step.value.op)
+        raise IndexOutOfRange(
+            f'at node "{names}": an index lies outside the axis that it chooses from'
+        )
+
+
+def specialised(executable: Executable, kernels: Sequence[Kernel | None]) -> np.ndarray:
+    """Addresses of the code of other kernels for the same steps, which must be compiled."""
+    device = executable.device
+    return np.array([0 if kernel is None else device.code(kernel) for kernel in kernels], np.int64)
