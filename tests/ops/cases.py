@@ -7,6 +7,7 @@ four roundings are not enough, how many. `rows` repeats it for each of several d
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -277,6 +278,11 @@ def reductions() -> Iterator[Case]:
     yield from rows(FLOATING, "rmsnorm", reduce.RMSNorm(), *norm, ulps=8, sums=8)
 
 
+def _halves(most: float, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Numbers half-way between two integers, mostly."""
+    return np.rint(rng.uniform(-most, most, shape)) + rng.choice([0, 0.5], shape)
+
+
 def quantised() -> Iterator[Case]:
     for to in ("int8", "uint8", "int16", "uint16", "int4", "uint4", "int2", "uint2"):
         info = quantize.integer_range(to)
@@ -285,6 +291,11 @@ def quantised() -> Iterator[Case]:
         yield from rows(FLOATING, f"quantize-{to}", quantize.Quantize(to), x(60), scale, zero)
         op = quantize.Dequantize("float32")
         yield row(f"dequantize-{to}", op, bits(60, dtype=to), scale, zero)
+    for to in quantize.SMALL:
+        for most in (40.0, 1e4, 1e20):
+            shift = ints(low=-9, high=9, dtype="int32")
+            halves = Spec((70,), "float32", partial(_halves, most), False)
+            yield row(f"saturate-{to}-{most:g}", quantize.Saturate(to), halves, shift)
     columns = x(60, 1, low=0.1, high=0.5)
     for to in ("float8_e4m3fn", "float8_e5m2", "float4_e2m1fn"):
         yield from rows(FLOATING[:1], f"quantize-{to}", quantize.Quantize(to), x(60, 4), columns)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from whet.errors import TypeMismatch
-from whet.ir.graph import Op, Value, constant, operator
+from whet.ir.graph import Constant, Op, Value, constant, operator
 from whet.ir.types import FLOATS, INTEGERS, TensorType
 from whet.ops.cast import bit_width, cast
-from whet.ops.elementwise import Array, Cast, Clip, Round, broadcast, cast_to, need
+from whet.ops.elementwise import Array, Cast, Clip, Elementwise, Round, broadcast, cast_to, need
 
 
 def integer_range(dtype: str) -> tuple[int, int]:
@@ -17,9 +17,39 @@ def integer_range(dtype: str) -> tuple[int, int]:
     return (0, 2**bits - 1) if dtype[0] == "u" else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
 
 
+def is_one(scale: Value) -> bool:
+    """Whether dividing by it changes nothing, as is known here."""
+    return isinstance(scale.op, Constant) and bool((scale.op.data == 1).all())
+
+
 def _check_zero(zero: TensorType | None, dtype: str) -> None:
     if zero is not None and zero.dtype != dtype:
         raise TypeMismatch(f"the zero point of {dtype} is {zero.dtype}")
+
+
+@operator
+class Saturate(Elementwise):
+    """x in float32, rounded (halves to even), plus a zero point in int32, clamped into `to`."""
+
+    to: str
+
+    def infer(self, *inputs: TensorType) -> TensorType:
+        x, zero = inputs
+        need(x.dtype, frozenset({"float32"}), "a float32")
+        need(zero.dtype, frozenset({"int32"}), "a zero point in int32")
+        return TensorType(self.to, broadcast(x.shape, zero.shape))
+
+    def reference(self, x: Array, zero: Array) -> Array:
+        low, high = integer_range(self.to)
+        return cast(np.clip(np.rint(x.astype(np.float64)) + zero, low, high), self.to)
+
+    def lower(self, x: Value, zero: Value) -> Value:
+        low, high = (constant(limit, x.dtype) for limit in integer_range(self.to))
+        return Cast(self.to)(Clip()(Round()(x) + Cast(x.dtype)(zero), low, high))
+
+
+SMALL = ("int8", "uint8", "int16", "uint16")
+"""Integers that float32 and int32 hold with room to spare."""
 
 
 @operator
@@ -49,11 +79,15 @@ class Quantize(Op):
         return cast(np.clip(np.rint(quotient) + shift, low, high), self.to)
 
     def lower(self, x: Value, scale: Value, zero: Value | None = None) -> Value:
-        quotient = cast_to(x, scale.dtype) / scale
+        quotient = cast_to(x, scale.dtype)
+        quotient = quotient if is_one(scale) else quotient / scale
         wide = quotient if scale.dtype == "float64" else cast_to(quotient, "float32")
         if self.to in FLOATS:
             shifted = wide if zero is None else wide + cast_to(zero, wide.dtype)
             return Cast(self.to, self.saturate)(shifted)
+        if self.to in SMALL and wide.dtype == "float32":
+            shift = constant(0, "int32") if zero is None else Cast("int32")(zero)
+            return Saturate(self.to)(wide, shift)
         shifted = Round()(wide) if zero is None else Round()(wide) + Cast(wide.dtype)(zero)
         low, high = (constant(limit, wide.dtype) for limit in integer_range(self.to))
         return Cast(self.to)(Clip()(shifted, low, high))

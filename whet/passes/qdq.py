@@ -18,7 +18,7 @@ from whet.ir.match import Matcher, ReadNumber
 from whet.ir.rewrite import Built, Rules, once, rewrite, rule, rule_for, static, such
 from whet.ops.cast import Cast
 from whet.ops.contract import Convolution, MatMul
-from whet.ops.elementwise import Sub
+from whet.ops.elementwise import Add, Clip, Mul, Relu, Sub
 from whet.ops.movement import (
     Broadcast,
     Concat,
@@ -31,7 +31,7 @@ from whet.ops.movement import (
     reshape,
     transpose,
 )
-from whet.ops.quantize import Dequantize, Quantize
+from whet.ops.quantize import Dequantize, Quantize, is_one
 from whet.ops.reduce import Reduce
 from whet.ops.window import Pool
 from whet.passes.movement import only
@@ -218,6 +218,42 @@ def there_and_back(q: Value, to: str) -> Value | None:
     return q if q.dtype == to and to in EIGHT_BITS else None
 
 
+@rule(
+    lambda x, s, to, f: Quantize(to, f)(once(x), static(s)),
+    lambda x, s, z, to, f: Quantize(to, f)(once(x), static(s), z),
+)
+def scaled_once(x: Value, s: Value, root: Value) -> Value | None:
+    """Sums of integers times their scale, over the result's scale: one product with the quotient of
+    both, as in QLinearConv."""
+    if any(size != 1 for size in s.shape) or s.dtype != "float32" or is_one(s):
+        return None
+    y = divided(x, reshape(s))
+    one = constant(1, s.dtype)
+    return None if y is None else root.op(y, one, *(p for p in root.inputs[2:] if p is not None))
+
+
+def divided(x: Value, s: Value) -> Value | None:
+    """x / s without a division of each element, where x is scaled anyway; s is positive."""
+    if not isinstance(x.op, Mul | Add | Relu | Clip):
+        return None
+    inputs = [i for i in x.inputs if i is not None]
+    a = next((i for i in inputs if not i.is_static), None)
+    others = [i for i in inputs if i is not a]
+    if a is None or not all(o.is_static for o in others):
+        return None
+    if isinstance(x.op, Mul):
+        is_sum = isinstance(a.op, Cast) and only(a).dtype == "int32"
+        return a * (others[0] / s) if is_sum and others else None
+    y = divided(a, s)
+    return None if y is None else x.op(*(y if i is a else i / s for i in inputs))
+
+
+@rule(lambda x, a, b: (x - static(a)) + static(b))
+def one_constant(x: Value, a: Value, b: Value) -> Value | None:
+    """Exact among integers."""
+    return x + (b - a) if x.dtype == "int32" else None
+
+
 MOVES = (Reshape, Transpose, Slice, Reverse, Broadcast, Gather)
 
 
@@ -304,6 +340,8 @@ RULES: Rules = [
     integers,
     dequantized,
     there_and_back,
+    scaled_once,
+    one_constant,
     dequantize_after,
     dequantize_after_concat,
     dequantize_after_pool,

@@ -85,17 +85,23 @@ class Session:
         return trace
 
     def run(
-        self, inputs: Mapping[str, Any], out: Mapping[str, np.ndarray] | None = None
+        self,
+        inputs: Mapping[str, Any],
+        out: Mapping[str, np.ndarray] | None = None,
+        stream: Any = None,
     ) -> dict[str, Any]:
         """The model's outputs, by name, for inputs by name.
 
         Inputs are NumPy arrays, or any tensor that speaks DLPack on the CPU, of exactly the model's
         dtypes.
         Outputs are fresh arrays, except those for which `out` gives an array to write to.
+        On a GPU, `stream` is the caller's, for inputs that lie there: a handle, or an object that
+        has one (PyTorch's, CuPy's, cuda.core's). The run is then only asked for, in order with all
+        else on that stream, and so are its results; without it they are there when this returns.
         Raises InvalidInput for wrong names, dtypes or numbers of axes, ShapeError for sizes that do
         not fit.
         """
-        arrays = self._check(inputs)
+        arrays = self._check(inputs, stream)
         self._check_profiles(arrays)
         targets = self._check_out(out or {})
         with self._runner.prepared.pinned():
@@ -118,7 +124,7 @@ class Session:
         named.update(zip(graph.output_names, results))
         return {name: named[name] for name in self._outputs}
 
-    def _check(self, inputs: Mapping[str, Any]) -> list[Any]:
+    def _check(self, inputs: Mapping[str, Any], stream: Any = None) -> list[Any]:
         missing = [name for name in self.inputs if name not in inputs]
         unknown = [name for name in inputs if name not in self.inputs]
         if missing or unknown:
@@ -126,7 +132,9 @@ class Session:
             said += [f"unknown: {', '.join(unknown)}"] * bool(unknown)
             raise InvalidInput(f"inputs {'; '.join(said)}; the model has {', '.join(self.inputs)}")
         device = self._runner.device
-        return [_array(name, inputs[name], kind, device) for name, kind in self.inputs.items()]
+        return [
+            _array(name, inputs[name], kind, device, stream) for name, kind in self.inputs.items()
+        ]
 
     def _check_profiles(self, arrays: list[Any]) -> None:
         if not self.profiles:
@@ -154,13 +162,13 @@ class Session:
         return {numbers[name]: array for name, array in out.items()}
 
 
-def _array(name: str, x: Any, kind: Type, device: Device) -> Any:
+def _array(name: str, x: Any, kind: Type, device: Device, stream: Any = None) -> Any:
     """An input as a contiguous array of the type's dtype: NumPy's, or the device's own."""
     if not isinstance(kind, TensorType):
         return x
     adopted = None
     if not isinstance(x, np.ndarray | np.generic) and hasattr(x, "__dlpack__"):
-        adopted = device.adopt(x, f"input {name!r}")
+        adopted = device.adopt(x, f"input {name!r}", stream)
         x = np.from_dlpack(x) if adopted is None else adopted
     array = np.asarray(x, object) if kind.dtype == "string" else x
     array = array if adopted is not None else np.asarray(array)

@@ -14,6 +14,7 @@ from whet.ir.types import FLOATS, UNSIGNED
 from whet.ops import elementwise as ew
 from whet.ops.bits import BitCast
 from whet.ops.cast import FEW_BITS
+from whet.ops.quantize import Saturate, integer_range
 from whet.targets.cpu import functions, power
 from whet.targets.cpu.functions import library
 from whet.targets.cpu.llvm import Function, literal, split_type, suffix, vector
@@ -351,6 +352,21 @@ def _bit_cast(f: Function, op: Op, dtype: str, type: str, args: list[str]) -> st
     return to_compute(f, stored, op.to, lanes)
 
 
+def _saturate(f: Function, op: Op, dtype: str, type: str, args: list[str]) -> str:
+    """Bounded before it is rounded, which is as good between integers; the conversion rounds."""
+    assert isinstance(op, Saturate)
+    (x, zero), lanes = args, split_type(type)[1]
+    ints = vector("i32", lanes)
+    for limit, beyond in zip(integer_range(op.to), ("ogt", "olt")):
+        room = f.binary("sub", ints, literal(ints, limit), zero)
+        bound = f.convert("sitofp", room, ints, type)
+        x = f.select(f.compare(beyond, type, x, bound), type, x, bound)
+    rounded = f.call(ints, f"llvm.lrint.{suffix(ints)}.{suffix(type)}", [(type, x)])
+    return f.convert(
+        "trunc", f.binary("add", ints, rounded, zero), ints, compute_type(op.to, lanes)
+    )
+
+
 EMIT: dict[type[Op], Emit] = {
     ew.Add: _either("add", "fadd"),
     ew.Sub: _either("sub", "fsub"),
@@ -387,6 +403,7 @@ EMIT: dict[type[Op], Emit] = {
     ew.BitwiseXor: _integer_only("xor"),
     ew.Shift: _shift,
     BitCast: _bit_cast,
+    Saturate: _saturate,
     ew.Less: _compare("slt", "ult", "olt"),
     ew.LessOrEqual: _compare("sle", "ule", "ole"),
     ew.Equal: _compare("eq", "eq", "oeq"),
