@@ -88,8 +88,9 @@ class Device(Protocol):
     def room(self, kind: TensorType, arrays: Sequence[Any]) -> Any:
         """Fresh memory for a result of a run with these inputs."""
 
-    def adopt(self, x: Any, what: str) -> Any:
-        """A tensor that speaks DLPack, as runs take it; None for one in the host's memory."""
+    def adopt(self, x: Any, what: str, stream: Any = None) -> Any:
+        """A tensor that speaks DLPack, as runs take it, in order with a stream of the caller's
+        where that is given; None for one in the host's memory."""
 
     def trim(self) -> None:
         """Gives memory back that nothing uses any more."""

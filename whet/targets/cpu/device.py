@@ -110,7 +110,7 @@ class Device:
         """Fresh memory for a result."""
         return np.empty(kind.shape, kind.numpy)
 
-    def adopt(self, x: Any, what: str) -> Any:
+    def adopt(self, x: Any, what: str, stream: Any = None) -> Any:
         """Every tensor that speaks DLPack is taken as NumPy does it."""
         return None
 
