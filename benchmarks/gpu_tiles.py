@@ -58,14 +58,19 @@ def shape_of(kernel: Template) -> tiling.Shape | None:
 def jobs_of(kernel: Template, architecture: Architecture, count: int) -> list[tuple[Any, Job]]:
     """Tiles that look best, and some others."""
     ranked = codegen.tiles(kernel, architecture)
-    chosen, shape = ranked[: 2 * count // 3], shape_of(kernel)
+    chosen, shape = ranked[: count // 3], shape_of(kernel)
     if shape is not None:
-        rest = sorted(
+        # Of each area and depth the cheapest, so that no mistake of the model stays hidden.
+        found = sorted(
             set(tiling.candidates(shape, architecture)) - set(chosen),
             key=lambda t: tiling.cost(shape, t, architecture),
-        )[: 20 * count]
+        )
+        kinds = {(t.rows, t.columns, t.depth): t for t in reversed(found)}
+        rest = [t for t in found if t in set(kinds.values())][: 2 * count]
         left = min(len(rest), count - len(chosen))
         chosen += random.Random(5).sample(rest, left)
+    if shape is None:
+        chosen = ranked[:count]
     return [(t, Job(codegen.to_triton(kernel, architecture, t))) for t in chosen]
 
 

@@ -128,6 +128,69 @@ def indices_outside_raise() -> None:
     np.testing.assert_array_equal(session.run(good)["y"], a[[0, -1, 4]])
 
 
+def on_the_callers_stream() -> None:
+    import torch
+
+    session = engine(64, 64).session(device="cuda", cache=False)
+    stream = torch.cuda.Stream()
+    kept = []
+    with torch.cuda.stream(stream):
+        for seed in range(20):
+            x = torch.from_numpy(drawn(seed, 64, 64)).pin_memory().cuda(non_blocking=True)
+            y = session.run({"x": x}, stream=stream)["y"]
+            kept.append(torch.from_dlpack(y) * 1)
+            x.zero_()  # after the run, since it is asked for later
+    stream.synchronize()
+    for seed, got in enumerate(kept):
+        close(got.cpu().numpy(), drawn(seed, 64, 64))
+    x = torch.from_numpy(drawn(3, 64, 64)).cuda()
+    torch.cuda.synchronize()
+    y = session.run({"x": x}, stream=stream.cuda_stream)["y"]
+    close(y, drawn(3, 64, 64))
+    z = session.run({"x": session.run({"x": x}, stream=stream)["y"]})["y"]
+    assert np.isfinite(np.asarray(z)).all()
+
+
+def indices_outside_are_told_later() -> None:
+    import torch
+
+    x = make(Input("x", TensorType("float32", (5, 4))), ())[0]
+    i = make(Input("i", TensorType("int64", (3,))), ())[0]
+    made = Engine(Graph((x, i), (Gather(0)(x, i),), ("y",)), ImportedWeights({}))
+    session = made.session(device="cuda", cache=False)
+    a = torch.arange(20, dtype=torch.float32, device="cuda").reshape(5, 4)
+    good, bad = (torch.tensor(i, device="cuda") for i in ([0, -1, 4], [0, 5, 1]))
+    stream = torch.cuda.current_stream()
+    y = session.run({"x": a, "i": bad}, stream=stream)["y"]
+    for look in (lambda: np.asarray(y), lambda: session.run({"x": a, "i": good}, stream=stream)):
+        try:
+            look()
+        except Error as error:
+            assert "outside" in str(error)
+        else:
+            raise AssertionError("an index outside its axis was taken")
+        session.run({"x": a, "i": bad}, stream=stream)
+        torch.cuda.synchronize()
+    try:
+        session.run({"x": a, "i": good}, stream=stream)
+    except Error:
+        pass
+    got = session.run({"x": a, "i": good}, stream=stream)["y"]
+    np.testing.assert_array_equal(np.asarray(got), a.cpu().numpy()[[0, -1, 4]])
+
+
+def no_stream_is_refused() -> None:
+    import torch
+
+    session = engine(8, 8).session(device="cuda", cache=False)
+    try:
+        session.run({"x": torch.zeros(8, 8, dtype=torch.float16, device="cuda")}, stream="main")
+    except Error as error:
+        assert "stream" in str(error)
+    else:
+        raise AssertionError("a string was taken for a stream")
+
+
 def many_threads() -> None:
     session = engine(64, 64).session(device="cuda", cache=False)
     errors: list[BaseException] = []
@@ -167,6 +230,9 @@ ALL = (
     host_tensors,
     strided_tensors_are_refused,
     indices_outside_raise,
+    on_the_callers_stream,
+    indices_outside_are_told_later,
+    no_stream_is_refused,
     many_threads,
     a_missing_device_is_named,
 )

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from whet.errors import InvalidInput
 from whet.ir.types import NUMPY_DTYPES, TensorType, dtype_name
-from whet.targets.cuda.driver import Context, api, check
+from whet.targets.cuda.driver import Context, Stream, api, check
 
 CUDA, CUDA_HOST, CUDA_MANAGED = 2, 3, 13
 CODES = {"i": 0, "u": 1, "f": 2, "b": 6}
 BFLOAT = 4
+LEGACY = 1  # how DLPack says stream 0
 
 
 class DLTensor(ctypes.Structure):
@@ -80,6 +81,10 @@ class DeviceArray:
         self.shape = tuple(int(n) for n in shape)
         self.host: np.ndarray | None = None
         """The same in the host's memory, where that is kept."""
+        self.stream: Stream | None = None
+        """A stream of a caller's, on which the elements will be there; None where they are."""
+        self.verify: Callable[[], None] | None = None
+        """Raises for a wrong index that the elements were made with."""
 
     @classmethod
     def empty(cls, context: Context, kind: TensorType) -> DeviceArray:
@@ -97,6 +102,21 @@ class DeviceArray:
         context.stream.upload(made.pointer, array.ctypes.data, array.nbytes)
         context.stream.synchronize()
         return made
+
+    def on(self, stream: Stream | None) -> DeviceArray:
+        """The same elements, for use on a caller's stream, or, without one, on any."""
+        if stream is self.stream:
+            return self
+        if self.stream is not None:
+            stream.follow(self.stream) if stream is not None else self.stream.synchronize()
+        array = DeviceArray(self.context, self.pointer, self.dtype, self.shape, self)
+        array.stream, array.host = stream, self.host
+        return array
+
+    def allocate(self, stream: Stream) -> None:
+        """Fresh memory, in order with a stream."""
+        memory = self.context.allocate(self.nbytes, stream)
+        self.pointer, self.owner = memory.pointer, memory
 
     @property
     def ndim(self) -> int:
@@ -116,8 +136,11 @@ class DeviceArray:
             return self.host
         result = np.empty(self.shape, self.dtype)
         self.context.use()
-        self.context.stream.download(result.ctypes.data, self.pointer, self.nbytes)
-        self.context.stream.synchronize()
+        stream = self.stream or self.context.stream
+        stream.download(result.ctypes.data, self.pointer, self.nbytes)
+        stream.synchronize()
+        if self.verify is not None:
+            self.verify()
         return result
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -128,6 +151,8 @@ class DeviceArray:
         """The same elements in memory of their own."""
         made = DeviceArray.empty(self.context, TensorType(dtype_name(self.dtype), self.shape))
         self.context.use()
+        if self.stream is not None:
+            self.stream.synchronize()
         self.context.stream.copy(made.pointer, self.pointer, self.nbytes)
         self.context.stream.synchronize()
         return made
@@ -149,7 +174,13 @@ class DeviceArray:
         return CUDA, self.context.found.number
 
     def __dlpack__(self, stream: Any = None, **ignored: Any) -> Any:
-        """A capsule; the tensor is finished before this returns, on whatever stream it was made."""
+        """A capsule, in which the tensor is finished for what comes next on a stream: by default on
+        every one."""
+        if self.stream is not None and stream != self.stream.number:
+            if stream is None:
+                self.stream.synchronize()
+            elif stream != -1:
+                self.context.foreign(stream).follow(self.stream)
         return _capsule(self)
 
 
@@ -199,18 +230,18 @@ class _Taken:
             self.managed.contents.deleter(self.managed)
 
 
-def adopt(x: Any, context: Context, stream: int, what: str) -> DeviceArray:
-    """Another library's tensor on this GPU, without a copy; raises InvalidInput where it is not
-    here, or not dense."""
-    if isinstance(x, DeviceArray):
-        return x
-    kind, number = x.__dlpack_device__()
-    if (int(kind), number) != (CUDA, context.found.number):
+def adopt(
+    x: Any, context: Context, stream: Stream | None, place: tuple[int, int], what: str
+) -> DeviceArray:
+    """Another library's tensor on this GPU, without a copy, finished for what comes next on a
+    stream; raises InvalidInput where it is not here (its `place` is DLPack's), or not dense."""
+    kind, number = place
+    if kind not in (CUDA, CUDA_MANAGED) or number != context.found.number:
         raise InvalidInput(
-            f"{what} lies on device {number} of DLPack's kind {int(kind)}; the session runs on "
+            f"{what} lies on device {number} of DLPack's kind {kind}; the session runs on "
             f"cuda:{context.found.number}: copy it there"
         )
-    capsule = x.__dlpack__(stream=stream)
+    capsule = x.__dlpack__(stream=(stream or context.stream).number or LEGACY)
     managed = ctypes.cast(_pointer(capsule, NAME), ctypes.POINTER(DLManagedTensor))
     _rename(capsule, USED)
     owner = _Taken(managed)
@@ -218,7 +249,9 @@ def adopt(x: Any, context: Context, stream: int, what: str) -> DeviceArray:
     shape = [t.shape[i] for i in range(t.ndim)]
     if t.strides and not _is_dense(shape, [t.strides[i] for i in range(t.ndim)]):
         raise InvalidInput(f"{what} is not contiguous; make it so, with .contiguous() in PyTorch")
-    return DeviceArray(context, (t.data or 0) + t.byte_offset, _dtype(t, what), shape, owner)
+    array = DeviceArray(context, (t.data or 0) + t.byte_offset, _dtype(t, what), shape, owner)
+    array.stream = stream
+    return array
 
 
 def _is_dense(shape: list[int], strides: list[int]) -> bool:

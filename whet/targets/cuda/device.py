@@ -185,19 +185,22 @@ class Device:
         return made
 
     def room(self, kind: TensorType, arrays: Sequence[Any]) -> Any:
-        """Memory for a result: where the inputs are."""
+        """Memory for a result: where the inputs are. On a GPU, the run takes it from its stream."""
         if holds(kind) and any(isinstance(a, DeviceArray) for a in arrays):
-            return DeviceArray.empty(self.context, kind)
+            return DeviceArray(self.context, 0, kind.numpy, numbers(kind), None)
         return np.empty(numbers(kind), kind.numpy)
 
-    def adopt(self, x: Any, what: str) -> Any:
-        """Another library's tensor, as it is; None where it is on the host."""
+    def adopt(self, x: Any, what: str, stream: Any = None) -> Any:
+        """Another library's tensor, as it is; None where it is on the host. What comes next on the
+        caller's stream, or else on this device's own, finds it finished."""
+        its = None if stream is None else self.context.foreign(stream)
         if isinstance(x, DeviceArray):
-            return x
-        if int(x.__dlpack_device__()[0]) in (1, 3):  # the host, and its pinned memory
+            return x.on(its)
+        kind, number = x.__dlpack_device__()
+        if int(kind) in (1, 3):  # the host, and its pinned memory
             return None
         self.context.use()
-        return adopt(x, self.context, self.context.stream.number, what)
+        return adopt(x, self.context, its, (int(kind), number), what)
 
     def trim(self) -> None:
         """Gives memory back to the device that nothing uses any more."""

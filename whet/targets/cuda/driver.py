@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from whet.errors import DeviceError, OutOfMemory
+from whet.errors import DeviceError, InvalidSetting, OutOfMemory
 from whet.targets.cuda.architecture import Architecture, of_capability
 
 ALIGNMENT = 256
@@ -112,6 +112,7 @@ class Context:
         self.handle = check(driver.cuDevicePrimaryCtxRetain(self.device), "opening the device")
         self.use()
         self.stream = Stream(self)
+        self._foreign: dict[int, Stream] = {}
         pool = check(driver.cuDeviceGetDefaultMemPool(self.device), "opening the pool of memory")
         kept = driver.CUmemPool_attribute.CU_MEMPOOL_ATTR_RELEASE_THRESHOLD
         value = driver.cuuint64_t(2**63)
@@ -130,9 +131,16 @@ class Context:
         """Makes it the calling thread's context."""
         check(api().cuCtxSetCurrent(self.handle), "choosing the device")
 
-    def allocate(self, size: int) -> Memory:
-        """Device memory, at least one byte of it."""
-        return Memory(self, size)
+    def allocate(self, size: int, stream: Stream | None = None) -> Memory:
+        """Device memory, at least one byte of it, there for what comes next on a stream."""
+        return Memory(self, size, stream or self.stream)
+
+    def foreign(self, stream: Any) -> Stream:
+        """A stream of the caller's: its handle, or an object that has one."""
+        number = handle_of(stream)
+        if number not in self._foreign:
+            self._foreign[number] = Stream(self, number)
+        return self._foreign[number]
 
     def trim(self) -> None:
         """Gives memory that nothing uses back to the device."""
@@ -149,12 +157,13 @@ class Context:
 class Memory:
     """A piece of device memory; it goes back to the pool with the last reference."""
 
-    def __init__(self, context: Context, size: int) -> None:
-        self.context, self.size = context, size
+    def __init__(self, context: Context, size: int, stream: Stream) -> None:
+        self.context, self.size, self.stream = context, size, stream
         context.use()
-        doing = f"allocating {size:,} bytes on {context.found.name}"
-        stream = context.stream.handle
-        self.pointer = int(check(api().cuMemAllocAsync(max(size, 1), stream), doing))
+        status, pointer = api().cuMemAllocAsync(max(size, 1), stream.handle)
+        if int(status):
+            check((status,), f"allocating {size:,} bytes on {context.found.name}")
+        self.pointer = int(pointer)
 
     def __del__(self) -> None:
         pointer = getattr(self, "pointer", 0)
@@ -162,7 +171,7 @@ class Memory:
             self.pointer = 0
             driver = api()
             driver.cuCtxSetCurrent(self.context.handle)
-            driver.cuMemFreeAsync(pointer, self.context.stream.handle)
+            driver.cuMemFreeAsync(pointer, self.stream.handle)
 
 
 class Pinned:
@@ -185,14 +194,30 @@ class Pinned:
             driver.cuMemFreeHost(pointer)
 
 
-class Stream:
-    """Work of a device in order."""
+def handle_of(stream: Any) -> int:
+    """The number of a stream: an integer, PyTorch's `cuda_stream`, CuPy's `ptr`, or by the protocol
+    `__cuda_stream__` of cuda.core. Raises InvalidSetting for what is none."""
+    if isinstance(stream, int):
+        return stream
+    if hasattr(stream, "__cuda_stream__"):
+        return int(stream.__cuda_stream__()[1])
+    for name in ("cuda_stream", "ptr"):
+        if isinstance(number := getattr(stream, name, None), int):
+            return number
+    raise InvalidSetting(f"{stream!r} is no CUDA stream; give its handle, or torch.cuda.Stream()")
 
-    def __init__(self, context: Context) -> None:
+
+class Stream:
+    """Work of a device in order; with a number, a stream that belongs to the caller."""
+
+    def __init__(self, context: Context, number: int | None = None) -> None:
         driver = api()
         self.context = context
-        kind = driver.CUstream_flags.CU_STREAM_NON_BLOCKING
-        self.handle = check(driver.cuStreamCreate(kind), "making a stream")
+        if number is None:
+            kind = driver.CUstream_flags.CU_STREAM_NON_BLOCKING
+            self.handle = check(driver.cuStreamCreate(kind), "making a stream")
+        else:
+            self.handle = driver.CUstream(number)
         self.number = int(self.handle)
 
     def synchronize(self) -> None:
@@ -217,6 +242,12 @@ class Stream:
     def zero(self, pointer: int, size: int) -> None:
         """Clears memory."""
         check(api().cuMemsetD8Async(pointer, 0, size, self.handle), "clearing memory")
+
+    def follow(self, other: Stream) -> None:
+        """What comes next here waits for what another stream was asked for so far."""
+        event = Event()
+        event.record(other)
+        self.wait_for(event)
 
     def wait_for(self, event: Event) -> None:
         """What comes next here waits for an event."""

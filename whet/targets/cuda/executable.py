@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -91,41 +92,39 @@ class _Context:
         self.memory: list[Any] = []
         self.pointers: dict[Value, int] = {}
         self.places: dict[Value, list[tuple[_Segment, int, int]]] = {}
-        self.checks = self.is_bound = False
-        self.arrived = Event()
+        self.used = self.stream
+        """The stream of the run before."""
+        self.static: tuple[tuple[Value, ...], tuple[Any, ...]] = (), ()
+        """Weights, and where they were in the run before."""
+        self.has_host_steps = any(step.is_host for step in self.plan.steps)
         self._lay_out()
         self.segments = [self._segment(*segment) for segment in executable.segments]
         self.inputs: dict[Value, tuple[int, Pinned]] = {}
         self.outputs: dict[Value, tuple[int, Pinned]] = {}
-        for value, pointer in list(self.pointers.items()):
+        known, self.pointers = self.pointers, {}
+        for value, pointer in known.items():
             self._point(value, pointer)
         self.stream.synchronize()
 
     def _lay_out(self) -> None:
-        """The arena, with error words, counters and scratch behind it."""
+        """The arena, with counters and scratch behind it; error words are in the host's memory,
+        where a kernel that meets an error writes directly."""
         plan, device = self.plan, self.device
         functions = [
             f for s in plan.steps if s.kernel is not None for f, _ in device.code(s.kernel)
         ]
-        self.error_bytes = 4 * len(plan.steps)
         counters = 4 * max((f.counters for f in functions), default=0)
-        sizes = (
-            plan.arena,
-            self.error_bytes,
-            counters,
-            max((f.scratch for f in functions), default=0),
-        )
+        sizes = (plan.arena, counters, max((f.scratch for f in functions), default=0))
         places = np.cumsum([0, *(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)])
         arena = device.context.allocate(int(places[-1]))
         device.context.stream.synchronize()
         self.memory.append(arena)
-        base, self.errors, self.counters, self.scratch = (
-            arena.pointer + int(p) for p in places[:4]
-        )
-        self.stream.zero(self.errors, int(places[3] - places[1]))
+        base, self.counters, self.scratch = (arena.pointer + int(p) for p in places[:3])
+        self.stream.zero(self.counters, int(places[2] - places[1]))
         self.checks = any(f.checks for f in functions)
-        self.error_words: Pinned | None = None
-        self.arena = base
+        self.errors = Pinned(device.context, 4 * max(1, len(plan.steps)))
+        self.error_words = self.errors.array.view(np.int32)
+        self.error_words[:] = 0
         for value, at in plan.offsets.items():
             self.pointers[value] = base + at
 
@@ -160,12 +159,12 @@ class _Context:
 
     def _fixed(self, slot: str, number: int) -> int:
         if slot == "error":
-            return self.errors + 4 * number
+            return self.errors.pointer + 4 * number
         return self.counters if slot == "counters" else self.scratch
 
     def _point(self, value: Value, pointer: int) -> None:
         """Lets the launches know where a Value lies."""
-        if self.pointers.get(value) == pointer and self.is_bound:
+        if self.pointers.get(value) == pointer:
             return
         self.pointers[value] = pointer
         for segment, call, place in self.places.get(value, ()):
@@ -177,45 +176,87 @@ class _Context:
     def run(
         self, given: Mapping[Value, Any], out: Mapping[Value, Any], run_graph: Callable[..., Any]
     ) -> dict[Value, Any]:
-        values: dict[Value, Any] = {**given, **out}
-        on_device = any(isinstance(values.get(v), DeviceArray) for v in self.plan.graph.inputs)
-        # Weights stay where they are: after the first run only inputs are new.
-        fresh = given if not self.is_bound else self.plan.graph.inputs
-        for value in fresh:
-            if value in self.places and value in given:
-                self._point(value, self._input(value, given[value]))
-        self.is_bound = True
+        """Asks the device for everything; waits for it, unless the inputs are on a caller's stream
+        and all results stay on the device."""
+        arrays = [given[v] for v in self.plan.graph.inputs]
+        on_device = [a for a in arrays if isinstance(a, DeviceArray)]
+        theirs = next((a.stream for a in on_device if a.stream is not None), None)
+        stream = theirs or self.stream
+        self._enter(stream, bool(on_device))
+        self._bind(given, out, stream)
+        watched = trace.current.get()
+        values = {**given, **out} if self.has_host_steps or watched is not None else out
+        for segment in self.segments:
+            if self.plan.steps[segment.begin].is_host:
+                self._run_host(segment, values, run_graph, watched)  # type: ignore[arg-type]
+            elif watched is not None:
+                self._run_traced(segment, values, watched)  # type: ignore[arg-type]
+            else:
+                segment.run(stream)
+        if theirs is not None and not any(isinstance(a, np.ndarray) for a in out.values()):
+            return self._promised(values, given, out, stream)
+        return self._finish(values, given, out, bool(on_device))
+
+    def _enter(self, stream: Stream, on_device: bool) -> None:
+        """Makes a run on this stream come behind the one before, and behind its inputs."""
+        if self.used is not stream:
+            stream.follow(self.used)
+            self.used = stream
+        if self.checks:
+            self._verify()  # an earlier run that nobody waited for
+        if on_device and stream is self.stream:
+            stream.follow(self.device.context.stream)
+
+    def _bind(self, given: Mapping[Value, Any], out: Mapping[Value, Any], stream: Stream) -> None:
+        """Lets the launches know where inputs, weights and results lie."""
+        # Weights stay where they are until others take their place.
+        values, arrays = self.static
+        if not values or not all(map(operator.is_, map(given.get, values), arrays)):
+            inputs = set(self.plan.graph.inputs)
+            static = {v: a for v, a in given.items() if v not in inputs}
+            self.static = tuple(static), tuple(static.values())
+            for value, array in static.items():
+                if value in self.places:
+                    self._point(value, self._input(value, array, stream))
+        for value in self.plan.graph.inputs:
+            if value in self.places:
+                self._point(value, self._input(value, given[value], stream))
         for value, array in out.items():
             if isinstance(array, DeviceArray):
+                if not array.pointer:
+                    array.allocate(stream)
                 self._point(value, array.pointer)
             elif value in self.places:
                 self._point(value, self._staged(self.outputs, value)[0])
-        if on_device:
-            self.arrived.record(self.device.context.stream)
-            self.stream.wait_for(self.arrived)
-        watched = trace.current.get()
-        for segment in self.segments:
-            if self.plan.steps[segment.begin].is_host:
-                self._run_host(segment, values, run_graph, watched)
-            elif watched is not None:
-                self._run_traced(segment, values, watched)
-            else:
-                segment.run(self.stream)
-        return self._finish(values, out, on_device)
 
-    def _input(self, value: Value, array: Any) -> int:
+    def _promised(
+        self,
+        values: Mapping[Value, Any],
+        given: Mapping[Value, Any],
+        out: Mapping[Value, Any],
+        stream: Stream,
+    ) -> dict[Value, Any]:
+        """Results that are there for what comes next on the caller's stream."""
+        for array in out.values():
+            array.stream = stream
+            array.verify = self._verify if self.checks else None
+        return {o: values[o] if o in values else given[o] for o in self.plan.graph.outputs}
+
+    def _input(self, value: Value, array: Any, stream: Stream) -> int:
         """Where an input lies on the device, copied there where it has to be."""
         if isinstance(array, DeviceArray):
             if array.pointer % 16 == 0:
                 return array.pointer
             pointer, _ = self._staged(self.inputs, value)
-            self.stream.copy(pointer, array.pointer, array.nbytes)
+            stream.copy(pointer, array.pointer, array.nbytes)
             return pointer
         array = np.asarray(array)
         pointer, pinned = self._staged(self.inputs, value)
         size = array.nbytes
+        if stream is not self.stream:
+            stream.synchronize()  # what the run before has staged may not have left yet
         pinned.array[:size] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        self.stream.upload(pointer, pinned.pointer, size)
+        stream.upload(pointer, pinned.pointer, size)
         return pointer
 
     def _staged(self, kept: dict[Value, tuple[int, Pinned]], value: Value) -> tuple[int, Pinned]:
@@ -229,45 +270,38 @@ class _Context:
         return kept[value]
 
     def _finish(
-        self, values: dict[Value, Any], out: Mapping[Value, Any], on_device: bool
+        self,
+        values: Mapping[Value, Any],
+        given: Mapping[Value, Any],
+        out: Mapping[Value, Any],
+        on_device: bool,
     ) -> dict[Value, Any]:
-        """Results where they are wanted, once the errors of kernels are known."""
+        """Results where they are wanted, once they are there and no kernel met an error."""
         arrived: list[tuple[np.ndarray, Pinned]] = []
         for value, array in out.items():
             if isinstance(array, np.ndarray) and values[value] is array and value in self.places:
                 pointer, pinned = self._staged(self.outputs, value)
-                self.stream.download(pinned.pointer, pointer, array.nbytes)
+                self.used.download(pinned.pointer, pointer, array.nbytes)
                 arrived.append((array, pinned))
-        errors = self._ask_for_errors()
-        if out or errors is not None or on_device:
-            self.stream.synchronize()
-        if errors is not None:
-            self._raise(errors)
+        if out or self.checks or on_device:
+            self.used.synchronize()
+        self._verify()
         for array, pinned in arrived:
             flat = pinned.array[: array.nbytes]
             array[...] = flat.view(array.dtype).reshape(array.shape)
-        results = {o: values[o] for o in self.plan.graph.outputs}
+        results = {o: values[o] if o in values else given[o] for o in self.plan.graph.outputs}
         for value, array in results.items():
             if isinstance(array, DeviceArray) and value not in out and not on_device:
                 results[value] = array.numpy().copy()
         return results
 
-    def _ask_for_errors(self) -> Pinned | None:
-        if not self.checks:
-            return None
-        if self.error_words is None:
-            self.error_words = Pinned(self.device.context, self.error_bytes)
-        self.stream.download(self.error_words.pointer, self.errors, self.error_bytes)
-        return self.error_words
-
-    def _raise(self, errors: Pinned) -> None:
+    def _verify(self) -> None:
         """Raises for the first step that met an index outside its axis."""
-        words = errors.array[: self.error_bytes].view(np.int32)
-        if not words.any():
+        if not self.error_words.any():
             return
-        (number, *_) = np.flatnonzero(words)
-        self.stream.zero(self.errors, self.error_bytes)
-        self.stream.synchronize()
+        (number, *_) = np.flatnonzero(self.error_words)
+        self.used.synchronize()
+        self.error_words[:] = 0
         step = self.plan.steps[number]
         names = " + ".join(step.nodes) or str(step.value.op)
         raise IndexOutOfRange(
@@ -284,15 +318,15 @@ class _Context:
         step = self.plan.steps[segment.begin]
         start = time.perf_counter()
         arrays = [None if i is None else self._on_host(i, values) for i in step.value.inputs]
-        if (errors := self._ask_for_errors()) is not None:
-            self.stream.synchronize()
-            self._raise(errors)
+        if self.checks:
+            self.used.synchronize()
+            self._verify()
         extra = [run_graph] if step.value.op.runs_graphs else []
         results = compute(step.value, [*extra, *arrays], {})
         for value, result in zip(step.writes, results):
             self._take(value, result, values)
         if watched is not None:
-            self.stream.synchronize()
+            self.used.synchronize()
             taken = time.perf_counter() - start
             watched.add(trace.Timing(step, taken, start), values)
 
@@ -306,8 +340,8 @@ class _Context:
         if not isinstance(value.type, TensorType) or not holds(value.tensor):
             return array
         result = np.empty(value.shape, value.tensor.numpy)
-        self.stream.download(result.ctypes.data, self.pointers[value], result.nbytes)
-        self.stream.synchronize()
+        self.used.download(result.ctypes.data, self.pointers[value], result.nbytes)
+        self.used.synchronize()
         return result
 
     def _take(self, value: Value, result: Any, values: dict[Value, Any]) -> None:
@@ -321,8 +355,8 @@ class _Context:
             return
         if value in self.pointers:
             result = np.ascontiguousarray(result).reshape(value.shape)
-            self.stream.upload(self.pointers[value], result.ctypes.data, result.nbytes)
-            self.stream.synchronize()
+            self.used.upload(self.pointers[value], result.ctypes.data, result.nbytes)
+            self.used.synchronize()
         elif isinstance(array, np.ndarray):
             array[...] = result
         else:
@@ -334,12 +368,12 @@ class _Context:
         """Launch after launch, with the device's own times."""
         events = [Event(timed=True)]
         began = time.perf_counter()
-        events[0].record(self.stream)
+        events[0].record(self.used)
         for call in segment.calls:
-            call.launch(self.stream)
+            call.launch(self.used)
             events.append(Event(timed=True))
-            events[-1].record(self.stream)
-        self.stream.synchronize()
+            events[-1].record(self.used)
+        self.used.synchronize()
         taken: dict[int, float] = {}
         starts: dict[int, float] = {}
         for number, before, after in zip(segment.steps, events, events[1:]):
@@ -354,6 +388,6 @@ class _Context:
 
     def _seen(self, value: Value) -> np.ndarray:
         array = np.empty(value.shape, value.tensor.numpy)
-        self.stream.download(array.ctypes.data, self.pointers[value], array.nbytes)
-        self.stream.synchronize()
+        self.used.download(array.ctypes.data, self.pointers[value], array.nbytes)
+        self.used.synchronize()
         return array

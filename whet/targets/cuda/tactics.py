@@ -1,21 +1,20 @@
 """Which of several ways to run a kernel is fastest: measured on the device, on noise.
 
-Each way is launched many times in a graph, as it will be, on other memory each time: a network's
-operands have left the caches when their turn comes again.
+Each way is launched many times in a graph, as it will be. Its first operand lies in the caches, as
+what the kernel before has just written does; the others, most often weights, do not.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain
 
 import numpy as np
 
 from whet.errors import DeviceError
 from whet.ir.sizes import Size
 from whet.ir.types import NUMPY_DTYPES
-from whet.plan.kernel import Kernel, Load, Loops, Template, walk
+from whet.plan.kernel import Kernel, Load, Template, walk
 from whet.targets.cuda import codegen
 from whet.targets.cuda.architecture import Architecture
 from whet.targets.cuda.compile import Function, unpack
@@ -41,9 +40,9 @@ def load(context: Context, code: bytes) -> Loaded:
 
 def others(
     kernels: Iterable[Kernel], counts: Mapping[Kernel, int], architecture: Architecture
-) -> list[tuple[Kernel, Job]]:
+) -> list[tuple[Template, Job]]:
     """Other ways to run kernels, those first that may gain most."""
-    tiles = {k: codegen.tiles(k, architecture) for k in kernels}
+    tiles = {k: codegen.tiles(k, architecture) for k in kernels if isinstance(k, Template)}
     order = sorted(tiles, key=lambda k: -counts[k] * sum(extents(k)))
     return [
         (k, Job(codegen.to_triton(k, architecture, tiles[k][rank])))
@@ -54,11 +53,11 @@ def others(
 
 
 def fastest(
-    context: Context, first: Mapping[Kernel, Job], others: Sequence[tuple[Kernel, Job]]
+    context: Context, first: Mapping[Kernel, Job], others: Sequence[tuple[Template, Job]]
 ) -> dict[Kernel, Job]:
     """For each kernel of which several ways are compiled, the one that takes least time."""
     bench = Bench(context)
-    tried: dict[Kernel, list[Job]] = {}
+    tried: dict[Template, list[Job]] = {}
     for kernel, job in others:
         if job.code:
             tried.setdefault(kernel, [first[kernel]]).append(job)
@@ -70,29 +69,20 @@ def fastest(
     return chosen
 
 
-def extents(kernel: Kernel) -> list[int]:
-    """About how many bytes of each of its buffers a kernel reaches."""
+def extents(kernel: Template) -> list[int]:
+    """About how many bytes of each of its buffers a kernel reaches; the last is written."""
     reach = [0] * len(kernel.buffers)
 
     def note(buffer: int, offset: Size) -> None:
         reach[buffer] = max(reach[buffer], 1 + int(size_bound(iter([offset]))))
 
-    if isinstance(kernel, Template):
-        for view in (*(v for v in kernel.inputs if v is not None), kernel.output):
-            steps = (int(n) * abs(int(s)) for n, s in zip(view.shape, view.strides))
-            note(view.buffer, sum(steps, int(view.offset)))
-        expressions = [kernel.epilogue]
-    else:
-        assert isinstance(kernel, Loops)
-        stores = list(chain.from_iterable(nest.stores for nest in kernel.nests))
-        expressions = [store.value for store in stores]
-        for store in stores:
-            note(store.buffer, store.offset)
-    for expression in expressions:
-        for node in walk(expression):
-            if isinstance(node, Load):
-                note(node.buffer, node.offset)
-    return [n * np.dtype(NUMPY_DTYPES[d]).itemsize for n, d in zip(reach, kernel.buffers)]
+    for view in (*(v for v in kernel.inputs if v is not None), kernel.output):
+        steps = (int(n) * abs(int(s)) for n, s in zip(view.shape, view.strides))
+        note(view.buffer, sum(steps, int(view.offset)))
+    for node in walk(kernel.epilogue):
+        if isinstance(node, Load):
+            note(node.buffer, node.offset)
+    return [n * NUMPY_DTYPES[d].itemsize for n, d in zip(reach, kernel.buffers)]
 
 
 class Bench:
@@ -103,18 +93,19 @@ class Bench:
         self.noise: Memory = context.allocate(1)
         self.room: Memory = context.allocate(1)
 
-    def seconds(self, kernel: Kernel, code: bytes) -> float:
+    def seconds(self, kernel: Template, code: bytes) -> float:
         """The time of one run of a kernel; infinite for code that the device refuses."""
         try:
             return self._seconds(kernel, load(self.context, code))
         except DeviceError:
             return float("inf")
 
-    def _seconds(self, kernel: Kernel, loaded: Loaded) -> float:
+    def _seconds(self, kernel: Template, loaded: Loaded) -> float:
         calls = [c for turn in range(TURNS) for c in self._calls(kernel, loaded, turn)]
         graph = Graph(calls)
         best = float("inf")
         for _ in range(ROUNDS):
+            self.stream.zero(self.room.pointer, self.room.size)  # nothing else stays in the caches
             first, last = Event(timed=True), Event(timed=True)
             first.record(self.stream)
             graph.launch(self.stream)
@@ -122,22 +113,17 @@ class Bench:
             best = min(best, last.seconds_since(first))
         return best / TURNS
 
-    def _calls(self, kernel: Kernel, loaded: Loaded, turn: int) -> list[Call]:
+    def _calls(self, kernel: Template, loaded: Loaded, turn: int) -> list[Call]:
         """The kernel's launches on the memory of one turn."""
-        sizes = [-(-n // ALIGNMENT) * ALIGNMENT for n in extents(kernel)]
-        outputs = len(sizes) - (kernel.outputs if isinstance(kernel, Loops) else 1)
-        read, written = sum(sizes[:outputs]), sum(sizes[outputs:])
-        self._grow(read, written)
-        places: dict[int | str, int] = {"error": self.words.pointer}
-        for first, last, memory, size in (
-            (0, outputs, self.noise, read),
-            (outputs, len(sizes), self.room, written),
-        ):
-            free = (memory.size - size) // ALIGNMENT
-            at = memory.pointer + (turn * size // ALIGNMENT % (free + 1)) * ALIGNMENT
-            for number in range(first, last):
-                places[number] = at
-                at += sizes[number]
+        first, *others, written = (-(-n // ALIGNMENT) * ALIGNMENT for n in extents(kernel))
+        self._grow(first + sum(others), written)
+        free = (self.noise.size - first - sum(others)) // ALIGNMENT
+        at = self.noise.pointer + first + turn * sum(others) // ALIGNMENT % (free + 1) * ALIGNMENT
+        places: dict[int | str, int] = {"error": self.words.pointer, 0: self.noise.pointer}
+        for number, size in enumerate(others, 1):
+            places[number] = at
+            at += size
+        places[len(others) + 1] = self.room.pointer
         calls: list[Call] = []
         for function, module in loaded:
             self._zeros(4 * function.counters, function.scratch)

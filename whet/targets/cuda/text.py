@@ -9,6 +9,8 @@ from whet.targets.cuda.architecture import Architecture
 from whet.targets.cuda.source import WAIT
 
 INDENT = "    "
+LINE = 128  # bytes
+MOST_LINES = 4096  # that one block asks for
 
 
 class Text:
@@ -55,14 +57,32 @@ class Text:
         self.known.pop()
         self.depth -= 1
 
+    def prefetch(self, pointer: str, count: int, block: str, blocks: int) -> None:
+        """Asks for so many bytes that all blocks will read, each block for its part: the kernels
+        before, which may still run, leave the memory idle.
+
+        Only the second-level cache is touched, so that it does not matter who writes there.
+        """
+        lines = -(-count // LINE)
+        each = -(-lines // blocks)
+        lanes = 1 << (each - 1).bit_length()
+        if lanes > MOST_LINES:
+            return
+        line = f"({block}) * {each} + tl.minimum(tl.arange(0, {lanes}), {each - 1})"
+        at = f"tl.minimum({line}, {lines - 1}).to(tl.int64) * {LINE}"
+        self.line(f"line = {pointer}.to(tl.int64) + {at}")
+        assembly = '"prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l"'
+        self.line(f"tl.inline_asm_elementwise({assembly}, [line], tl.int32, False, 1)")
+
     def overlap(self, architecture: Architecture) -> None:
-        """Lets the next kernel's blocks start, and waits for what the kernels before have written.
+        """Waits for what the kernels before have written, and lets the next one's blocks start.
 
         Nothing that others may write is read above this line, and nothing is written.
         """
         if architecture.has_dependent_launch:
-            self.line("gdc_launch_dependents()")
+            # Blocks that come before this one waits would hold room that its own may need.
             self.line(WAIT)
+            self.line("gdc_launch_dependents()")
 
     def function(self, name: str, arguments: tuple[str, ...]) -> str:
         """The whole function."""

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from whet.ir.sizes import Size
+from whet.ir.types import NUMPY_DTYPES
 from whet.plan.kernel import Axis, Expression, Store, Template
 from whet.plan.loops import sizes_in
 from whet.targets.cuda import arithmetic
@@ -22,9 +23,10 @@ from whet.targets.cuda.text import Text
 
 GROUP = 8  # rows of tiles whose blocks run next to each other
 SAFE = 2**31 - 2**16
+MOST_PREFETCHED = 16 << 20  # bytes
 
 Operand = Callable[["Code", Emitter, str], str]
-"""Writes the load of one side's tile for the step that begins at a depth; gives its name."""
+"""Writes the load of one side's tile for the step of a number; gives its name."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class Problem:
     output: Size
     offsets: tuple[Size, ...]
     """What the operands' index maps may reach."""
+    weight: tuple[int, Size]
+    """The right side's buffer, and the offset of its elements."""
 
 
 def integer(size: Size) -> int:
@@ -86,6 +90,8 @@ class Code:
         t, p = self.tile, self.problem
         arguments = ["error", *self.names]
         parts = t.split > 1
+        if self.architecture.has_dependent_launch:
+            self._prefetch()
         self.text.overlap(self.architecture)
         self._blocks()
         self.accumulate()
@@ -111,6 +117,15 @@ class Code:
             4 * tiles * t.split * t.rows * t.columns if parts else 0,
         )
         return Source(HEADER + arithmetic.helpers(body) + body, (launch,))
+
+    def _prefetch(self) -> None:
+        """Asks for the right side, which is most often a weight that nobody read for a while."""
+        p, tiles = self.problem, self.tiles[0] * self.tiles[1] * turns(self.problem.batch)
+        buffer, offset = p.weight
+        size = int(size_bound(iter([offset])) + 1) * NUMPY_DTYPES[self.dtype].itemsize
+        if size <= MOST_PREFETCHED:
+            block = "tl.program_id(0)" + f" + tl.program_id(1) * {tiles}" * (self.tile.split > 1)
+            self.text.prefetch(self.names[buffer], size, block, tiles * self.tile.split)
 
     def emitter(self, x: int, r: int) -> Emitter:
         return Emitter(self.text, self.names, Tile(str(x), str(r)), self.index)
@@ -163,11 +178,14 @@ class Code:
             begin = text.assign(f"part * {each} + tl.minimum(part, {more})", "p")
             end = text.assign(f"{begin} + {each} + (part < {more}).to(tl.int32)", "p")
         with text.block(f"for step in range({begin}, {end}):"):
-            k = text.assign(f"step * {t.depth}", "k")
-            a = p.left(self, self.emitter(t.rows, t.depth), k)
-            b = p.right(self, self.emitter(t.depth, t.columns), k)
+            a = p.left(self, self.emitter(t.rows, t.depth), "step")
+            b = p.right(self, self.emitter(t.depth, t.columns), "step")
             precision = ', input_precision="ieee"' if self.dtype == "float32" else ""
             text.line(f"acc = tl.dot({a}, {b}, acc{precision})")
+
+    def depth_of(self, step: str) -> str:
+        """The depth at which a step begins."""
+        return self.text.assign(f"{step} * {self.tile.depth}", "k")
 
     def load(self, e: Emitter, buffer: int, offset: Size, masks: dict[str, str]) -> str:
         """The load of a tile; what a mask leaves out is 0."""

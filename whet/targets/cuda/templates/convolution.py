@@ -103,11 +103,13 @@ class Patches:
     channels: int
     channels_first: bool
 
-    def __call__(self, code: Code, e: Emitter, k: str) -> str:
-        """The load of the tile at depth k."""
+    def __call__(self, code: Code, e: Emitter, step: str) -> str:
+        """The load of the tile of a step."""
         t, depth, text = code.tile, code.problem.depth, code.text
         places = {**code.batch, **code.by_row}
         masks = {"x": code.row_mask}
+        each = self.channels // t.depth
+        k = "" if self.channels % t.depth == 0 and not self.channels_first else code.depth_of(step)
         if self.channels_first:
             flat = text.assign(code.arange(k, t.depth, "r"), "k")
             if depth % t.depth:
@@ -116,9 +118,10 @@ class Patches:
             tap, channel = Place(flat, R), None
             places |= e.unjoin(tap, sizes)
         elif self.channels % t.depth == 0:
-            # All of a step lies in one tap.
-            tap = Place(text.assign(f"{k} // {self.channels}", "k"))
-            begin = text.assign(f"{k} % {self.channels}", "k")
+            # All of a step lies in one tap. Only when the quotient comes before the product does
+            # Triton see that begins are multiples of the depth, and load ahead of time.
+            tap = Place(text.assign(f"{step} // {each}", "k"))
+            begin = text.assign(f"{step} % {each} * {t.depth}", "k") if each > 1 else "0"
             channel = Place(text.assign(code.arange(begin, t.depth, "r"), "k"), R)
         else:
             flat = text.assign(code.arange(k, t.depth, "r"), "k")
@@ -144,9 +147,9 @@ class Filters:
     view: View
     offset: Size
 
-    def __call__(self, code: Code, e: Emitter, k: str) -> str:
-        """The load of the tile at depth k."""
-        depth, t = code.problem.depth, code.tile
+    def __call__(self, code: Code, e: Emitter, step: str) -> str:
+        """The load of the tile of a step."""
+        depth, t, k = code.problem.depth, code.tile, code.depth_of(step)
         at = code.text.assign(code.arange(k, t.depth, "x"), "k")
         places = {**code.batch, "depth": Place(at, X), code.problem.column.name: Place("n", R)}
         masks = {"r": code.column_mask}
@@ -207,4 +210,5 @@ def problem_of(kernel: Template) -> Problem:
         kernel.epilogue,
         output,
         (offset_of(x, tuple(index)), weight),
+        (w.buffer, weight),
     )

@@ -69,9 +69,9 @@ class Side:
     offset: Size
     is_left: bool
 
-    def __call__(self, code: Code, e: Emitter, k: str) -> str:
-        """The load of the tile at depth k."""
-        depth, t = code.problem.depth, code.tile
+    def __call__(self, code: Code, e: Emitter, step: str) -> str:
+        """The load of the tile of a step."""
+        depth, t, k = code.problem.depth, code.tile, code.depth_of(step)
         ragged = depth % t.depth != 0
         places = {**code.batch, **code.by_row}
         if self.is_left:
@@ -128,6 +128,7 @@ def problem_of(kernel: Template) -> Problem:
         out.value,
         out.offset,
         (left, right),
+        (b.buffer, right),
     )
 
 

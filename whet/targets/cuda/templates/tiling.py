@@ -48,9 +48,9 @@ def ranked(shape: Shape, architecture: Architecture) -> list[Tile]:
     """Tiles by their cost, the least first; of those that differ in depth and stages alone, the
     best."""
     costs = {t: cost(shape, t, architecture) for t in candidates(shape, architecture)}
-    best: dict[tuple[int, int, int], Tile] = {}
+    best: dict[tuple[int, int, int, int], Tile] = {}
     for tile in sorted(costs, key=costs.__getitem__):
-        best.setdefault((tile.rows, tile.columns, tile.split), tile)
+        best.setdefault((tile.rows, tile.columns, tile.split, tile.warps), tile)
     return list(best.values())
 
 
@@ -105,8 +105,12 @@ TILES = (
     (128, 32, 4),
     (128, 64, 4),
     (128, 128, 8),
+    (128, 128, 4),
+    (64, 256, 4),
     (64, 256, 8),
+    (256, 64, 8),
     (128, 256, 8),
+    (256, 128, 8),
 )
 SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
 
