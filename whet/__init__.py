@@ -8,8 +8,9 @@ from whet.errors import Cancelled, Error
 from whet.progress import ProgressMonitor
 
 if TYPE_CHECKING:
+    from whet.engine.validity import Validity
     from whet.runtime.cache import Cache
-    from whet.runtime.engine import Engine, build, load, session
+    from whet.runtime.engine import Engine, build, engine_validity, load, session
     from whet.runtime.profile import Profile
     from whet.runtime.session import Session
 
@@ -21,7 +22,9 @@ __all__ = [
     "Profile",
     "ProgressMonitor",
     "Session",
+    "Validity",
     "build",
+    "engine_validity",
     "load",
     "session",
 ]
@@ -31,7 +34,9 @@ _PLACES = {
     "Engine": "engine",
     "Profile": "profile",
     "Session": "session",
+    "Validity": "engine",
     "build": "engine",
+    "engine_validity": "engine",
     "load": "engine",
     "session": "engine",
 }

@@ -1,4 +1,4 @@
-"""The command line: `whet build | run | bench | show | check | devices | cache`."""
+"""The command line: `whet build | run | bench | show | check | refit | devices | cache`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import os
 import sys
 from collections.abc import Sequence
 
-from whet.cli import bench, build, cache, check, devices, run, show
+from whet.cli import bench, build, cache, check, devices, refit, run, show
 from whet.cli.parser import Parser
 from whet.cli.status import OK, explain
 
-COMMANDS = (build, run, bench, show, check, devices, cache)
+COMMANDS = (build, run, bench, show, check, refit, devices, cache)
 
 ABOUT = """\
 whet compiles trained networks: ONNX in, machine code for the CPU at hand out.

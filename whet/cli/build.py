@@ -21,7 +21,8 @@ EXAMPLES = """\
   whet build model.onnx -o /srv/m.whet
   whet build model.onnx --size batch=1:8:32      least, likely and greatest batch
   whet build model.onnx --architectures avx2,avx512+vnni
-                                                 machine code for these goes into the file too"""
+                                                 machine code for these goes into the file too
+  whet build model.onnx --strip                  without weights: see `whet refit`"""
 
 
 def add(commands: Any) -> None:
@@ -50,7 +51,12 @@ def add(commands: Any) -> None:
         "--not-refittable",
         dest="refittable",
         action="store_false",
-        help="weights will not be exchanged later",
+        help="fold weights by value and keep only the results; they cannot be exchanged later",
+    )
+    parser.add_argument(
+        "--strip",
+        action="store_true",
+        help="leave the weights out; `whet refit` gives them back, from MODEL or another",
     )
     parser.set_defaults(command=build)
 
@@ -63,13 +69,15 @@ def build(options: argparse.Namespace) -> int:
         raise UsageError(f"{source} is an engine already; build takes the ONNX model")
     if target.exists() and target.resolve() == source.resolve():
         raise UsageError(f"{target} is the model itself; name another file with -o")
+    if options.strip and not options.refittable:
+        raise UsageError("--strip and --not-refittable: such an engine could never get its weights")
     start = time.perf_counter()
     engine = models.open_model(
         source, architectures=tuple(options.architectures), refittable=options.refittable
     )
     if options.size:
         engine = _with_profile(engine, dict(options.size))
-    engine.save(target)
+    engine.save(target, strip=options.strip)
     taken = time.perf_counter() - start
     say(f"{source} -> {target}: {size(target.stat().st_size)} in {duration(taken)}")
     facts(

@@ -80,7 +80,7 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Compares and reports; 1 where something differs."""
     if options.file:
-        return check_file(options.model)
+        return check_file(options.model, options.device)
     engine = models.open_model(options.model, options.allow_code)
     feeds = _feeds(engine, options)
     name, judge = judge_of(engine, options)
@@ -102,15 +102,14 @@ def run(options: argparse.Namespace) -> int:
     return OK if is_right else DIFFERS
 
 
-def check_file(path: str) -> int:
+def check_file(path: str, device: str) -> int:
     """Reads every byte of an engine, and says what was found."""
-    from whet.engine.validity import check_file as verify
-    from whet.targets.cpu import host
+    from whet.runtime.engine import engine_validity
 
     if not models.is_engine(path):
         raise UsageError(f"--file verifies engines; {path} is none: its first bytes are others")
     with working("reading every byte"):
-        found = verify(path, architecture=str(host.architecture()))
+        found = engine_validity(path, device)
     for finding in found.findings:
         style = "bold red" if finding.is_fatal else "yellow"
         say(f"{finding.kind}: {finding.reason}", style=style)

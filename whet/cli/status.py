@@ -13,11 +13,13 @@ OK, DIFFERS, WRONG_USE, REFUSED, MACHINE, DEFECT, INTERRUPTED = 0, 1, 2, 3, 4, 7
 STATUS: dict[type[BaseException], int] = {
     errors.InvalidInput: WRONG_USE,
     errors.InvalidSetting: WRONG_USE,
+    errors.RefitError: WRONG_USE,
     errors.IndexOutOfRange: WRONG_USE,
     errors.ShapeError: WRONG_USE,
     errors.InvalidModel: REFUSED,
     errors.UnsupportedModel: REFUSED,
     errors.InvalidEngine: REFUSED,
+    errors.MissingWeights: REFUSED,
     errors.TypeMismatch: REFUSED,
     errors.DeviceError: MACHINE,
     errors.CacheError: MACHINE,

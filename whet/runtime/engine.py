@@ -14,9 +14,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from whet.engine.file import EngineFile, weight_names, write_engine
-from whet.engine.header import REFITTABLE
+from whet.engine.fold import fold_by_value
+from whet.engine.header import HEADER_BYTES, REFITTABLE
 from whet.engine.refit import CurrentWeights, LayeredWeights, Names, digest, same_weights
 from whet.engine.sources import WeightSource, weights_in
+from whet.engine.validity import Validity, check_file, check_header
 from whet.engine.weights import ImportedWeights, WeightStore
 from whet.errors import DeviceError, InvalidSetting
 from whet.ir.graph import Graph
@@ -212,7 +214,8 @@ def build(
     `model`: an ONNX file's path, its bytes, or a ModelProto. `profiles`: ranges of the symbolic
     sizes.
     `architectures`: for which kernels are compiled now and kept in the engine ("avx2",
-    "avx512+vnni"). `progress` is told of phases and steps, and can cancel.
+    "avx512+vnni"). `refittable=False` folds weights by value, and keeps only the results: a smaller
+    engine that starts faster. `progress` is told of phases and steps, and can cancel.
     Raises InvalidModel for a damaged model, UnsupportedModel with all nodes that cannot be read,
     Cancelled.
     """
@@ -229,10 +232,14 @@ def build(
         weights = ImportedWeights(imported.weights)
         numbers = Numbers(lambda name: weights.array(name))
         graph = optimise(imported.graph, _dump(), numbers)
+        if not refittable:
+            graph, weights = fold_by_value(graph, weights)
         step()
         given = (profiles,) if isinstance(profiles, Profile) else tuple(profiles or ())
         check_profiles(given, graph)
         kernels = _prebuilt(graph, architectures, step) if architectures else None
+    if not refittable:
+        return Engine(graph, weights, given, False, {}, kernels, (), tuple(architectures))
     frozen = {n: digest(imported.weights[n]) for n in sorted(imported.frozen | numbers.frozen)}
     unused = frozenset(imported.weights) - set(weight_names(graph)) - frozen.keys()
     return Engine(graph, weights, given, refittable, frozen, kernels, unused, tuple(architectures))
@@ -269,6 +276,29 @@ def _frozen(file: EngineFile) -> dict[str, str]:
     frozen = file.metadata.get("frozen", ())
     digests = frozen if isinstance(frozen, Mapping) else dict.fromkeys(frozen, "")
     return {str(name): str(found) for name, found in digests.items()}
+
+
+def engine_validity(
+    source: str | os.PathLike[str] | bytes, device: str = "auto", whole: bool = True
+) -> Validity:
+    """Whether an engine can be used on a device, with a reason for all that speaks against it.
+
+    `source` is a file, its bytes, or only the first 64 of them, which already tell the format's
+    version, architectures and bytes of weights; with `whole` every byte of a file is read.
+    """
+    from whet.targets.cpu import host
+
+    opened = open_device(device)
+    is_cpu = opened.capabilities.name == "cpu"
+    memory = host.available_memory() if is_cpu else opened.context.free_bytes()  # type: ignore[attr-defined]
+    asked: dict[str, Any] = {"architecture": str(opened.architecture), "memory": memory}
+    if isinstance(source, bytes):
+        whole = whole and len(source) != HEADER_BYTES
+        return (check_file if whole else check_header)(source, **asked)
+    if whole:
+        return check_file(source, **asked)
+    with open(source, "rb") as file:
+        return check_header(file.read(HEADER_BYTES), **asked)
 
 
 def session(model: str | os.PathLike[str] | bytes | onnx.ModelProto, **options: Any) -> Session:

@@ -198,6 +198,20 @@ def cache_sizes() -> CacheSizes:
     return CacheSizes(sizes[1], sizes[2], sizes[3])
 
 
+def available_memory(groups: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Bytes that this process may still take before the system swaps or ends it; None unknown."""
+    try:
+        rows = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        free = int(rows["MemAvailable"].split()[0]) << 10
+    except (OSError, ValueError, KeyError):
+        return None
+    try:
+        limit = int((groups / "memory.max").read_text())
+        return min(free, max(0, limit - int((groups / "memory.current").read_text())))
+    except (OSError, ValueError):
+        return free
+
+
 def aligned_memory(nbytes: int) -> NDArray[np.uint8]:
     """`nbytes` of memory, 64-byte aligned (2 MiB and huge pages when large), freed when dropped.
 
