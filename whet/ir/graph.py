@@ -56,6 +56,10 @@ class Op:
     """The same result from simpler operators. An operator without it is primitive: targets emit
     it."""
 
+    operations: Callable[..., Any]
+    """Input types -> how many multiplications, additions and the like it takes: for operators that
+    are measured by their arithmetic. Padding counts as elements do."""
+
     has_effect: ClassVar[bool] = False
     """Never merged with an equal one, never folded: random numbers, debug output, user code."""
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from whet.errors import ShapeError
 from whet.ir.graph import Op, Value, constant, operator
-from whet.ir.sizes import Size, floor_divide
+from whet.ir.sizes import Size, floor_divide, product
 from whet.ir.types import NUMPY_DTYPES, TensorType
 from whet.ops.contract import MatMul
 from whet.ops.elementwise import (
@@ -60,6 +60,12 @@ class Attention(Op):
             for size, wanted in zip(reversed(mask.shape), reversed(scores)):
                 broadcast_sizes(size, wanted)
         return q.with_shape(batch, *q.shape[1:3], v.shape[3])
+
+    def operations(
+        self, q: TensorType, k: TensorType, v: TensorType, mask: TensorType | None = None
+    ) -> Size:
+        # What a mask or a bound hides is counted too; a kernel may leave it out.
+        return 2 * product(q.shape[:3]) * k.shape[2] * (q.shape[3] + v.shape[3])
 
     def reference(
         self, q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray | None = None

@@ -9,7 +9,7 @@ import numpy as np
 
 from whet.errors import ShapeError
 from whet.ir.graph import Op, operator
-from whet.ir.sizes import Size, floor_divide, is_less, maximum
+from whet.ir.sizes import Size, floor_divide, is_less, maximum, product
 from whet.ir.types import TensorType
 from whet.ops.elementwise import broadcast, require_equal, same_dtype
 
@@ -28,6 +28,9 @@ class MatMul(Op):
         require_equal(a.shape[-1], b.shape[-2], "the inner sizes of a matrix product")
         dtype = self.accumulate or same_dtype(a, b)
         return TensorType(dtype, (*broadcast(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]))
+
+    def operations(self, a: TensorType, b: TensorType) -> Size:
+        return 2 * product(MatMul.infer(self, a, b).shape) * a.shape[-1]
 
     def reference(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         wide = _accumulator(a.dtype, self.accumulate)
@@ -99,6 +102,9 @@ class Convolution(Op):
             for (n, k), s, d in zip(padded, self.strides, self.dilations)
         )
         return TensorType(self.accumulate or same_dtype(x, w), (x.shape[0], *spatial, w.shape[0]))
+
+    def operations(self, x: TensorType, w: TensorType) -> Size:
+        return 2 * product(self.infer(x, w).shape) * product(w.shape[1:])
 
     def reference(self, x: np.ndarray, w: np.ndarray) -> np.ndarray:
         wide = _accumulator(x.dtype, self.accumulate)

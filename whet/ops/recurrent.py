@@ -9,6 +9,7 @@ import numpy as np
 
 from whet.errors import ShapeError
 from whet.ir.graph import Op, Value, constant, operator
+from whet.ir.sizes import Size, product
 from whet.ir.types import TensorType
 from whet.ops.contract import MatMul
 from whet.ops.either import apply, cut, like, parts, row, where
@@ -78,6 +79,9 @@ class Recurrent(Op):
         state = gates.with_shape(batch, hidden.shape[1])
         outputs = gates.with_shape(steps, batch, hidden.shape[1])
         return (outputs, state, state) if self.kind == "lstm" else (outputs, state)
+
+    def operations(self, gates: TensorType, weight: TensorType, *rest: TensorType | None) -> Size:
+        return 2 * product(gates.shape[:2]) * product(weight.shape)
 
     def reference(
         self,

@@ -4,7 +4,7 @@ its inputs."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -46,6 +46,26 @@ class Capabilities:
 
     ranges: bool = False
     """Whether kernels take named sizes when they run, so that one serves every value of them."""
+
+
+@dataclass(frozen=True)
+class Tactic:
+    """One way to run a kernel: its settings, and what the cost model thinks of it, where it has an
+    opinion; only the ratio of two costs means something."""
+
+    name: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    cost: float | None = None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a device can do at most in a second, measured or known of it."""
+
+    operations: Mapping[str, float]
+    """Multiplications and additions in registers, by dtype."""
+    bytes: float
+    """Bytes read from beyond the caches that belong to one core."""
 
 
 class Executable(Protocol):
@@ -94,3 +114,10 @@ class Device(Protocol):
 
     def trim(self) -> None:
         """Gives memory back that nothing uses any more."""
+
+    def tactics(self, kernel: Kernel) -> list[Tactic]:
+        """The ways to run a kernel that were weighed, the chosen one first; none where there is
+        only one way."""
+
+    def limits(self) -> Limits | None:
+        """What the device can do at most; None where that is not known."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 from whet.ir.graph import Value
@@ -20,13 +21,15 @@ class Timing:
     """One step of a run: its seconds, and where the clock was then.
 
     `start` is on the clock of time.perf_counter, None where that is not known.
-    `threads` are the numbers of those that took part, with the second at which each was done.
+    `threads` are the numbers of those that took part, with the second at which each was done;
+    `sizes` are the named sizes of the run.
     """
 
     step: Step
     seconds: float
     start: float | None = None
     threads: tuple[tuple[int, float], ...] = ()
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -44,6 +47,13 @@ class Trace:
     def steps(self) -> list[tuple[Step, float]]:
         """Each step with its seconds."""
         return [(timing.step, timing.seconds) for timing in self.timings]
+
+    def per_run(self, runs: int) -> dict[Step, float]:
+        """The steps in order, with what each takes of a run: its median, as often as it runs."""
+        found: dict[Step, list[float]] = {}
+        for timing in self.timings:
+            found.setdefault(timing.step, []).append(timing.seconds)
+        return {step: median(times) * len(times) / runs for step, times in found.items()}
 
     def add(self, timing: Timing, values: Mapping[Value, Any]) -> None:
         self.timings.append(timing)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,9 +18,10 @@ from whet.ir.graph import Graph, Input, Parameter, Value, make, topological
 from whet.ir.sizes import Undecided, substitute
 from whet.ir.types import TensorType, Type, map_sizes
 from whet.ops.select import Prefix
+from whet.plan import trace
 from whet.plan.kernel import size_symbols
 from whet.plan.likely import likely
-from whet.plan.plan import Plan, make_plan
+from whet.plan.plan import Plan, Step, make_plan
 from whet.plan.target import Device
 from whet.progress import phase
 from whet.runtime.prepared import Prepared, is_given
@@ -310,6 +312,7 @@ class Stage:
             for n, v in enumerate((*self.carried, *siblings))
         }
         self.rest = replace(graph.substitute(inputs), inputs=tuple(inputs.values()))
+        self.hosted = {v: _host_step(graph, v) for v in self.frontier}
         if ranges is not None:
             runner.wide(self.rest, ranges.inside().with_names(names_shown(self.rest), 0))
         runner.reference_ops.update(
@@ -343,8 +346,20 @@ class Stage:
         known = {**known, **self.runner.prepared.of(static)}
         arrays = [None if i is None else known[i] for i in value.inputs]
         extra = [self.runner.run_graph] if value.op.runs_graphs else []
+        start = time.perf_counter()
         # Kernels read what lies without gaps; a part of an axis may not.
-        return tuple(map(_contiguous, compute(value, [*extra, *arrays], sizes)))
+        results = tuple(map(_contiguous, compute(value, [*extra, *arrays], sizes)))
+        if (watched := trace.current.get()) is not None:
+            taken = time.perf_counter() - start
+            timing = trace.Timing(self.hosted[value], taken, start, sizes=sizes)
+            watched.add(timing, {**known, **dict(zip(value.siblings, results))})
+        return results
+
+
+def _host_step(graph: Graph, value: Value) -> Step:
+    """An operator between two plans, as a trace tells it."""
+    reads = tuple(dict.fromkeys(i for i in value.inputs if i is not None))
+    return Step(None, reads, value.siblings, value, tuple(graph.origins.get(value, ())))
 
 
 def _contiguous(x: Any) -> Any:

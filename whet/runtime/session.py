@@ -16,6 +16,7 @@ from whet.ir.types import TensorType, Type, dtype_name
 from whet.passes.pipeline import optimise
 from whet.plan.plan import Plan
 from whet.plan.trace import Look, Trace, tracing
+from whet.runtime.inspect import Inspection, inspect, inspect_run
 from whet.runtime.prepared import Prepared
 from whet.runtime.profile import Profile
 from whet.runtime.program import MOST_STAGES, Runner
@@ -83,6 +84,25 @@ class Session:
             for _ in range(runs):
                 self.run(inputs)
         return trace
+
+    def inspect(self, inputs: Mapping[str, Any] | None = None, runs: int = 20) -> Inspection:
+        """What each kernel does, how it was chosen, and, with `inputs`, how long it takes and how
+        near that is to the device's limit.
+
+        Without inputs it is about the plan compiled last. `session.inspect(x).to_json("k.json")`
+        keeps it. Raises InvalidInput where nothing is compiled yet and no inputs are given, and
+        what `run` raises.
+        """
+        device = self._runner.device
+        if inputs is not None:
+            self.run(inputs)
+            trace = self.trace(inputs, runs=runs)
+            return inspect_run(self.plans, trace, runs, device, self.threads)
+        if not self.plans:
+            raise InvalidInput(
+                "nothing is compiled yet, since the sizes are open: give inspect() inputs"
+            )
+        return inspect(self.plans[-1], device, self.threads)
 
     def run(
         self,

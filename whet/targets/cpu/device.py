@@ -20,9 +20,9 @@ from whet.ir.types import TensorType
 from whet.knobs import knobs
 from whet.plan.kernel import Kernel
 from whet.plan.plan import Plan, nbytes
-from whet.plan.target import Capabilities
+from whet.plan.target import Capabilities, Limits, Tactic
 from whet.progress import phase
-from whet.targets.cpu import codegen, host, jit
+from whet.targets.cpu import codegen, host, jit, limits, tactics
 from whet.targets.cpu.architecture import Architecture
 from whet.targets.cpu.executable import Executable
 from whet.targets.cpu.functions import LIBRARY
@@ -56,6 +56,7 @@ class Device:
         self.capabilities = Capabilities("cpu", self.legalize, emits, TEMPLATES, ranges=True)
         self.compiled = 0
         self._code: dict[Kernel, jit.Code] = {}
+        self._limits: Limits | None = None
         self._lock = threading.Lock()
 
     def legalize(self, value: Value) -> Any:
@@ -116,6 +117,16 @@ class Device:
 
     def trim(self) -> None:
         """The allocator of the host needs no telling."""
+
+    def tactics(self, kernel: Kernel) -> list[Tactic]:
+        """The ways to run a kernel that were weighed, the chosen one first."""
+        return tactics.tactics(kernel, self.architecture, self.threads)
+
+    def limits(self) -> Limits:
+        """What this CPU can do at most, measured once."""
+        if self._limits is None:
+            self._limits = limits.measure(self.architecture, self.threads, self.driver)
+        return self._limits
 
     def object(self, kernel: Kernel) -> bytes:
         """The kernel's machine code, prebuilt, from the cache, or compiled now."""

@@ -259,8 +259,9 @@ class _Context:
         watched: trace.Trace,
     ) -> None:
         """As `run` does it, with the time of each step taken."""
+        assert self.bound is not None
         steps, threads = self.executable.plan.steps, self.executable.threads
-        segments = self.executable.segments
+        segments, sizes = self.executable.segments, self.bound.sizes
         if watched.look is not None:
             segments = [(number, number + 1) for number in range(len(steps))]
         for begin, end in segments:
@@ -268,7 +269,7 @@ class _Context:
                 start = time.perf_counter()
                 self._run_host(steps[begin], values, run_graph)
                 taken = time.perf_counter() - start
-                watched.add(trace.Timing(steps[begin], taken, start), values)
+                watched.add(trace.Timing(steps[begin], taken, start, sizes=sizes), values)
                 continue
             times, done = pool.run_timed(self.tables.ctypes.data + 16 * begin, end - begin, threads)
             if self.errors.any():
@@ -276,8 +277,8 @@ class _Context:
             for n, step in enumerate(steps[begin:end]):
                 seconds = float(times[n + 1] - times[n]) * 1e-9
                 ends = ((t, float(row[n]) * 1e-9) for t, row in enumerate(done) if row[n])
-                timing = trace.Timing(step, seconds, float(times[n]) * 1e-9, tuple(ends))
-                watched.add(timing, values)
+                start = float(times[n]) * 1e-9
+                watched.add(trace.Timing(step, seconds, start, tuple(ends), sizes), values)
 
     def _run_host(
         self, step: Step, values: dict[Value, Any], run_graph: Callable[..., Any]

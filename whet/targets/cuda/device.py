@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from hashlib import blake2b
 from typing import Any, Protocol
@@ -16,9 +17,9 @@ from whet.ir.types import TensorType
 from whet.knobs import knobs
 from whet.plan.kernel import Kernel
 from whet.plan.plan import Plan, nbytes
-from whet.plan.target import Capabilities
+from whet.plan.target import Capabilities, Limits, Tactic
 from whet.progress import phase
-from whet.targets.cuda import codegen, driver, tactics
+from whet.targets.cuda import codegen, driver, limits, tactics
 from whet.targets.cuda.architecture import Architecture
 from whet.targets.cuda.arithmetic import POINTER
 from whet.targets.cuda.array import DeviceArray, adopt
@@ -153,6 +154,16 @@ class Device:
         }
         for suffix, stage in stages.items():
             (folder / f"{stem}.{suffix}").write_bytes(stage)
+
+    def tactics(self, kernel: Kernel) -> list[Tactic]:
+        """The ways to run a kernel that were weighed, the likely best first; which of them `tune`
+        has measured to be fastest is not told."""
+        tiles = codegen.tiles(kernel, self.architecture)
+        return [Tactic(type(tile).__name__.lower(), asdict(tile)) for tile in tiles]
+
+    def limits(self) -> Limits:
+        """What this GPU can do at most."""
+        return limits.known(self.number, self.architecture)
 
     # What a runner needs besides.
 

@@ -57,6 +57,9 @@ class PackedConvolution(Op):
         spec = self.specification(contiguous(x.shape), x.shape)
         return x.with_shape(spec.batch, *spec.outputs, self.filters)
 
+    def operations(self, x: TensorType, packed: TensorType) -> int:
+        return self.specification(contiguous(x.shape), x.shape).flops
+
     def specification(self, strides: tuple[Size, ...], shape: tuple[Size, ...]) -> Specification:
         """The kernel that is wanted for an x of some strides and shape."""
         shape = tuple(shape[i] for i in self.order)
@@ -86,6 +89,9 @@ class PackedProduct(Op):
 
     def infer(self, x: TensorType, packed: TensorType) -> TensorType:
         return x.with_shape(*x.shape[:-1], self.columns)
+
+    def operations(self, x: TensorType, packed: TensorType) -> Size:
+        return 2 * product(x.shape) * self.columns
 
     def specification(self, strides: tuple[Size, ...], shape: tuple[Size, ...]) -> Specification:
         """The kernel that is wanted for an x of some strides and shape: a convolution of one

@@ -51,6 +51,16 @@ def candidates(
     """Schedules worth measuring, the best guess first."""
     if lanewise.fits(c, architecture):
         return _lanewise_candidates(c, architecture, threads)
+    costs = weighed(c, architecture, threads, transforms)
+    ranked = sorted(costs, key=lambda schedule: costs[schedule])
+    likely = [s for s in ranked if costs[s] <= 1.3 * costs[ranked[0]]][:6]
+    return [in_parts(c, s, architecture, threads) for s in likely]
+
+
+def weighed(
+    c: Convolution, architecture: Architecture, threads: int, transforms: bool = False
+) -> dict[Schedule, float]:
+    """Every schedule of the dense and Winograd templates that was thought of, and its cycles."""
     costs: dict[Schedule, float] = {}
     tiles = list(register_tiles(c, architecture))
     for tile in tiles:
@@ -64,9 +74,7 @@ def candidates(
                 filtered = replace(schedule, winograd=True, unroll=4, block=0)
                 cost = WinogradCost(c, filtered, architecture, threads)
                 costs.setdefault(filtered, cost.cycles)
-    ranked = sorted(costs, key=lambda schedule: costs[schedule])
-    likely = [s for s in ranked if costs[s] <= 1.3 * costs[ranked[0]]][:6]
-    return [in_parts(c, s, architecture, threads) for s in likely]
+    return costs
 
 
 def register_tiles(c: Convolution, architecture: Architecture) -> Iterator[tuple[int, int]]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from whet.ir.graph import Op, Value, operator
-from whet.ir.sizes import Size, floor_divide
+from whet.ir.sizes import Size, floor_divide, product
 from whet.ir.types import TensorType
 from whet.ops.contract import Convolution
 from whet.ops.movement import reshape, transpose
@@ -41,6 +41,9 @@ class Depthwise(Op):
 
     def infer(self, x: TensorType, w: TensorType) -> TensorType:
         return x.with_shape(x.shape[0], *self.shape, w.shape[-1])
+
+    def operations(self, x: TensorType, w: TensorType) -> Size:
+        return 2 * product((x.shape[0], *self.shape)) * product(w.shape)
 
 
 class DepthwiseTemplate:
