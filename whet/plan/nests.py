@@ -19,6 +19,9 @@ from whet.plan.lower import Indices, Lowering, flatten, loop_index, within
 
 Phase = Callable[[Lowering, Value], list[Nest]]
 
+MOST_WOVEN = 4
+"""Parts that are stored together where their elements alternate."""
+
 OUTPUT = -1  # the output's buffer, until it is known how many inputs there are
 
 COMBINE: dict[str, Op] = {"sum": ew.Add(), "prod": ew.Mul(), "max": ew.Max(), "min": ew.Min()}
@@ -43,6 +46,8 @@ def _nest(axes: tuple[Axis, ...], root: Value, at: Indices, element: Expression)
 def _concat(lowering: Lowering, root: Value) -> list[Nest]:
     """A nest for each part, so that no element has to ask which part it belongs to."""
     axis = root.op.axis % root.rank  # type: ignore[attr-defined]
+    if len(root.inputs) <= MOST_WOVEN and all(i and _is_one(i.shape[axis:]) for i in root.inputs):
+        return [_stacked(lowering, root)]
     nests, start = [], 0
     for part in root.inputs:
         assert part is not None
@@ -51,6 +56,23 @@ def _concat(lowering: Lowering, root: Value) -> list[Nest]:
         nests.append(_nest(axes, root, at, lowering.pull(part, index)))
         start = start + part.shape[axis]
     return nests
+
+
+def _is_one(shape: Indices) -> bool:
+    return all(size == 1 for size in shape)
+
+
+def _stacked(lowering: Lowering, root: Value) -> Nest:
+    """A nest whose turns store an element of each part: neighbours, where parts alternate."""
+    parts = [part for part in root.inputs if part is not None]
+    axes, index = axes_of(parts[0].shape)
+    axis = root.op.axis % root.rank  # type: ignore[attr-defined]
+    places = ((*index[:axis], k, *index[axis + 1 :]) for k in range(len(parts)))
+    stores = (
+        Store(OUTPUT, flatten(at, root.shape), lowering.pull(part, index))
+        for at, part in zip(places, parts)
+    )
+    return Nest(axes, tuple(stores))
 
 
 def _first_input(lowering: Lowering, root: Value) -> list[Nest]:

@@ -10,7 +10,7 @@ import pytest
 from tests.targets.cpu.kernels import LEVELS, expected, plan, run, tensor
 from whet.ir.graph import Value
 from whet.ops.elementwise import Cast, Gelu, Tanh
-from whet.ops.movement import Slice, reshape, transpose
+from whet.ops.movement import Concat, Slice, reshape, transpose
 from whet.ops.reduce import LayerNorm, LogSoftmax, Reduce, RMSNorm, Softmax
 
 
@@ -133,3 +133,22 @@ def test_large_reductions_leave_work_to_every_thread(
     (axis, *_) = axes
     steps = plan([Reduce(kind, axes)(tensor("x", "float32", *shape))], (), "avx2").steps
     assert len(steps) == (1 if shape[axis] == 32771 else 2)
+
+
+DTYPES = ("float32", "float64", "float16", "bfloat16", "int8", "int64", "bool")
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(3, 50), (7, 64), (9, 5, 17)], ids=str)
+def test_neighbours_from_few_places(level: str, dtype: str, shape: tuple[int, ...]) -> None:
+    """Stacks of 2 to 5 tensors, plain and with work behind, and few planes made pixels."""
+    parts = [tensor(f"x{k}", dtype, *shape) for k in range(5)]
+    for count in (2, 3, 4, 5):
+        stacked = Concat(len(shape))(*(reshape(p, *shape, 1) for p in parts[:count]))
+        check(stacked, parts[:count], level, 2)
+        joined = reshape(stacked, *shape[:-1], shape[-1] * count)
+        check(joined if dtype == "bool" else joined + joined, parts[:count], level, 3)
+        planes = tensor("planes", dtype, 2, count, *shape)
+        axes = range(2, planes.rank)
+        check(transpose(planes, 0, *axes, 1), [planes], level, 2)

@@ -20,7 +20,8 @@ from whet.targets.cpu import arithmetic
 from whet.targets.cpu.architecture import Architecture
 from whet.targets.cpu.blocks import BlockCode, across_axis
 from whet.targets.cpu.expressions import Emitter, Place
-from whet.targets.cpu.llvm import Function, Index, Module
+from whet.targets.cpu.interleave import interleaved, woven
+from whet.targets.cpu.llvm import Function, Index, Module, vector
 from whet.targets.cpu.named import NamedSizes
 from whet.targets.cpu.reductions import lane_mask
 from whet.targets.cpu.rows import kept_row, with_reciprocals
@@ -97,11 +98,17 @@ class _NestCode:
     e: Emitter
     kept: tuple[Store, Store] | None = None
     """A store of part of each row to the stack, and the nest's store, which reads it there."""
+    weaves: bool = False
+    """Whether the vectors of all stores lie in memory interleaved."""
 
     def emit(self) -> None:
+        few = interleaved(self.nest, self.e.full_lanes)
+        if few is not None:
+            self.weaves, (self.nest, lanes_axis) = True, few
+        else:
+            lanes_axis = vector_axis(self.nest)
         nest = self.nest
-        lanes_axis = vector_axis(nest)
-        if lanes_axis is not None and not nest.ordered:
+        if lanes_axis is not None and not nest.ordered and not self.weaves:
             across = across_axis(nest, lanes_axis, self.e.full_lanes)
             if across is not None:
                 code = BlockCode(self.f, nest, self.e, lanes_axis, across, self.store, self.hoist)
@@ -239,8 +246,7 @@ class _NestCode:
             with self.e.scope(
                 vector=axis.name, lanes=lanes, places={**self.e.places, axis.name: Place(i)}
             ):
-                for store in stores:
-                    self.store(store)
+                self.vector_of(stores)
 
         if blocks != 0:
             f.loop(f.mul(low, lanes), f.mul(high, lanes), lanes, vector_turn)
@@ -255,13 +261,33 @@ class _NestCode:
                 mask=lane_mask(f, rest, lanes),
                 places={**self.e.places, axis.name: Place(f.mul(blocks, lanes))},
             ):
-                for store in stores:
-                    self.store(store)
+                self.vector_of(stores)
 
         if shared:
             f.when(f.op("icmp eq i64 %thread, 0"), tail)
         else:
             tail()
+
+    def vector_of(self, stores: tuple[Store, ...]) -> None:
+        """One vector of each store."""
+        if self.weaves:
+            self.weave(stores)
+            return
+        for store in stores:
+            self.store(store)
+
+    def weave(self, stores: tuple[Store, ...]) -> None:
+        """One vector of each store, stored as the neighbours that they are."""
+        e, f, dtype = self.e, self.f, stores[0].value.dtype
+        count, kind = len(stores), arithmetic.storage_type(dtype, e.lanes)
+        values = [arithmetic.to_storage(f, e.widened(s.value), dtype, e.lanes) for s in stores]
+        value, wide = woven(f, kind, values), arithmetic.storage_type(dtype, count * e.lanes)
+        at, delta = e._address(dtype, e.buffers[stores[0].buffer], stores[0].offset)
+        if e.mask is None:
+            f.store(wide, value, at, delta)
+            return
+        mask = vector("i1", e.lanes)
+        f.masked_store(wide, value, woven(f, mask, [e.mask] * count), at, delta)
 
     def store(self, store: Store) -> None:
         if store.choices:
