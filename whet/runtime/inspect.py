@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from whet.engine.atomic import atomic_write
 from whet.ir.graph import Value
+from whet.plan.bind import bound
 from whet.plan.describe import kind_of, source_of, title_of
 from whet.plan.kernel import Template
 from whet.plan.plan import Plan, Step
@@ -196,8 +197,9 @@ class _Inspector:
     def kernel(self, number: int, step: Step, seconds: float | None) -> Kernel:
         """One step."""
         work = work_of(step, self.sizes)
-        weighed = [] if step.kernel is None else self.device.tactics(step.kernel)
-        bound, least = self._limit(step, work)
+        known = None if step.kernel is None else bound(step.kernel, self.sizes)
+        weighed = [] if known is None else self.device.tactics(known)
+        limit, least = self._limit(step, work)
         return Kernel(
             number=number,
             title=title_of(step),
@@ -217,7 +219,7 @@ class _Inspector:
             key=None if step.kernel is None else self.device.key(step.kernel),
             seconds=seconds,
             least=least,
-            bound=bound,
+            bound=limit,
         )
 
     def _buffer(self, value: Value) -> Buffer:
@@ -235,8 +237,8 @@ class _Inspector:
         found = {"memory": (work.read + work.written) / self.limits.bytes}
         if dtype in self.limits.operations:
             found["arithmetic"] = work.operations / self.limits.operations[dtype]
-        bound = max(found, key=lambda what: found[what])
-        return bound, found[bound]
+        longest = max(found, key=lambda what: found[what])
+        return longest, found[longest]
 
 
 def arena_of(plan: Plan, sizes: Sizes) -> tuple[int, dict[Value, int]]:

@@ -89,20 +89,19 @@ class Session:
         """What each kernel does, how it was chosen, and, with `inputs`, how long it takes and how
         near that is to the device's limit.
 
-        Without inputs it is about the plan compiled last. `session.inspect(x).to_json("k.json")`
-        keeps it. Raises InvalidInput where nothing is compiled yet and no inputs are given, and
-        what `run` raises.
+        Without inputs it is about the last plan whose sizes are known. Raises InvalidInput where
+        there is none and no inputs are given, and what `run` raises.
+        `session.inspect(inputs).to_json("kernels.json")` keeps it.
         """
         device = self._runner.device
         if inputs is not None:
             self.run(inputs)
             trace = self.trace(inputs, runs=runs)
             return inspect_run(self.plans, trace, runs, device, self.threads)
-        if not self.plans:
-            raise InvalidInput(
-                "nothing is compiled yet, since the sizes are open: give inspect() inputs"
-            )
-        return inspect(self.plans[-1], device, self.threads)
+        known = [plan for plan in self.plans if not plan.sizes and not plan.rooms.members]
+        if not known:
+            raise InvalidInput("the sizes are open: give inspect() inputs, whose sizes it can take")
+        return inspect(known[-1], device, self.threads)
 
     def run(
         self,
