@@ -14,7 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 import whet
 from tests.runtime.models import attention, convolutions, model, value
+from tests.soak.refit import check, small_models
 from whet.errors import InvalidSetting, MissingWeights, RefitError
+from whet.runtime.cache import Cache
 
 MODELS = {"convolutions": convolutions, "attention": attention}
 
@@ -72,23 +74,6 @@ def test_refit_then_run_is_build_then_run(name: str) -> None:
     assert not all(np.array_equal(a, b) for a, b in zip(before, after))
     engine.refit(old)
     assert_same(list(session.run(feeds).values()), before)
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_each_weight_by_itself(name: str) -> None:
-    proto = MODELS[name](seed=3)
-    engine = whet.build(proto)
-    feeds, arrays = inputs_of(engine), arrays_of(proto)
-    session = engine.session(device="cpu", cache=False)
-    rng = np.random.default_rng(4)
-    for weight, kind in engine.refittable_weights.items():
-        arrays[weight] = rng.uniform(0.1, 1, arrays[weight].shape).astype(kind.dtype)
-        engine.refit({weight: arrays[weight]})
-        changed = onnx.ModelProto()
-        changed.CopyFrom(proto)
-        del changed.graph.initializer[:]
-        changed.graph.initializer.extend(numpy_helper.from_array(a, n) for n, a in arrays.items())
-        assert_same(list(session.run(feeds).values()), run(whet.build(changed), feeds))
 
 
 def test_all_that_is_wrong_is_said_at_once() -> None:
@@ -323,3 +308,14 @@ def test_sessions_share_what_is_prepared() -> None:
     del session, sessions, lower
     gc.collect()
     assert not engine.shared._prepared
+
+
+@pytest.mark.parametrize(
+    "name, proto", list(small_models()), ids=lambda x: x if isinstance(x, str) else ""
+)
+def test_weights_one_at_a_time(name: str, proto: Any, tmp_path: Path) -> None:
+    """Twenty of each here, all in scripts/soak."""
+    tmp_path.chmod(0o700)
+    result = check(proto, Cache(tmp_path), weights=20)
+    assert result.tried and not result.wrong
+    assert result.effective > result.tried / 2

@@ -52,13 +52,14 @@ class Recipe:
 
     def only(self, values: Iterable[Value]) -> Plan:
         """The steps that make some of the Values."""
-        wanted = tuple(dict.fromkeys(self.outputs[v] for v in values))
-        needed, steps = set(wanted), []
+        needed, steps = {self.outputs[v] for v in values}, []
         for step in reversed(self.plan.steps):
             if needed.intersection(step.writes):
                 needed.update(step.reads)
                 steps.append(step)
-        graph = replace(self.plan.graph, outputs=wanted)
+        # Others of the plan's outputs on the way have no place in its arena either.
+        outputs = tuple(o for o in dict.fromkeys(self.plan.graph.outputs) if o in needed)
+        graph = replace(self.plan.graph, outputs=outputs)
         return replace(self.plan, graph=graph, steps=tuple(reversed(steps)))
 
 

@@ -1,0 +1,141 @@
+"""Refit then run is build then run, bit for bit, for each weight by itself.
+
+`python -m tests.soak.refit [MODEL.onnx or FOLDER…] [--weights N] [--seed N]`
+
+Without a model, the small ones of the tests. A folder is searched for .onnx files; beside a model,
+`io.json` names its inputs (see benchmarks/real_models.py), which are random otherwise. `--weights`
+takes so many of each model's, chosen at random, instead of all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+
+import whet
+from whet.cli.inputs import random_inputs
+from whet.cli.models import named_sizes
+from whet.frontends.onnx.importer import Imported, from_onnx
+from whet.frontends.onnx.model import Tensor
+from whet.ir.types import FLOATS
+from whet.runtime.cache import Cache
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass
+class Result:
+    """How many weights were tried, how many of them change the outputs, and which went wrong."""
+
+    tried: int = 0
+    effective: int = 0
+    wrong: list[str] = field(default_factory=list)
+
+
+def changed(array: np.ndarray, dtype: str, rng: np.random.Generator) -> np.ndarray:
+    """Other elements: near the old ones, or where a number could be an index, in another order."""
+    if dtype in FLOATS:
+        factor = rng.uniform(0.8, 1.25, array.shape)
+        return np.asarray(array.astype(np.float64) * factor).astype(array.dtype)
+    return np.asarray(rng.permutation(array.reshape(-1)).reshape(array.shape))
+
+
+def built(imported: Imported, name: str, array: np.ndarray) -> whet.Engine:
+    """The engine of the model with another weight, from the start."""
+    tensor = Tensor(name, imported.weights[name].type, lambda: array)
+    other = replace(imported, weights={**imported.weights, name: tensor})
+    with patch("whet.frontends.onnx.from_onnx", lambda model: other):
+        return whet.build("")
+
+
+def inputs_of(engine: whet.Engine, model: Path | None) -> dict[str, Any]:
+    """The inputs kept beside the model, or random ones."""
+    if model is not None and (model.parent / "io.json").exists():
+        files = json.loads((model.parent / "io.json").read_text())["inputs"]
+        loaded = {name: np.load(model.parent / file) for name, file in files.items()}
+        return {n: x if isinstance(x, np.ndarray) else x["array"] for n, x in loaded.items()}
+    return random_inputs(engine, dict.fromkeys(named_sizes(engine), 2), 0)
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two outputs, which may be lists of arrays, have the same bits."""
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    x, y = np.asarray(a), np.asarray(b)
+    return x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes()
+
+
+def check(model: Any, cache: Cache, weights: int | None = None, seed: int = 0) -> Result:
+    """Exchanges weights of one model, each by itself and then back."""
+    imported, engine = from_onnx(model), whet.build(model)
+    feeds = inputs_of(engine, Path(model) if isinstance(model, str | Path) else None)
+    options: dict[str, Any] = {"device": "cpu", "cache": cache}
+    session = engine.session(**options)
+    before, result = session.run(feeds), Result()
+    rng = np.random.default_rng(seed)
+    names = list(engine.refittable_weights)
+    chosen = names if weights is None else rng.permutation(names)[:weights].tolist()
+    for name in chosen:
+        old = imported.weights[name].read()
+        new = changed(old, imported.weights[name].type.dtype, rng)
+        engine.refit({name: new})
+        after = session.run(feeds)
+        expected = built(imported, name, new).session(**options).run(feeds)
+        result.tried += 1
+        result.effective += not all(same(after[o], before[o]) for o in after)
+        if not all(same(after[o], expected[o]) for o in expected):
+            result.wrong.append(name)
+        engine.refit({name: old})
+    if not all(same(y, before[o]) for o, y in session.run(feeds).items()):
+        result.wrong.append("(all weights as they were)")
+    return result
+
+
+def small_models() -> Iterator[tuple[str, Any]]:
+    """Those of the tests and the examples."""
+    from tests.runtime.models import MODELS
+
+    yield from ((name, make()) for name, make in MODELS.items())
+    yield "digits", ROOT / "examples" / "digits" / "network.onnx"
+
+
+def given_models(places: list[Path]) -> Iterator[tuple[str, Any]]:
+    for place in places:
+        found = sorted(place.rglob("*.onnx")) if place.is_dir() else [place]
+        yield from ((f"{path.parent.name}/{path.name}", path) for path in found)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("models", nargs="*", type=Path)
+    parser.add_argument("--weights", type=int)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    failed = 0
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o700)
+        for name, model in given_models(options.models) if options.models else small_models():
+            start = time.monotonic()
+            result = check(model, Cache(folder), options.weights, options.seed)
+            verdict = f"DIFFERS: {', '.join(result.wrong)}" if result.wrong else "same bits"
+            print(
+                f"{name:40} {result.tried:4} weights, {result.effective:4} change the outputs, "
+                f"{time.monotonic() - start:6.1f} s  {verdict}",
+                flush=True,
+            )
+            failed += bool(result.wrong)
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
