@@ -82,7 +82,8 @@ def woven(f: Function, type: str, values: Sequence[str]) -> str:
     if count == 4:
         return woven(f, *_pairs(f, type, values))
     if count == 2:
-        return f.shuffle(type, *values, [k * lanes + i for i in range(lanes) for k in range(2)])
+        order = [k * lanes + i for i in range(lanes) for k in range(2)]
+        return f.shuffle(type, values[0], values[1], order)
     joined, wide = _joined(f, type, values[0], values[1])
     third, _ = _joined(f, type, values[2], "poison")
     order = [k * lanes + i for i in range(lanes) for k in range(3)]

@@ -103,10 +103,8 @@ class _NestCode:
 
     def emit(self) -> None:
         few = interleaved(self.nest, self.e.full_lanes)
-        if few is not None:
-            self.weaves, (self.nest, lanes_axis) = True, few
-        else:
-            lanes_axis = vector_axis(self.nest)
+        self.weaves = few is not None
+        self.nest, lanes_axis = few or (self.nest, vector_axis(self.nest))
         nest = self.nest
         if lanes_axis is not None and not nest.ordered and not self.weaves:
             across = across_axis(nest, lanes_axis, self.e.full_lanes)
