@@ -203,6 +203,14 @@ def moves() -> Iterator[Case]:
     yield from rows(NUMERIC, "transpose", movement.Transpose((2, 0, 1)), a)
     yield from rows(NUMERIC, "broadcast", movement.Broadcast((4, 3, 5)), x(3, 1), named_sizes=False)
     yield from rows(NUMERIC, "concat", movement.Concat(1), x(3, 4), x(3, 2), x(3, 0))
+    for axis in (1, 2):
+        join = movement.Concat(axis)
+        parts = [x(2, n, 3) if axis == 1 else x(2, 3, n) for n in (40, 9, 17)]
+        shift = x(1, 66, 1) if axis == 1 else x(1, 1, 66)
+        yield row(f"joined-{axis}", lambda b, *a, join=join: ew.Relu()(join(*a) + b), shift, *parts)
+        mean = reduce.Reduce("sum", (1,))
+        yield row(f"joined-sum-{axis}", lambda *a, j=join, m=mean: m(ew.Abs()(j(*a))), *parts)
+    yield row("joined-few", lambda a, b: ew.Neg()(movement.Concat(1)(a, b)), x(5, 3), x(5, 30))
     yield row("concat-strings", movement.Concat(0), strings(3), strings(2))
     slices = {
         "forward": ((1, 0, 2), (2, 4, 3), (1, 1, 1)),

@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 
-from whet.ir.sizes import Call, Expr, Size, coefficient, substitute, symbol
+from whet.ir.sizes import Call, Expr, Size, coefficient, is_less, substitute, symbol
 from whet.plan.kernel import (
     Apply,
     Axis,
@@ -17,6 +18,7 @@ from whet.plan.kernel import (
     Let,
     Load,
     Nest,
+    Range,
     Reduction,
     Select,
     walk,
@@ -34,6 +36,42 @@ def simplify(nest: Nest) -> Nest:
         nest = split
     nest = _map_sizes(nest, nest.axes, lambda size: size)  # joins the loops of reductions
     return merge(nest)
+
+
+MOST_PIECES, LEAST_PIECE = 64, 8
+
+
+def cut(nest: Nest) -> list[Nest]:
+    """The nest in pieces of its innermost loop, where tests ask in which part of it an element
+    lies: parts joined along it, as a rule. In a piece the answer is known."""
+    axis = nest.axes[-1] if nest.axes else None
+    if axis is None or not isinstance(axis.size, int) or axis.name in nest.ordered:
+        return [nest]
+    nodes = [node for store in nest.stores for node in walk(store.value)]
+    if any(isinstance(node, Reduction) and axis.name not in node.symbols for node in nodes):
+        return [nest]  # what the pieces have in common would be computed for each
+    ranges = {r for node in nodes if isinstance(node, Select) for r in node.ranges}
+    ends = sorted({0, axis.size, *(end for r in ranges for end in _ends(r, axis))})
+    pieces = list(pairwise(ends))
+    if not 1 < len(pieces) <= MOST_PIECES or min(b - a for a, b in pieces) < LEAST_PIECE:
+        return [nest]
+    return [_piece(nest, axis, low, high) for low, high in pieces]
+
+
+def _ends(of: Range, axis: Axis) -> Iterator[int]:
+    """Where along the loop the answer to a test changes."""
+    index, limit = of
+    if coefficient(index, axis.name) != 1:
+        return
+    start = substitute(index, {axis.name: 0})
+    if isinstance(start, int) and isinstance(limit, int) and isinstance(axis.size, int):
+        yield from (end for end in (-start, limit - start) if 0 < end < axis.size)
+
+
+def _piece(nest: Nest, axis: Axis, low: int, high: int) -> Nest:
+    short = Axis(axis.name, high - low)
+    values = {axis.name: loop_index(short.name, short.size) + low}
+    return merge(_map_sizes(nest, (*nest.axes[:-1], short), partial(substitute, values=values)))
 
 
 def sizes_of(nest: Nest) -> Iterator[Size]:
@@ -102,7 +140,10 @@ def _rebuild(
         case Apply(op, args, dtype):
             return Apply(op, tuple(visit(a) for a in args), dtype)
         case Select(ranges, inside, outside, dtype):
-            kept = within([(change(i), change(n)) for i, n in ranges])
+            asked = [(change(i), change(n)) for i, n in ranges]
+            if any(is_less(i, 0) or is_less(n - 1, i) for i, n in asked):
+                return visit(outside)
+            kept = within(asked)
             return Select(kept, visit(inside), visit(outside), dtype) if kept else visit(inside)
         case Let(name, value, limit, body, dtype):
             return Let(name, visit(value), change(limit), visit(body), dtype)

@@ -13,7 +13,7 @@ from whet.ir.types import TensorType
 from whet.plan.group import Group, Grouping, contiguous, is_leaf
 from whet.plan.kernel import Kernel, Loops, Nest, Template, View
 from whet.plan.likely import likely_value
-from whet.plan.loops import rewrite_sizes, simplify
+from whet.plan.loops import cut, rewrite_sizes, simplify
 from whet.plan.lower import Lowering, reshaped_index, unflatten
 from whet.plan.memory import Lifetime, Rooms, Tenant, assign, house
 from whet.plan.nests import NESTS, Phase, axes_of, elements
@@ -133,7 +133,7 @@ def _loops_step(grouping: Grouping, group: Group, nodes: tuple[str, ...], phase:
     nests = phase(lowering, root)
     reads = tuple(lowering.buffers)
     output = len(reads)
-    nests = [simplify(_with_output(nest, output)) for nest in nests]
+    nests = [piece for nest in nests for piece in cut(simplify(_with_output(nest, output)))]
     kernel = Loops((*(v.dtype for v in reads), root.dtype), 1, tuple(nests))
     return Step(kernel, reads, (root,), root, nodes)
 
