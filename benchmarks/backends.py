@@ -6,6 +6,7 @@ own. Backends are looked up by name in the process that runs the cases, so nothi
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,10 +35,10 @@ class Backend:
 
 
 class Whet:
-    def __init__(self, source: Source):
+    def __init__(self, source: Source, device: str):
         import whet
 
-        self.session = whet.build(source).session(threads=1, cache=False)
+        self.session = whet.build(source).session(device=device, threads=1, cache=False)
 
     def run(self, inputs: dict[str, Any]) -> dict[str, Any]:
         return dict(self.session.run(inputs))
@@ -76,14 +77,18 @@ def ort_value(x: Any) -> Any:
     return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, kind)
 
 
-def open_whet() -> Backend:
+def open_whet(device: str) -> Backend:
     import whet
 
-    return Backend(Whet, (whet.Error,))
+    return Backend(partial(Whet, device=device), (whet.Error,))
 
 
 def open_onnxruntime() -> Backend:
     return Backend(OnnxRuntime, (Exception,))
 
 
-BACKENDS: dict[str, Callable[[], Backend]] = {"whet": open_whet, "onnxruntime": open_onnxruntime}
+BACKENDS: dict[str, Callable[[], Backend]] = {
+    "whet": partial(open_whet, "cpu"),
+    "whet-cuda": partial(open_whet, "cuda"),
+    "onnxruntime": open_onnxruntime,
+}

@@ -86,11 +86,14 @@ def round_to(value: str, dtype: str) -> str:
     return f"{value}.to({STORAGE[dtype]}).to(tl.float32)" if dtype in NARROW else value
 
 
-def emit(op: Op, dtypes: list[str], result: str, args: list[str]) -> str:
-    """The expression of one operator; raises CompileError for one that has none."""
+def emit(op: Op, dtypes: list[str], result: str, args: list[str], rough: bool = False) -> str:
+    """The expression of one operator, some units in the last place off where it may be `rough`;
+    raises CompileError for one that has none."""
     if isinstance(op, ew.Cast):
         return cast(args[0], dtypes[0], result)
     rule = EMIT.get(type(op))
+    if rough and result != "float64":
+        rule = ROUGH.get(type(op), rule)
     if rule is None:
         raise CompileError(f"cuda has no code for {op}; give it a `lower`, or an entry in EMIT")
     return rule(op, dtypes[1] if isinstance(op, ew.Where) else dtypes[0], args)
@@ -263,6 +266,17 @@ EMIT: dict[type[Op], Emit] = {
 }
 
 
+ROUGH: dict[type[Op], Emit] = {
+    ew.Div: lambda op, dtype, args: " / ".join(args) if is_float(dtype) else _div(op, dtype, args),
+    ew.Exp: _function("tl.exp"),
+    ew.Sqrt: _function("tl.sqrt"),
+}
+"""What the hardware approximates: far closer than a 16-bit float tells apart."""
+
+EXACT = (ew.Floor, ew.Ceil, ew.Round, ew.Sign, ew.Less, ew.LessOrEqual, ew.Equal, ew.Mod)
+"""Where a small error may become a large one."""
+
+
 def cast(x: str, source: str, target: str) -> str:
     """An element of one dtype as another, as ONNX's Cast has it (floats to integers toward 0)."""
     if is_float(target):
@@ -304,6 +318,20 @@ def _power(base, exponent):
     result = _unsigned_power(base, exponent)
     kept = tl.where((base == 1) | (base == -1), result, result * 0)
     return tl.where(exponent < 0, kept, result)
+
+
+"""
+
+ERROR_FUNCTION = """\
+@triton.jit
+def _one_and_erf(x):
+    # 1 + erf(x) to 2e-7: Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26.
+    a = tl.abs(x)
+    y = 1.0 + 0.3275911 * a
+    t = tl.math.rsqrt(y * y)
+    p = 1.421413741 + t * (-1.453152027 + t * 1.061405429)
+    q = t * (0.254829592 + t * (-0.284496736 + t * p)) * tl.exp2(a * a * -1.4426950408889634)
+    return tl.where(x >= 0, 2.0 - q, q)
 
 
 """
@@ -353,6 +381,7 @@ def _arg{kind}{last}(a, i, b, j):
 def helpers(text: str) -> str:
     """The functions that a text calls, defined."""
     found = POWERS if "_power(" in text else ""
+    found += ERROR_FUNCTION * ("_one_and_erf(" in text)
     if any(name in text for name in ("_maximum", "_minimum", "_product", "_both", "_either")):
         found += MIXED
     return found + "".join(v for k, v in ARGUMENTS.items() if f"{k})" in text)

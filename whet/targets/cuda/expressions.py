@@ -6,14 +6,25 @@ Loop indices are places: the text of an index, and the dimensions along which it
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from whet.errors import CompileError
 from whet.ir.sizes import Atom, Call, Expr, Size, Symbol, bounds
 from whet.ops.cast import Cast
-from whet.ops.elementwise import Ceil, Equal, Floor, Less, LessOrEqual, Pow, Round, Sign
+from whet.ops.elementwise import (
+    Add,
+    Ceil,
+    Equal,
+    Erf,
+    Floor,
+    Less,
+    LessOrEqual,
+    Pow,
+    Round,
+    Sign,
+)
 from whet.plan.kernel import (
     Apply,
     Expression,
@@ -25,6 +36,7 @@ from whet.plan.kernel import (
     Reduction,
     Select,
     Store,
+    walk,
 )
 from whet.targets.cuda import arithmetic
 from whet.targets.cuda.text import Text
@@ -73,6 +85,8 @@ class Emitter:
     guards: tuple[Place, ...] = ()
     """What else must hold for memory to be touched."""
     hole: Place | None = None
+    rough: bool = False
+    """Whether functions may be some units in the last place off."""
     values: list[dict[Expression, Place]] = field(default_factory=lambda: [{}])
 
     @contextmanager
@@ -229,6 +243,9 @@ class Emitter:
         raise CompileError(f"cuda cannot emit {type(expression).__name__}")
 
     def _apply(self, expression: Apply) -> Place:
+        if self.rough and (argument := _in_one_and_erf(expression)) is not None:
+            x = self.emit(argument)
+            return Place(self.text.assign(f"_one_and_erf({x.text})"), x.dims)
         args = [self.emit(a) for a in expression.args]
         dims = NONE.union(*(a.dims for a in args))
         names = [a.text for a in args]
@@ -236,7 +253,7 @@ class Emitter:
             names = [self._rounded(name, a) for name, a in zip(names, expression.args)]
         dtypes = [a.dtype for a in expression.args]
         text = _simple_power(expression, names) or arithmetic.emit(
-            expression.op, dtypes, expression.dtype, names
+            expression.op, dtypes, expression.dtype, names, self.rough
         )
         return Place(text if text in names else self.text.assign(text), dims)
 
@@ -286,6 +303,30 @@ class Emitter:
         self.text.line(f"tl.store(error + {zeros}, {zeros} + 1, mask={wrong})")
         at = self.text.assign(f"tl.where({inside}, {i}, 0).to({self.index})", "i")
         return Place(at, value.dims), Place(inside, value.dims)
+
+
+def is_rough(values: Iterable[Expression]) -> bool:
+    """Whether functions may be less precise than float32 is: only 16-bit floats come out, and
+    nothing jumps on the way."""
+    values = list(values)
+    narrow = all(v.dtype in arithmetic.NARROW for v in values)
+    return narrow and not any(_is_exact(node) for v in values for node in walk(v))
+
+
+def _is_exact(node: Expression) -> bool:
+    if not isinstance(node, Apply):
+        return isinstance(node, Let)
+    return isinstance(node.op, arithmetic.EXACT) or not arithmetic.is_float(node.dtype)
+
+
+def _in_one_and_erf(expression: Apply) -> Expression | None:
+    """x where the expression is 1 + erf(x)."""
+    if not isinstance(expression.op, Add) or expression.dtype == "float64":
+        return None
+    one, other = sorted(expression.args, key=lambda a: not isinstance(a, Literal))
+    is_one = isinstance(one, Literal) and one.value == 1
+    is_erf = isinstance(other, Apply) and isinstance(other.op, Erf)
+    return other.args[0] if is_one and is_erf else None  # type: ignore[attr-defined]
 
 
 def _simple_power(expression: Apply, names: list[str]) -> str | None:

@@ -17,7 +17,7 @@ from whet.plan.kernel import Axis, Load, Loops, Nest, walk
 from whet.plan.loops import sizes_of
 from whet.targets.cuda import arithmetic
 from whet.targets.cuda.architecture import Architecture
-from whet.targets.cuda.expressions import NONE, Emitter, Place, Tile, X, size_bound
+from whet.targets.cuda.expressions import NONE, Emitter, Place, Tile, X, is_rough, size_bound
 from whet.targets.cuda.reductions import along_r, hoist, reductions_in, total
 from whet.targets.cuda.source import HEADER, Launch, Source
 from whet.targets.cuda.text import Text
@@ -211,7 +211,8 @@ class NestCode:
     def __post_init__(self) -> None:
         s = self.schedule
         names = [f"b{n}" for n in range(len(self.buffers))]
-        self.e = Emitter(self.text, names, Tile(str(s.x), str(s.r)), s.index)
+        rough = is_rough(store.value for store in self.nest.stores)
+        self.e = Emitter(self.text, names, Tile(str(s.x), str(s.r)), s.index, rough=rough)
 
     def emit(self, block: str) -> None:
         """The code of the block with this number."""

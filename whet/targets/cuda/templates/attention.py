@@ -17,7 +17,7 @@ from whet.plan.loops import sizes_in
 from whet.plan.lower import loop_index
 from whet.targets.cuda import arithmetic
 from whet.targets.cuda.architecture import Architecture
-from whet.targets.cuda.expressions import BOTH, Emitter, Place, R, X, size_bound
+from whet.targets.cuda.expressions import BOTH, Emitter, Place, R, X, is_rough, size_bound
 from whet.targets.cuda.expressions import Tile as Shape
 from whet.targets.cuda.source import HEADER, Launch, Source
 from whet.targets.cuda.templates.contraction import SAFE, integer
@@ -169,8 +169,9 @@ class Code:
         ]
         self.index = "tl.int32" if size_bound(iter(sizes)) < SAFE else "tl.int64"
         self.precision = ', input_precision="ieee"' if self.q.dtype == "float32" else ""
-        # With a mask, scores stay what they are; without, they are powers of two from the start.
-        self.natural = self.mask is not None or self.op.softcap > 0
+        scaled = self.mask is not None or self.op.softcap > 0 or self.op.scale <= 0
+        self.unit = LOG2E if scaled else self.op.scale * LOG2E
+        """What a score is multiplied by to be a power of two, with its scale where it can be."""
 
     def generate(self, name: str = "kernel") -> Source:
         """The whole kernel."""
@@ -262,9 +263,10 @@ class Code:
             self._hide(bounded, inside)
             text.line("grown = tl.maximum(top, tl.max(s, 1)[:, None])")
             text.line('safe = tl.where(grown == float("-inf"), 0.0, grown)')
-            unit = f" * {LOG2E}" if self.natural else ""
-            text.line(f"p = tl.exp2((s - safe){unit})")
-            text.line(f"shrink = tl.exp2((top - safe){unit})")
+            # One multiplication and subtraction for each score, as one instruction.
+            text.line(f"low = safe * {self.unit}")
+            text.line(f"p = tl.exp2(s * {self.unit} - low)")
+            text.line(f"shrink = tl.exp2(top * {self.unit} - low)")
             text.line("total = total * shrink + tl.sum(p, 1)[:, None]")
             below = f"(nx < {self.keys})" * ragged
             wide = f"(e < {self.width})" * (padded(self.width) != self.width)
@@ -277,8 +279,8 @@ class Code:
         text.line(f"s = tl.dot(q, k{self.precision})")
         if op.softcap > 0:
             text.line(f"s = {op.softcap} * libdevice.tanh(s * {op.scale / op.softcap})")
-        else:
-            text.line(f"s = s * {op.scale * (1.0 if self.natural else LOG2E)}")
+        elif self.unit == LOG2E:
+            text.line(f"s = s * {op.scale}")
         if self.mask is not None:
             steps: list[Size] = [0] * (4 - len(self.mask.shape))
             steps += [0 if n == 1 else s for n, s in zip(self.mask.shape, self.mask.strides)]
@@ -306,7 +308,9 @@ class Code:
         """The result by the sum of its weights, and what is computed from it."""
         text, t = self.text, self.tile
         text.line("acc = acc / tl.where(total == 0.0, 1.0, total)")
-        e = Emitter(text, self.names, Shape(str(t.rows), str(padded(self.width))), self.index)
+        shape = Shape(str(t.rows), str(padded(self.width)))
+        rough = is_rough([self.kernel.epilogue])
+        e = Emitter(text, self.names, shape, self.index, rough=rough)
         masks = {"x": self._queries_mask()}
         masks["r"] = f"(e < {self.width})" * (padded(self.width) != self.width)
         names = [a.name for a in self.kernel.axes]

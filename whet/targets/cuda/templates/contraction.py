@@ -16,7 +16,16 @@ from whet.plan.kernel import Axis, Expression, Store, Template
 from whet.plan.loops import sizes_in
 from whet.targets.cuda import arithmetic
 from whet.targets.cuda.architecture import Architecture
-from whet.targets.cuda.expressions import BOTH, Emitter, Place, R, Tile, X, size_bound
+from whet.targets.cuda.expressions import (
+    BOTH,
+    Emitter,
+    Place,
+    R,
+    Tile,
+    X,
+    is_rough,
+    size_bound,
+)
 from whet.targets.cuda.source import HEADER, Launch, Source
 from whet.targets.cuda.templates import tiling
 from whet.targets.cuda.text import Text
@@ -128,7 +137,8 @@ class Code:
             self.text.prefetch(self.names[buffer], size, block, tiles * self.tile.split)
 
     def emitter(self, x: int, r: int) -> Emitter:
-        return Emitter(self.text, self.names, Tile(str(x), str(r)), self.index)
+        rough = is_rough([self.problem.epilogue])
+        return Emitter(self.text, self.names, Tile(str(x), str(r)), self.index, rough=rough)
 
     def arange(self, begin: str, count: int, dims: str) -> str:
         """Numbers from `begin` on, along x or r."""

@@ -79,7 +79,7 @@ class ConvolutionTemplate:
         return Code(kernel, problem_of(kernel), tile, architecture, dtype_of(kernel)).generate()
 
 
-FEWEST_PER_GROUP = 64
+FEWEST_PER_GROUP = 32
 
 
 def _product(op: Convolution, x: Value, w: Value, value: Value) -> Value:

@@ -6,6 +6,7 @@ share comes from the first-level cache.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,14 +20,14 @@ from whet.plan.loops import sizes_in
 from whet.plan.lower import loop_index, within
 from whet.targets.cuda import arithmetic
 from whet.targets.cuda.architecture import Architecture
-from whet.targets.cuda.expressions import BOTH, Emitter, Place, R, X, size_bound
+from whet.targets.cuda.expressions import BOTH, Emitter, Place, R, X, is_rough, size_bound
 from whet.targets.cuda.expressions import Tile as Shape
 from whet.targets.cuda.source import HEADER, Launch, Source
 from whet.targets.cuda.templates.contraction import SAFE, integer
 from whet.targets.cuda.templates.matmul import DTYPES, offset_of
 from whet.targets.cuda.text import Text
 
-MOST_UNROLLED = 25  # taps
+MOST_UNROLLED = 25  # products
 
 
 @operator
@@ -82,30 +83,52 @@ class DepthwiseTemplate:
 
 @dataclass(frozen=True)
 class Tile:
-    """Pixels and channels of a block."""
+    """Groups of pixels, and channels, of a block; the neighbouring pixels of a group share what
+    they read."""
 
     rows: int
     columns: int
+    span: int
     warps: int
 
 
+SPANS = (7, 4, 2, 1)
+THREAD = 8  # elements that a thread computes side by side
+
+
 def ranked(kernel: Template, architecture: Architecture) -> list[Tile]:
-    """The tile that is likely to be fast, and others that may be."""
-    channels = integer(kernel.axes[-1].size)
-    pixels = 1
-    for axis in kernel.axes[:-1]:
-        pixels *= integer(axis.size)
-    columns = min(64, max(16, 1 << (channels - 1).bit_length()))
-    rows = 2048 // columns
-    enough = 2 * architecture.multiprocessors
-    while rows > 4 and -(-pixels // rows) * -(-channels // columns) < enough:
-        rows //= 2
-    shapes = [(rows, columns), (rows, 2 * columns), (rows // 2, columns), (rows // 4, columns)]
-    shapes += [(rows, columns // 2), (2 * rows, columns // 2), (rows // 2, 2 * columns)]
-    found = [
-        Tile(r, c, max(1, min(8, r * c // part))) for part in (256, 128) for r, c in shapes if r > 1
-    ]
-    return list(dict.fromkeys(found))
+    """Tiles by what they read and by how many threads they keep busy; the best first."""
+    *lead, width, channels = (integer(a.size) for a in kernel.axes)
+    pixels = math.prod(lead)
+    taps = integer(kernel.inputs[1].shape[-2])  # type: ignore[union-attr]
+    costs: dict[Tile, float] = {}
+    for columns in (16, 32, 64, 128):
+        if columns > 16 and columns >= 2 * channels:
+            continue
+        across = -(-channels // columns)
+        for span in SPANS:
+            groups = -(-width // span)
+            read = (span + taps - 1) / span * groups * span / width
+            for warps in (1, 2, 4, 8):
+                for each in (4, THREAD):
+                    rows = warps * 32 * each // columns
+                    blocks = -(-pixels * groups // rows) * across
+                    waste = blocks * rows * columns / (pixels * groups * channels)
+                    if rows < 1 or span * each > 32:
+                        continue
+                    threads = blocks * warps * 32 / architecture.multiprocessors
+                    turns = max(1.0, threads / BUSY)
+                    alone = 0.25 * span * taps * each
+                    costs[Tile(rows, columns, span, warps)] = (
+                        turns * waste * (read * each * span + alone / turns)
+                    )
+    best: dict[tuple[int, int], Tile] = {}
+    for tile in sorted(costs, key=costs.__getitem__):
+        best.setdefault((tile.span, tile.columns), tile)
+    return list(best.values())
+
+
+BUSY = 512.0  # threads that keep a multiprocessor's loads going
 
 
 class Code:
@@ -115,33 +138,33 @@ class Code:
         self.kernel, self.op, self.architecture = kernel, _op(kernel.op), architecture
         x, w = kernel.inputs
         assert x is not None and w is not None
-        self.x, self.w = x, w
-        *self.lead, self.last = kernel.axes
-        self.pixels = 1
-        for axis in self.lead:
-            self.pixels *= integer(axis.size)
+        self.x, self.w, self.tile = x, w, tile
+        *self.lead, self.along, self.last = kernel.axes
+        self.groups = -(-integer(self.along.size) // tile.span)
+        self.rows = math.prod(integer(axis.size) for axis in self.lead) * self.groups
         self.channels = integer(self.last.size)
-        self.rows, self.columns, self.warps = tile.rows, tile.columns, tile.warps
         self.text = Text()
         self.names = [f"b{n}" for n in range(len(kernel.buffers))]
         index = tuple(loop_index(a.name, a.size) for a in kernel.axes)
         self.output = offset_of(kernel.output, index)
         self.taps = tuple(integer(k) for k in w.shape[:-1])
+        self.reach = (tile.span - 1) * self.op.strides[-1]
+        self.reach += (self.taps[-1] - 1) * self.op.dilations[-1] + 1
         sizes = [self.output, self._source()[0], *sizes_in(kernel.epilogue)]
         self.index = "tl.int32" if size_bound(iter(sizes)) < SAFE else "tl.int64"
-        self.e = Emitter(
-            self.text, self.names, Shape(str(self.rows), str(self.columns)), self.index
-        )
-
-    def _blocks(self) -> int:
-        return -(-self.pixels // self.rows) * -(-self.channels // self.columns)
+        shape = Shape(str(tile.rows), str(tile.columns))
+        rough = is_rough([kernel.epilogue])
+        self.e = Emitter(self.text, self.names, shape, self.index, rough=rough)
 
     def _source(self) -> tuple[Size, tuple[Range, ...]]:
-        """Where the element under a tap lies, and what must hold for it to be there."""
-        index: list[Size] = [loop_index(self.lead[0].name, self.lead[0].size)]
+        """Where an element lies that a group's first pixel sees so many columns on, under a tap of
+        the other axes; and what must hold for it to be there."""
+        first, *spatial = (*self.lead, self.along)
+        index: list[Size] = [loop_index(first.name, first.size)]
         ranges: list[Range] = []
-        for n, axis in enumerate(self.lead[1:]):
+        for n, axis in enumerate(spatial):
             tap = loop_index(f"tap{n}", self.taps[n]) * self.op.dilations[n]
+            tap = loop_index("seen", self.reach) if axis is self.along else tap
             at = loop_index(axis.name, axis.size) * self.op.strides[n] + tap - self.op.before[n]
             index.append(at)
             ranges.append((at, self.x.shape[n + 1]))
@@ -151,71 +174,100 @@ class Code:
 
     def generate(self, name: str = "kernel") -> Source:
         """The whole kernel."""
-        text, e = self.text, self.e
-        across = -(-self.channels // self.columns)
+        text, t = self.text, self.tile
+        across = -(-self.channels // t.columns)
         text.overlap(self.architecture)
         text.line("pid = tl.program_id(0)")
         wide = "" if self.index == "tl.int32" else ".to(tl.int64)"
         row, column = (f"pid // {across}", f"pid % {across}") if across > 1 else ("pid", "0")
-        text.line(f"m = (({row}) * {self.rows} + tl.arange(0, {self.rows})[:, None]){wide}")
-        text.line(
-            f"n = (({column}) * {self.columns} + tl.arange(0, {self.columns})[None, :]){wide}"
-        )
+        text.line(f"m = (({row}) * {t.rows} + tl.arange(0, {t.rows})[:, None]){wide}")
+        text.line(f"n = (({column}) * {t.columns} + tl.arange(0, {t.columns})[None, :]){wide}")
         masks: dict[str, str] = {}
-        if self.pixels % self.rows:
-            masks["x"] = text.assign(f"m < {self.pixels}", "m")
-        if self.channels % self.columns:
+        if self.rows % t.rows:
+            masks["x"] = text.assign(f"m < {self.rows}", "m")
+        if self.channels % t.columns:
             masks["r"] = text.assign(f"n < {self.channels}", "m")
-        places = e.unjoin(Place("m", X), {a.name: a.size for a in self.lead})
-        places[self.last.name] = Place("n", R)
-        text.line(f"acc = tl.zeros(({self.rows}, {self.columns}), tl.float32)")
-        with e.scope(places=places, masks=masks):
+        sizes: dict[str, Size] = {a.name: a.size for a in self.lead}
+        places = self.e.unjoin(Place("m", X), {**sizes, self.along.name: self.groups})
+        group = places[self.along.name].text
+        text.line(f"first = {group if t.span == 1 else f'{group} * {t.span}'}")
+        places |= {self.along.name: Place("first", X), self.last.name: Place("n", R)}
+        for p in range(t.span):
+            text.line(f"acc{p} = tl.zeros(({t.rows}, {t.columns}), tl.float32)")
+        with self.e.scope(places=places, masks=masks):
             self._over_taps(0, {})
-            with e.scope(hole=Place("acc", BOTH)):
-                e.store(Store(self.kernel.output.buffer, self.output, self.kernel.epilogue))
+            for p in range(t.span):
+                self._store(p)
         body = text.function(name, ("error", *self.names))
         launch = Launch(
             name,
-            (self._blocks(), 1, 1),
+            (-(-self.rows // t.rows) * across, 1, 1),
             ("error", *range(len(self.names))),
             ("*i32", *(arithmetic.POINTER[d] for d in self.kernel.buffers)),
-            self.warps,
+            t.warps,
             2,
         )
         return Source(HEADER + arithmetic.helpers(body) + body, (launch,))
 
+    def _store(self, p: int) -> None:
+        """A group's pixel, and what is computed from it."""
+        e, masks = self.e, dict(self.e.masks)
+        place = Place("first" if p == 0 else self.text.assign(f"first + {p}", "i"), X)
+        if integer(self.along.size) % self.tile.span:
+            inside = f"{place.text} < {self.along.size}"
+            whole = masks.get("x")
+            masks["x"] = self.text.assign(f"{whole} & ({inside})" if whole else inside, "m")
+        places = e.placed({self.along.name: place})
+        with e.scope(places=places, masks=masks, hole=Place(f"acc{p}", BOTH)):
+            e.store(Store(self.kernel.output.buffer, self.output, self.kernel.epilogue))
+
     def _over_taps(self, axis: int, taps: dict[str, Place]) -> None:
-        """Loops over the taps: all written out where they are few, else the innermost ones."""
-        if axis == len(self.taps):
-            self._tap(taps)
+        """Loops over the taps of all axes but the last, written out where they are few."""
+        if axis + 1 == len(self.taps):
+            self._columns(taps)
             return
-        count = 1
-        for k in self.taps[axis:]:
-            count *= k
-        last = axis + 1 == len(self.taps)
-        loop = "tl.static_range" if count <= MOST_UNROLLED or last else "range"
+        count = math.prod(self.taps[axis:]) * self.tile.span
+        loop = "tl.static_range" if count <= MOST_UNROLLED else "range"
         with self.text.block(f"for k{axis} in {loop}({self.taps[axis]}):"):
             self._over_taps(axis + 1, {**taps, f"tap{axis}": Place(f"k{axis}")})
 
-    def _tap(self, taps: dict[str, Place]) -> None:
-        text, e = self.text, self.e
+    def _columns(self, taps: dict[str, Place]) -> None:
+        """All that a group sees in one row, each element once, for every pixel that sees it."""
+        stride, dilation = self.op.strides[-1], self.op.dilations[-1]
         offset, ranges = self._source()
+        weights: dict[int, str] = {}
+        for seen in range(self.reach):
+            pairs = [(p, (seen - p * stride) // dilation) for p in range(self.tile.span)]
+            pairs = [
+                (p, k)
+                for p, k in pairs
+                if 0 <= k < self.taps[-1] and p * stride + k * dilation == seen
+            ]
+            if not pairs:
+                continue
+            with self.e.scope(places=self.e.placed({**taps, "seen": Place(str(seen))})):
+                tests = [self.e._within(i, n) for i, n in ranges]
+                guards = tuple(Place(self.text.assign(t.text, "m"), t.dims) for t in tests)
+                with self.e.scope(guards=guards):
+                    x = self._load(self.x.buffer, offset)
+            for p, k in pairs:
+                if k not in weights:
+                    weights[k] = self._weight({**taps, f"tap{len(self.taps) - 1}": Place(str(k))})
+                self.text.line(f"acc{p} += {x} * {weights[k]}")
+
+    def _weight(self, taps: dict[str, Place]) -> str:
         weight = self.w.offset + loop_index(self.last.name, self.last.size)
         step = self.channels
         for n in reversed(range(len(self.taps))):
             weight = weight + loop_index(f"tap{n}", self.taps[n]) * step
             step *= self.taps[n]
-        with e.scope(places=e.placed(taps)):
-            tests = [e._within(i, n) for i, n in ranges]
-            guards = tuple(Place(text.assign(t.text, "m"), t.dims) for t in tests)
-            with e.scope(guards=guards):
-                pointer, mask, _ = e.address(self.x.buffer, offset)
-            where = f", mask={mask}, other=0" if mask else ""
-            x = text.assign(f"tl.load({pointer}{where}).to(tl.float32)")
-            pointer, mask, _ = e.address(self.w.buffer, weight)
-            where = f", mask={mask}, other=0" if mask else ""
-            w = text.assign(f"tl.load({pointer}{where}).to(tl.float32)")
-            text.line(f"acc += {x} * {w}")
+        with self.e.scope(places=self.e.placed(taps)):
+            return self._load(self.w.buffer, weight)
+
+    def _load(self, buffer: int, offset: Size) -> str:
+        pointer, mask, _ = self.e.address(buffer, offset)
+        where = f", mask={mask}, other=0" if mask else ""
+        return self.text.assign(f"tl.load({pointer}{where}).to(tl.float32)")
 
 
 def _op(op: Any) -> Depthwise:

@@ -35,13 +35,18 @@ class Shape:
     bytes: int
 
 
-MATRIX_RATE = 5500.0  # operations of a multiprocessor in a nanosecond, 16-bit, with large tiles
+MATRIX_RATE = 3500.0  # operations of a multiprocessor in a nanosecond, 16-bit, with large tiles
 PLAIN_RATE = 380.0  # the same without matrix units
-L2_RATE = 40.0  # bytes that a multiprocessor reads from the second-level cache in a nanosecond
-MEMORY_RATE = 3800.0  # bytes in a nanosecond, whole device
-LATENCY = 700.0  # nanoseconds from asking for a tile's operands to having them
-START = 1800.0  # nanoseconds of a block's beginning and end
-PARTIAL_RATE = 2500.0  # bytes of partial sums in a nanosecond, written and read
+L2_RATE = 90.0  # bytes that a multiprocessor reads from the second-level cache in a nanosecond
+MEMORY_RATE = 4900.0  # bytes in a nanosecond, whole device
+LATENCY = 86.0  # nanoseconds by which a step comes later when no other is under way
+OVERHEAD = 63.0  # nanoseconds of a step's barriers and addresses
+START = 1050.0  # nanoseconds of a block's beginning and end
+RESULT_RATE = 13.0  # bytes of results that a multiprocessor computes and writes in a nanosecond
+RAGGED = 1.19  # where columns end within a tile
+SPLIT, PART = 570.0, 130.0  # nanoseconds of a sum in parts, and of each part
+PARTIAL_RATE = 1750.0  # bytes of partial sums in a nanosecond, written and read
+"""Fitted to some thousand kernels on an H200 (benchmarks/gpu_tiles.py)."""
 
 
 def ranked(shape: Shape, architecture: Architecture) -> list[Tile]:
@@ -132,14 +137,16 @@ def cost(shape: Shape, tile: Tile, architecture: Architecture) -> float:
     work = 2.0 * tile.rows * tile.columns * tile.depth
     moved = (tile.rows + tile.columns) * tile.depth * shape.bytes
     rate = MATRIX_RATE * _efficiency(tile) if shape.bytes <= 2 else PLAIN_RATE
-    step = max(work / rate, moved / L2_RATE)
+    step = max(work / rate, moved / L2_RATE) + OVERHEAD
+    result = tile.rows * tile.columns * shape.bytes / RESULT_RATE
     together = min(each, _resident(tile, shape, architecture))
-    alone = steps * max(LATENCY / (tile.stages - 1), step) + LATENCY + START
-    busy = max(each * steps * step + START, -(-each // together) * alone)
+    alone = steps * max(LATENCY / (tile.stages - 1), step) + LATENCY + START + result
+    busy = max(each * (steps * step + result) + START, -(-each // together) * alone)
+    busy *= RAGGED if shape.columns % tile.columns else 1.0
     partial = 0.0
     if tile.split > 1:
         bytes_of_sums = 8.0 * shape.batch * shape.rows * shape.columns * tile.split
-        partial = 1200.0 + bytes_of_sums / PARTIAL_RATE + 60.0 * tile.split
+        partial = SPLIT + bytes_of_sums / PARTIAL_RATE + PART * tile.split
     sides = shape.rows * shape.depth + shape.depth * shape.columns + shape.rows * shape.columns
     return max(busy, shape.batch * sides * shape.bytes / MEMORY_RATE) + partial
 
@@ -147,7 +154,8 @@ def cost(shape: Shape, tile: Tile, architecture: Architecture) -> float:
 def _efficiency(tile: Tile) -> float:
     """The part of the matrix units' rate that a tile of this size can reach."""
     area = math.sqrt(tile.rows * tile.columns)
-    return min(1.0, 0.2 + 0.8 * area / 160) * (0.6 if tile.rows < 64 else 1.0)
+    full = 1.12 if tile.rows * tile.columns >= 128 * 32 * tile.warps else 1.0
+    return min(1.0, 0.2 + 0.93 * area / 119) * (0.44 if tile.rows < 64 else 1.0) * full
 
 
 def _resident(tile: Tile, shape: Shape, architecture: Architecture) -> int:
