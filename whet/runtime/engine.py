@@ -28,6 +28,7 @@ from whet.passes.pipeline import Watch, optimise
 from whet.passes.recognise import Numbers
 from whet.progress import ProgressMonitor, monitored, phase
 from whet.runtime.cache import Cache
+from whet.runtime.debug import Source, Tensors, without_outputs
 from whet.runtime.prepared import Shared
 from whet.runtime.profile import Profile, check_profiles
 from whet.runtime.session import Session
@@ -58,6 +59,10 @@ class Engine:
     """The model's weights that nothing reads any more."""
     architectures: tuple[str, ...] = ()
     """What the kernels are for."""
+    debug: tuple[str, ...] = ()
+    """Tensors that were marked to be read out: outputs of the graph besides the model's own."""
+    source: Source | None = field(default=None, repr=False)
+    """The model's graph as it was read, where that was in this process."""
     shared: Shared = field(default_factory=Shared, repr=False)
     """What all sessions of the engine have in common."""
 
@@ -79,7 +84,14 @@ class Engine:
     @property
     def outputs(self) -> dict[str, Type]:
         """What the model gives: name -> type. Outputs whose rank depends on data are left out."""
-        return {name: v.type for name, v in zip(self.graph.output_names, self.graph.outputs)}
+        graph = without_outputs(self.graph, self.debug)
+        return {name: v.type for name, v in zip(graph.output_names, graph.outputs)}
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """The names that `debug` can read out of a session's runs: all of the model's where it was
+        built in this process, else its outputs and those that were marked then."""
+        return tuple(self.source.tensors) if self.source is not None else self.graph.output_names
 
     @cached_property
     def names(self) -> Names:
@@ -139,6 +151,7 @@ class Engine:
             "profiles": [p.to_plain() for p in self.profiles],
             "frozen": dict(self.frozen),
             "unused": sorted(self.unused),
+            **({"debug": list(self.debug)} if self.debug else {}),
         }
         write_engine(
             path,
@@ -194,7 +207,8 @@ class Engine:
         opened = open_device(device, _cache(cache), self.kernels, count, seconds)
         with monitored(progress), phase("session", 1) as step:
             prepared = self.shared.prepared(opened, self._current, count)
-            session = Session(self.graph, prepared, opened, count, self.profiles)
+            tensors = Tensors(self.graph, self.debug, self.source)
+            session = Session(tensors, prepared, opened, count, self.profiles)
             step()
         _report(opened, time.perf_counter() - start)
         return session
@@ -207,6 +221,7 @@ def build(
     architectures: Sequence[str] = (),
     precision: str | None = None,
     refittable: bool = True,
+    debug: Sequence[str] = (),
     progress: ProgressMonitor | None = None,
 ) -> Engine:
     """Reads a model, optimises its graph, and returns the engine; no device is touched.
@@ -215,7 +230,9 @@ def build(
     sizes.
     `architectures`: for which kernels are compiled now and kept in the engine ("avx2",
     "avx512+vnni"). `refittable=False` folds weights by value, and keeps only the results: a smaller
-    engine that starts faster. `progress` is told of phases and steps, and can cancel.
+    engine that starts faster. `debug`: tensors of the model that sessions of the engine file, too,
+    can read out; they are fused no further, and cost nothing more until asked for.
+    `progress` is told of phases and steps, and can cancel.
     Raises InvalidModel for a damaged model, UnsupportedModel with all nodes that cannot be read,
     Cancelled.
     """
@@ -231,18 +248,24 @@ def build(
         step()
         weights = ImportedWeights(imported.weights)
         numbers = Numbers(lambda name: weights.array(name))
-        graph = optimise(imported.graph, _dump(), numbers)
+        source = Source(imported.graph, imported.tensors)
+        graph = optimise(source.with_outputs(debug), _dump(), numbers)
+        marked = tuple(n for n in graph.output_names if n not in imported.graph.output_names)
         if not refittable:
             graph, weights = fold_by_value(graph, weights)
         step()
         given = (profiles,) if isinstance(profiles, Profile) else tuple(profiles or ())
         check_profiles(given, graph)
-        kernels = _prebuilt(graph, architectures, step) if architectures else None
+        plain = without_outputs(graph, marked)
+        kernels = _prebuilt(plain, architectures, step) if architectures else None
     if not refittable:
-        return Engine(graph, weights, given, False, {}, kernels, (), tuple(architectures))
+        return Engine(graph, weights, given, False, {}, kernels, (), tuple(architectures), marked)
     frozen = {n: digest(imported.weights[n]) for n in sorted(imported.frozen | numbers.frozen)}
     unused = frozenset(imported.weights) - set(weight_names(graph)) - frozen.keys()
-    return Engine(graph, weights, given, refittable, frozen, kernels, unused, tuple(architectures))
+    compiled_for = tuple(architectures)
+    return Engine(
+        graph, weights, given, refittable, frozen, kernels, unused, compiled_for, marked, source
+    )
 
 
 def load(
@@ -268,6 +291,7 @@ def load(
         file.kernels,
         frozenset(str(name) for name in file.metadata.get("unused", ())),
         file.header.architectures if file.kernels else (),
+        tuple(str(name) for name in file.metadata.get("debug", ())),
     )
 
 

@@ -190,9 +190,13 @@ class _Inspector:
         self, plan: Plan | None, device: Device, sizes: Sizes, limits: Limits | None
     ) -> None:
         self.plan, self.device, self.sizes, self.limits = plan, device, sizes, limits
-        graph, self.steps = (plan.graph, plan.steps) if plan is not None else (None, ())
-        self.outputs = dict(zip(graph.outputs, graph.output_names)) if graph is not None else {}
-        self.arena, self.offsets = arena_of(plan, sizes) if plan is not None else (0, {})
+        self.steps: tuple[Step, ...] = ()
+        self.outputs: dict[Value, str] = {}
+        self.arena, self.offsets = 0, dict[Value, int]()
+        if plan is not None:
+            self.steps = plan.steps
+            self.outputs = dict(zip(plan.graph.outputs, plan.graph.output_names))
+            self.arena, self.offsets = arena_of(plan, sizes)
 
     def kernel(self, number: int, step: Step, seconds: float | None) -> Kernel:
         """One step."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -16,12 +17,15 @@ from whet.ir.types import TensorType, Type, dtype_name
 from whet.passes.pipeline import optimise
 from whet.plan.plan import Plan
 from whet.plan.trace import Look, Trace, tracing
+from whet.runtime.debug import Tensors
 from whet.runtime.inspect import Inspection, inspect, inspect_run
 from whet.runtime.prepared import Prepared
 from whet.runtime.profile import Profile
 from whet.runtime.program import MOST_STAGES, Runner
 
 if TYPE_CHECKING:
+    import onnx
+
     from whet.plan.target import Device
 
 
@@ -30,13 +34,14 @@ class Session:
 
     def __init__(
         self,
-        graph: Graph,
+        tensors: Tensors,
         weights: WeightStore | Prepared,
         device: Device,
         threads: int,
         profiles: tuple[Profile, ...] = (),
     ) -> None:
-        self.graph, self.profiles = graph, profiles
+        graph = self.graph = tensors.graph
+        self.profiles, self._tensors = profiles, tensors
         self._optimised = lru_cache(MOST_STAGES)(optimise)
         self._runner = Runner(device, weights, threads)
         self.inputs: dict[str, Type] = {v.op.name: v.type for v in graph.inputs}  # type: ignore[attr-defined]
@@ -108,6 +113,7 @@ class Session:
         inputs: Mapping[str, Any],
         out: Mapping[str, np.ndarray] | None = None,
         stream: Any = None,
+        debug: Mapping[str, Callable[[Any], None]] | None = None,
     ) -> dict[str, Any]:
         """The model's outputs, by name, for inputs by name.
 
@@ -117,23 +123,58 @@ class Session:
         On a GPU, `stream` is the caller's, for inputs that lie there: a handle, or an object that
         has one (PyTorch's, CuPy's, cuda.core's). The run is then only asked for, in order with all
         else on that stream, and so are its results; without it they are there when this returns.
+        `debug`: callbacks by the names of tensors in the ONNX file; each is given its array once
+        the run is over, in the order in which the model computes them. See `debug`.
         Raises InvalidInput for wrong names, dtypes or numbers of axes, ShapeError for sizes that do
         not fit.
         """
+        graph = self._tensors.graph_of(debug, self.weights) if debug else self.graph
+        named = self._run(graph, inputs, out, stream)
+        for name in dict.fromkeys((*graph.output_names, *self._outputs)):
+            if debug and name in debug:
+                debug[name](named[name])
+        return {name: named[name] for name in self._outputs}
+
+    def debug(
+        self,
+        inputs: Mapping[str, Any],
+        names: Collection[str],
+        model: str | os.PathLike[str] | bytes | onnx.ModelProto | None = None,
+    ) -> dict[str, Any]:
+        """Arrays by name of any tensors that the model's own graph has in the ONNX file.
+
+        What is fused away is computed by a plan of its own, which is compiled the first time; its
+        other kernels may be fused, and round, differently for that. An engine that was loaded from
+        a file knows the tensors that were marked by `whet.build(debug=)`; for others, `model` is
+        the ONNX file that it was built from. Raises InvalidInput with all names that are unknown,
+        and what `run` raises.
+        """
+        graph = self._tensors.graph_of(names, self.weights, model)
+        named = self._run(graph, inputs)
+        return {name: named[name] for name in names}
+
+    def _run(
+        self,
+        graph: Graph,
+        inputs: Mapping[str, Any],
+        out: Mapping[str, np.ndarray] | None = None,
+        stream: Any = None,
+    ) -> dict[str, Any]:
+        """All outputs that a graph names."""
         arrays = self._check(inputs, stream)
         self._check_profiles(arrays)
         targets = self._check_out(out or {})
         with self._runner.prepared.pinned():
-            results = self._runner.execute(self.graph, arrays, targets)
-            if self.graph.late is not None:
-                return self._finish(results)
-        return dict(zip(self._outputs, results))
+            results = self._runner.execute(graph, arrays, targets)
+            if graph.late is not None:
+                return self._finish(graph, results)
+        return dict(zip(graph.output_names, results))
 
-    def _finish(self, results: list[Any]) -> dict[str, Any]:
+    def _finish(self, graph: Graph, results: list[Any]) -> dict[str, Any]:
         """Runs the stages that could not be planned before."""
         named: dict[str, Any] = {}
         generation = self._runner.prepared.generation
-        graph = replace(self.graph, late=generation.late(self.graph.late))
+        graph = replace(graph, late=generation.late(graph.late))
         while graph.late is not None:
             ready = len(graph.output_names)
             named.update(zip(graph.output_names, results))
@@ -141,7 +182,7 @@ class Session:
             graph = self._optimised(graph.late.stage(captured, generation.weights.array))
             results = self._runner.execute(graph, [captured[v.op.name] for v in graph.inputs])  # type: ignore[attr-defined]
         named.update(zip(graph.output_names, results))
-        return {name: named[name] for name in self._outputs}
+        return named
 
     def _check(self, inputs: Mapping[str, Any], stream: Any = None) -> list[Any]:
         missing = [name for name in self.inputs if name not in inputs]

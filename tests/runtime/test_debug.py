@@ -1,0 +1,142 @@
+"""Debug tensors: any value of the ONNX file, read out of a run, however it was fused."""
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+import whet
+from tests.runtime import models
+from whet.errors import InvalidInput
+from whet.frontends.onnx import from_onnx
+from whet.ir.evaluate import evaluate
+
+INNER = ["a", "b", "c", "d", "e", "f", "g"]
+
+
+def reference(model, inputs, names):
+    """The tensors by NumPy, operator by operator."""
+    imported = from_onnx(model.SerializeToString())
+    given = {v: inputs[v.op.name] for v in imported.graph.inputs}
+    kept = dict(given)
+    evaluate(imported.graph, given, lambda n: imported.weights[n].read(), watch=kept.__setitem__)
+    return {name: kept[imported.tensors[name]] for name in names}
+
+
+def draw(seed=0, batch=1):
+    rng = np.random.default_rng(seed)
+    return {"x": rng.standard_normal((batch, 3, 16, 16)).astype(np.float32)}
+
+
+def check(found, expected):
+    assert list(found) == list(expected)
+    for name, array in expected.items():
+        assert found[name].shape == array.shape and found[name].dtype == array.dtype
+        np.testing.assert_allclose(found[name], array, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("names", [["d"], ["a", "e"], INNER, ["y", "a", "x", "w0"]])
+def test_any_tensor_by_name(names):
+    model = models.convolutions()
+    session = whet.build(model).session("cpu", cache=False)
+    inputs = draw(1)
+    found = session.debug(inputs, names)
+    expected = reference(model, inputs, [n for n in names if n != "w0"])
+    if "w0" in names:
+        expected["w0"] = from_onnx(model).weights["w0"].read()
+    check(found, {name: expected[name] for name in names})
+
+
+def test_a_run_calls_back_in_order():
+    model = models.convolutions()
+    session = whet.build(model).session("cpu", cache=False)
+    inputs, seen = draw(2), {}
+    outputs = session.run(
+        inputs, debug={n: lambda x, n=n: seen.__setitem__(n, x) for n in ("y", "d", "a")}
+    )
+    assert list(outputs) == ["y"]
+    check(seen, reference(model, inputs, ["y", "a", "d"]))
+    again = session.run(inputs)
+    np.testing.assert_allclose(again["y"], outputs["y"], rtol=1e-4, atol=1e-5)
+
+
+def test_marked_tensors_survive_in_the_file(tmp_path):
+    model, inputs = models.convolutions(), draw(3)
+    engine = whet.build(model, debug=["d", "b"])
+    assert list(engine.outputs) == ["y"] and set(engine.debug) == {"b", "d"}
+    engine.save(tmp_path / "m.whet")
+    loaded = whet.load(tmp_path / "m.whet")
+    assert list(loaded.outputs) == ["y"] and set(loaded.tensors) == {"y", "b", "d"}
+    session = loaded.session("cpu", cache=False)
+    assert list(session.run(inputs)) == ["y"]
+    assert len(session.plans) == 1, "what nobody asked for is not planned"
+    check(session.debug(inputs, ["b", "d"]), reference(model, inputs, ["b", "d"]))
+
+
+def test_unmarked_tensors_of_a_file(tmp_path):
+    model, inputs = models.convolutions(), draw(4)
+    whet.build(model).save(tmp_path / "m.whet")
+    session = whet.load(tmp_path / "m.whet").session("cpu", cache=False)
+    with pytest.raises(InvalidInput, match=r"'d'.*model='model.onnx'.*debug=\['d'\]"):
+        session.debug(inputs, ["d"])
+    with pytest.raises(InvalidInput, match=r"'relu' was fused into a kernel"):
+        session.debug(inputs, ["relu"])
+    found = session.debug(inputs, ["d"], model=model.SerializeToString())
+    check(found, reference(model, inputs, ["d"]))
+    with pytest.raises(InvalidInput, match="another model"):
+        session.debug(inputs, ["q"], model=models.attention().SerializeToString())
+
+
+def test_unknown_names_are_all_named():
+    session = whet.build(models.convolutions()).session("cpu", cache=False)
+    with pytest.raises(InvalidInput, match=r"'nothing', 'w00'.*there are.*'w0'"):
+        session.debug(draw(), ["nothing", "w00", "a"])
+    with pytest.raises(InvalidInput, match=r"'residual'.*there are 'e'"):
+        session.debug(draw(), ["residual"])
+    with pytest.raises(InvalidInput, match="'nothing'"):
+        session.run(draw(), debug={"nothing": print})
+    with pytest.raises(InvalidInput, match="'nothing'"):
+        whet.build(models.convolutions(), debug=["nothing"])
+
+
+def test_open_sizes():
+    model = models.convolutions(batch="n")
+    session = whet.build(model).session("cpu", cache=False)
+    for batch in (1, 3):
+        inputs = draw(batch, batch)
+        check(session.debug(inputs, ["a", "e"]), reference(model, inputs, ["a", "e"]))
+
+
+def test_refit_weights_are_the_ones_read():
+    model, inputs = models.convolutions(), draw(5)
+    engine = whet.build(model)
+    session = engine.session("cpu", cache=False)
+    before = session.debug(inputs, ["a"])["a"]
+    weight = engine.weights.array("w0")
+    engine.refit({"w0": 2 * weight, "b0": 2 * engine.weights.array("b0")}, partial=True)
+    np.testing.assert_allclose(session.debug(inputs, ["a"])["a"], 2 * before, rtol=1e-5, atol=1e-5)
+
+
+def test_attention_scores_that_no_kernel_stores():
+    model = models.attention()
+    session = whet.build(model).session("cpu", cache=False)
+    rng = np.random.default_rng(6)
+    inputs = {"x": rng.standard_normal((1, 12, 16)).astype(np.float32)}
+    (softmax,) = (n.output[0] for n in model.graph.node if n.op_type == "Softmax")
+    found = session.debug(inputs, [softmax])
+    check(found, reference(model, inputs, [softmax]))
+    np.testing.assert_allclose(found[softmax].sum(-1), 1, rtol=1e-5)
+
+
+def test_behind_sizes_that_a_run_finds():
+    nodes = [
+        helper.make_node("NonZero", ["x"], ["places"], name="where"),
+        helper.make_node("Transpose", ["places"], ["rows"], name="turn"),
+        helper.make_node("Cast", ["rows"], ["floats"], name="cast", to=TensorProto.FLOAT),
+        helper.make_node("Exp", ["floats"], ["y"], name="exp"),
+    ]
+    model = models.model(nodes, [models.value("x", [3, 4])], [models.value("y", ["n", 2])])
+    session = whet.build(model).session("cpu", cache=False)
+    x = np.eye(3, 4, dtype=np.float32)
+    found = session.debug({"x": x}, ["places", "rows", "floats"])
+    assert np.array_equal(found["places"], np.array(np.nonzero(x)))
+    assert np.array_equal(found["floats"], found["rows"].astype(np.float32))

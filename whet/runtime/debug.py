@@ -1,0 +1,152 @@
+"""Debug tensors: any value of a model, by its name in the ONNX file, read out of a run.
+
+A value that fused kernels never store is computed all the same: the model's graph is planned once
+more with that value as a further output.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+from whet.engine.weights import WeightStore
+from whet.errors import InvalidInput
+from whet.ir.graph import Graph, Value
+from whet.passes.pipeline import optimise
+from whet.passes.recognise import Numbers
+
+if TYPE_CHECKING:
+    import onnx
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A model's graph as it was read, and what each name in it stands for."""
+
+    graph: Graph
+    tensors: Mapping[str, Value]
+
+    def with_outputs(self, names: Collection[str]) -> Graph:
+        """The graph that also gives these values; raises InvalidInput with all names it lacks."""
+        unknown = [name for name in names if name not in self.tensors]
+        if unknown:
+            raise InvalidInput(_unknown(unknown, self._near(unknown)))
+        return _with_outputs(self.graph, {name: self.tensors[name] for name in names})
+
+    def _near(self, names: Sequence[str]) -> list[str]:
+        """Tensors that may have been meant: results of nodes of these names, and similar names."""
+        origins = self.graph.origins
+        of_nodes = [t for t, v in self.tensors.items() if set(origins.get(v, ())) & set(names)]
+        similar = [near for n in names for near in get_close_matches(n, self.tensors, 3)]
+        return list(dict.fromkeys([*of_nodes, *similar]))
+
+
+def read(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Source:
+    """A model's graph, from its ONNX file."""
+    from whet.frontends.onnx import from_onnx
+
+    imported = from_onnx(model)
+    return Source(imported.graph, imported.tensors)
+
+
+def without_outputs(graph: Graph, names: Collection[str]) -> Graph:
+    """The graph that does not give the outputs of these names."""
+    if not names:
+        return graph
+    kept = [n for n, name in enumerate(graph.output_names) if name not in names]
+    captured = graph.outputs[len(graph.output_names) :]
+    return replace(
+        graph,
+        outputs=(*(graph.outputs[n] for n in kept), *captured),
+        output_names=tuple(graph.output_names[n] for n in kept),
+    )
+
+
+def _with_outputs(graph: Graph, wanted: Mapping[str, Value]) -> Graph:
+    """The graph with further outputs, behind its own, in the order in which they are computed."""
+    new = {name: v for name, v in wanted.items() if name not in graph.output_names}
+    ready = len(graph.output_names)
+    whole = replace(
+        graph,
+        outputs=(*graph.outputs[:ready], *new.values(), *graph.outputs[ready:]),
+        output_names=(*graph.output_names, *new),
+    )
+    place = {value: number for number, value in enumerate(whole.values)}
+    order = sorted(new, key=lambda name: place[new[name]])
+    return replace(
+        whole,
+        outputs=(*graph.outputs[:ready], *(new[n] for n in order), *graph.outputs[ready:]),
+        output_names=(*graph.output_names, *order),
+    )
+
+
+class Tensors:
+    """Which values of an engine can be read out, and the graphs that compute them."""
+
+    def __init__(self, graph: Graph, marked: Sequence[str], source: Source | None) -> None:
+        self.graph = without_outputs(graph, marked)
+        """What runs where nothing is read out."""
+        self.source = source
+        self.known = dict(zip(graph.output_names, graph.outputs))
+        """Values that the engine's own graph gives: outputs, and what was marked when built."""
+        self._graphs: dict[tuple[str, ...], Graph] = {}
+
+    def graph_of(
+        self,
+        names: Collection[str],
+        weights: WeightStore,
+        model: str | os.PathLike[str] | bytes | onnx.ModelProto | None = None,
+    ) -> Graph:
+        """The graph that also gives these values; raises InvalidInput for what it cannot."""
+        key = tuple(sorted(names))
+        if key not in self._graphs:
+            self._graphs[key] = self._graph_of(key, weights, model)
+        return self._graphs[key]
+
+    def _graph_of(
+        self,
+        names: tuple[str, ...],
+        weights: WeightStore,
+        model: str | os.PathLike[str] | bytes | onnx.ModelProto | None,
+    ) -> Graph:
+        if all(name in self.known for name in names):
+            return _with_outputs(self.graph, {name: self.known[name] for name in names})
+        source = self.source if model is None else read(model)
+        if source is None:
+            unknown = [name for name in names if name not in self.known]
+            raise InvalidInput(_unmarked(unknown, self.graph))
+        if model is not None:
+            _require_same_inputs(source.graph, self.graph)
+        return optimise(source.with_outputs(names), numbers=Numbers(weights.array))
+
+
+def _require_same_inputs(given: Graph, engine: Graph) -> None:
+    theirs, ours = ([(v.op, v.type) for v in graph.inputs] for graph in (given, engine))
+    if theirs != ours:
+        raise InvalidInput("the engine was built from another model: its inputs are others")
+
+
+def _unknown(names: Sequence[str], near: Sequence[str]) -> str:
+    """What is wrong with names that a model does not have."""
+    said = f"; there are {', '.join(map(repr, near))}" if near else ""
+    listed = ", ".join(map(repr, names))
+    return (
+        f"the model's own graph has no tensor {listed} that can be read out{said}. Names inside "
+        "the bodies of If, Loop and Scan, and behind ranks that only a run can tell, cannot"
+    )
+
+
+def _unmarked(names: Sequence[str], graph: Graph) -> str:
+    """What to do about names that an engine file does not keep."""
+    listed = ", ".join(map(repr, names))
+    made = {node for found in graph.origins.values() for node in found}
+    inside = [name for name in names if name in made or name.partition("_output_")[0] in made]
+    fused = f" ({', '.join(map(repr, inside))} was fused into a kernel)" if inside else ""
+    return (
+        f"the engine file does not keep the names of the tensors {listed}{fused}: give the ONNX "
+        "file too, session.debug(inputs, names, model='model.onnx'), or mark them with "
+        f"whet.build(model, debug={list(names)})"
+    )
