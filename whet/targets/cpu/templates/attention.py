@@ -15,6 +15,8 @@ from whet.plan.kernel import Template, View
 from whet.targets.cpu.architecture import Architecture
 from whet.targets.cpu.llvm import Module
 from whet.targets.cpu.templates.matmul import FLOATS, are_static, cast, integer
+from whet.targets.cpu.templates.range_grid import Stretch
+from whet.targets.cpu.templates.specification import Extent
 from whet.targets.cpu.templates.tiling import split_even
 
 BLOCK_BYTES = 256 << 10  # of copied keys and values, kept in the second-level cache
@@ -32,13 +34,20 @@ class AttentionTemplate:
     has_strided_output = True
 
     def takes(self, op: Op, position: int, view: View) -> bool:
-        return all(isinstance(s, int) for s in (*view.strides, *view.shape, view.offset))
+        if all(isinstance(s, int) for s in (*view.strides, *view.shape, view.offset)):
+            return True
+        # The strides of batch and heads may be told, and those of a mask's rows.
+        if position == 3:
+            return view.strides[-1] in (0, 1)
+        return isinstance(view.strides[2], int) and view.strides[3] == 1
 
     def legalize(self, value: Value, architecture: Architecture) -> Value | None:
         op = value.op
         if type(op) is not Attention or value.dtype not in FLOATS or not isinstance(op.offset, int):
             return None
-        if not are_static(value) or 0 in value.inputs[1].shape:  # type: ignore[union-attr]
+        if not are_static(value) and not _are_told(value):
+            return None
+        if 0 in value.inputs[1].shape:  # type: ignore[union-attr]
             return None
         inputs = [i if i is None else cast(i, "float32") for i in value.inputs]
         run = FlashAttention(op.scale, op.softcap, op.left, op.right, op.offset)
@@ -52,13 +61,27 @@ class AttentionTemplate:
         return FlashCode(kernel, problem, schedule, architecture, name).generate()
 
 
+def _are_told(value: Value) -> bool:
+    """Whether a run tells no more than the batch and the lengths, and nothing is stretched."""
+    q, k, v, *rest = value.inputs
+    assert q is not None and k is not None and v is not None
+    fixed = (*q.shape[1::2], *k.shape[1::2], *v.shape[1::2])
+    if not all(isinstance(size, int) for size in fixed) or k.shape[0] != q.shape[0]:
+        return False
+    if not rest or rest[0] is None:
+        return True
+    scores = (*q.shape[:3], k.shape[2])
+    pairs = zip(reversed(rest[0].shape), reversed(scores))
+    return rest[0].rank > 0 and all(size in (1, whole) for size, whole in pairs)
+
+
 @dataclass(frozen=True)
 class Operand:
     """Where a tensor of four axes lies: batch, head, row, column; strides in elements."""
 
     buffer: int
-    start: int
-    strides: tuple[int, int, int, int]
+    start: Extent
+    strides: tuple[Extent, Extent, Extent, Extent]
 
 
 @dataclass(frozen=True)
@@ -66,11 +89,11 @@ class Problem:
     """One attention: sizes, and where its tensors lie."""
 
     op: FlashAttention
-    batch: int
+    batch: Extent
     heads: int
     groups: int
-    queries: int
-    keys: int
+    queries: Extent
+    keys: Extent
     depth: int
     width: int
     q: Operand
@@ -84,7 +107,7 @@ class Problem:
         return self.heads // self.groups
 
     @property
-    def rows(self) -> int:
+    def rows(self) -> Extent:
         """Queries of all heads that read one head of keys, in the order (head, query)."""
         return self.shared * self.queries
 
@@ -98,18 +121,18 @@ def problem_of(kernel: Template) -> Problem:
     """The kernel's attention."""
     q, k, v, *rest = kernel.inputs
     assert q is not None and k is not None and v is not None
-    batch, heads, queries, width = (integer(axis.size) for axis in kernel.axes)
+    batch, heads, queries, width = (axis.size for axis in kernel.axes)
     op = kernel.op
     assert isinstance(op, FlashAttention)
     return Problem(
         op,
         batch,
-        heads,
+        integer(heads),
         integer(k.shape[1]),
         queries,
-        integer(k.shape[2]),
+        k.shape[2],
         integer(q.shape[3]),
-        width,
+        integer(width),
         _operand(q),
         _operand(k),
         _operand(v),
@@ -119,8 +142,8 @@ def problem_of(kernel: Template) -> Problem:
 
 def _operand(view: View) -> Operand:
     steps: list[Size] = [0 if n == 1 else s for n, s in zip(view.shape, view.strides)]
-    strides = [integer(s) for s in [0] * (4 - len(steps)) + steps]
-    return Operand(view.buffer, integer(view.offset), tuple(strides))  # type: ignore[arg-type]
+    strides = [0] * (4 - len(steps)) + steps
+    return Operand(view.buffer, view.offset, tuple(strides))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -128,9 +151,10 @@ class Schedule:
     """How an attention is cut."""
 
     tiles: tuple[int, ...]
-    """Rows of each tile, the larger ones first."""
+    """Rows of each tile, the larger ones first; where a run tells their number, the sizes to choose
+    from."""
     blocks: tuple[int, ...]
-    """Keys of each block, whole vectors but for the last."""
+    """Keys of each block, whole vectors but for the last; the most of a block where a run tells."""
     vectors: int
     """Vectors of a register tile."""
     packs: bool
@@ -141,10 +165,17 @@ def schedule_of(p: Problem, architecture: Architecture) -> Schedule:
     """The schedule that is likely to be fast."""
     lanes = architecture.vector_bytes // 4
     many = architecture.vector_registers >= 32
-    tiles = tuple(split_even(p.rows, 14 if many else 6)) if p.rows else ()
-    # A few rows read keys and values once: copies would cost more than they save.
-    direct = p.rows <= 4 and p.k.strides[3] == 1 and p.v.strides[3] == 1
+    tallest = 14 if many else 6
     most = max(2 * lanes, BLOCK_BYTES // (4 * (p.depth + p.width + 1)) // lanes * lanes)
+    if isinstance(p.rows, int):
+        tiles = tuple(split_even(p.rows, tallest)) if p.rows else ()
+    else:
+        tiles = Stretch.of(p.rows, tallest, 2).sizes
+    if not isinstance(p.keys, int):
+        return Schedule(tiles, (most,), 2, True)
+    # A few rows read keys and values once: copies would cost more than they save.
+    few = isinstance(p.rows, int) and p.rows <= 4
+    direct = few and p.k.strides[3] == 1 and p.v.strides[3] == 1
     vectors = split_even(-(-p.keys // lanes), most // lanes) if p.keys else []
     blocks = [v * lanes for v in vectors]
     if blocks:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from whet.ir.sizes import Size
 from whet.targets.cpu import functions
 from whet.targets.cpu.expressions import Place
 from whet.targets.cpu.llvm import Index, literal
@@ -58,20 +59,27 @@ class FlashTile:
             self._sum(begin, end)
 
         f.when(some, work)
-        last = f.op(f"icmp eq i64 {f.add('%start', '%count')}, {self.p.keys}")
+        last = f.op(f"icmp eq i64 {f.add('%start', '%count')}, {self.told(self.p.keys)}")
         f.when(last, lambda: self._finish(results))
         f.end()
 
     def _base(self, x: Operand) -> str:
         f = self.f
-        base = f.address(buffer(f, x.buffer), 4 * x.start)
-        return f.address(base, f.mul("%batch", 4 * x.strides[0]))
+        base = f.address(buffer(f, x.buffer), self.told(4 * x.start))
+        return f.address(base, f.mul("%batch", self.told(4 * x.strides[0])))
+
+    def told(self, size: Size) -> Index:
+        """A size as a number."""
+        return self.code.named.index(self.f, size)
 
     def _place(self, r: str) -> tuple[Index, Index]:
         """The head and the query of a row of the tile."""
         f, row = self.f, self.f.add("%row", r)
-        head = f.add(f.mul("%group", self.p.shared), f.div(row, self.p.queries))
-        return head, f.rem(row, self.p.queries)
+        if self.p.shared == 1:
+            return "%group", row
+        queries = self.told(self.p.queries)
+        head = f.add(f.mul("%group", self.p.shared), f.div(row, queries))
+        return head, f.rem(row, queries)
 
     def _start(self) -> None:
         """No key seen so far."""
@@ -92,11 +100,12 @@ class FlashTile:
         f, p, op = self.f, self.p, self.p.op
         if not p.bounded:
             return 0, "%count"
-        first = f.rem("%row", p.queries)
+        queries = self.told(p.queries)
+        first = f.rem("%row", queries)
         last = f.add(first, self.rows - 1)
-        wraps = f.op(f"icmp sge i64 {last}, {p.queries}")
+        wraps = f.op(f"icmp sge i64 {last}, {queries}")
         first = f.select(wraps, "i64", "0", str(first))
-        last = f.select(wraps, "i64", str(p.queries - 1), str(last))
+        last = f.select(wraps, "i64", str(f.sub(queries, 1)), str(last))
         begin: Index = 0
         end: Index = "%count"
         if op.right is not None:
@@ -111,7 +120,8 @@ class FlashTile:
         """One row of queries, scaled, where the products read it."""
         f, p = self.f, self.p
         head, i = self._place(r)
-        source = f.address(q, f.add(f.mul(head, 4 * p.q.strides[1]), f.mul(i, 4 * p.q.strides[2])))
+        offset = f.mul(head, self.told(4 * p.q.strides[1]))
+        source = f.address(q, f.add(offset, f.mul(i, 4 * p.q.strides[2])))
         target = f.address("%queries", f.mul(r, self.depth_bytes))
         step = p.q.strides[3]
         if step != 1:

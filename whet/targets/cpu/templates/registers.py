@@ -132,7 +132,8 @@ class PanelCopy:
 
     `outer` and `depth` are the distances of neighbouring columns and steps, in elements. Where
     steps are neighbours the copy is written in whole vectors of steps. `vectors` is the panel's
-    width where that is more than the columns fill.
+    width where that is more than the columns fill. With `told` the function is given the number of
+    columns, and the last of these stands in for those that are missing.
     """
 
     def __init__(
@@ -144,12 +145,15 @@ class PanelCopy:
         outer: int,
         depth: int,
         vectors: int = 0,
+        told: bool = False,
     ) -> None:
+        self.told = told
         self.columns, self.outer, self.depth = columns, outer, depth
         self.lanes, self.type = lanes, vector("float", lanes)
         self.vectors = vectors or -(-columns // lanes)
         self.pitch = self.vectors * lanes * 4
         parameters = {"right": "ptr", "panel": "ptr", "steps": "i64"}
+        parameters |= {"columns": "i64"} if told else {}
         self.f = module.function(name, parameters, linkage="internal", attributes="noinline")
 
     def emit(self) -> None:
@@ -208,7 +212,9 @@ class PanelCopy:
         for v in range(self.vectors):
             rows = []
             for c in range(v * lanes, (v + 1) * lanes):
-                at = 4 * c * self.outer
+                at: Index = 4 * c * self.outer
+                if self.told:
+                    at = f.mul(f.min(c, f.sub("%columns", 1)), 4 * self.outer)
                 if c >= self.columns:
                     rows.append(literal(self.type, 0.0))
                 elif mask:

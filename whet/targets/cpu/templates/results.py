@@ -11,6 +11,7 @@ from whet.plan.lower import loop_index
 from whet.targets.cpu import arithmetic
 from whet.targets.cpu.expressions import Emitter, Place
 from whet.targets.cpu.llvm import Function, element_bytes
+from whet.targets.cpu.named import NamedSizes
 from whet.targets.cpu.reductions import lane_mask
 
 ARGUMENTS = "%args"
@@ -19,6 +20,11 @@ ARGUMENTS = "%args"
 def buffer(f: Function, number: int) -> str:
     """The address of a kernel's buffer; slot 0 of the argument block is the error word."""
     return f.load("ptr", ARGUMENTS, 8 * (number + 1))
+
+
+def named_sizes(kernel: Template) -> NamedSizes:
+    """The sizes that a run tells: behind the buffers in the argument block."""
+    return NamedSizes(kernel.sizes, 1 + len(kernel.buffers), ARGUMENTS)
 
 
 def output_offset(kernel: Template) -> Size:
@@ -46,6 +52,7 @@ class Results:
         buffers = [buffer(f, n) for n in range(len(kernel.buffers))]
         self.base = buffers[kernel.output.buffer]
         self.e = Emitter(f, buffers, lanes, f.load("ptr", ARGUMENTS, 0))
+        self.e.places = named_sizes(kernel).places(f)
 
     @contextmanager
     def at(self, places: Mapping[str, Place]) -> Iterator[None]:

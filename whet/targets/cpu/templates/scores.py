@@ -33,7 +33,8 @@ class ScoreRow:
             self.low = self._lanes(f.max(f.sub(f.add(i, int(op.offset) - op.left), "%start"), 0))
         self.mask = self.flat_mask = ""
         if (m := tile.p.mask) is not None:
-            offset = f.add(f.mul(head, 4 * m.strides[1]), f.mul(i, 4 * m.strides[2]))
+            steps = [tile.told(4 * stride) for stride in m.strides[1:3]]
+            offset = f.add(f.mul(head, steps[0]), f.mul(i, steps[1]))
             self.mask = f.address(tile.mask_base, f.add(offset, f.mul("%start", 4 * m.strides[3])))
             if m.strides[3] == 0:
                 self.flat_mask = f.splat(self.type, f.load("float", self.mask))
@@ -57,10 +58,13 @@ class ScoreRow:
             )[0]
         whole = f.mul(f.div(end, lanes), lanes)
         value = f.loop(begin, whole, lanes, lambda j, c: [body(j, c[0], "")], carried, True)[0]
-        if self.p.keys % lanes == 0:
+        rest = f.rem(end, lanes)
+        if isinstance(self.p.keys, int):
+            # Only the last block has a rest, and there it is always the same.
+            rest = self.p.keys % lanes
+        if rest == 0:
             return value
-        # Only the last block has a rest, and there it is always the same.
-        mask = lane_mask(f, self.p.keys % lanes, lanes)
+        mask = lane_mask(f, rest, lanes)
         some = f.op(f"icmp slt i64 {whole}, {end}")
         return f.when(some, lambda: [body(whole, value, mask)], lambda: [value], [self.type])[0]
 
