@@ -81,7 +81,7 @@ def elements_of(value: Value, read: ReadNumber) -> np.ndarray | None:
 def shifted(x: Value) -> Shifted | None:
     """What an importer writes for integers less their zero point, in int32."""
     zero: Value | None = None
-    if isinstance(x.op, Transpose):
+    if isinstance(x.op, Transpose | Reshape):
         inner = shifted(only(x))
         if inner is None or not inner.has_one_zero:
             return None
