@@ -10,6 +10,18 @@ from dataclasses import dataclass
 class Error(Exception):
     """The base of all errors that whet raises: it says what is wrong, where, and what to do."""
 
+    node: str | None = None
+    """The node of the model at which it arose, where it arose at one."""
+
+
+def located(error: Error, node: str, operator: str = "") -> Error:
+    """The error with the node that it arose at; of several the innermost is the one named."""
+    if isinstance(error, UnsupportedModel) or error.node is not None:
+        return error
+    new = type(error)(f'at node "{node}"{f" ({operator})" if operator else ""}: {error}')
+    new.node = node
+    return new
+
 
 class ShapeError(Error, ValueError):
     """Sizes that an operator, a profile or a session does not accept."""

@@ -29,7 +29,7 @@ RELU = "g (float[N] x) => (float[N] y) { y = Relu(x) }"
 
 def model_of(*nodes: Any, inputs: Any = (), tensors: Any = (), **more: Any) -> onnx.ModelProto:
     values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["N"]) for n in inputs]
-    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    output = onnx.ValueInfoProto(name="y")  # of whatever type the node gives it
     graph = helper.make_graph(list(nodes), "g", values, [output], list(tensors), **more)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
 

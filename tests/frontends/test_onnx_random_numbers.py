@@ -24,11 +24,13 @@ def assert_mean(x: np.ndarray, mean: float, deviation: float) -> None:
     assert error < CHANCE * deviation / math.sqrt(x.size)
 
 
-@pytest.mark.parametrize("dtype", [1, 10, 11, 16])
+@pytest.mark.parametrize(
+    "dtype, name", [(1, "float"), (10, "float16"), (11, "double"), (16, "bfloat16")]
+)
 @pytest.mark.parametrize("seed", ["", ", seed = 3.0"])
-def test_uniform(dtype: int, seed: str) -> None:
+def test_uniform(dtype: int, name: str, seed: str) -> None:
     attributes = f"shape = [{COUNT}], low = -1.0, high = 3.0, dtype = {dtype}{seed}"
-    (x,) = draws(f"g () => (float y) {{ y = RandomUniform <{attributes}> () }}")
+    (x,) = draws(f"g () => ({name} y) {{ y = RandomUniform <{attributes}> () }}")
     wide = x.astype(np.float64)
     assert wide.min() >= -1 and wide.max() <= 3
     assert_mean(wide, 1.0, 4 / math.sqrt(12))
@@ -49,7 +51,7 @@ def test_normal(seed: str) -> None:
 
 def test_bernoulli() -> None:
     p = np.tile(np.float32([0, 0.2, 0.9, 1]), COUNT)
-    (x,) = draws(f"g (float[{p.size}] p) => (float y) {{ y = Bernoulli <dtype = 9> (p) }}", p=p)
+    (x,) = draws(f"g (float[{p.size}] p) => (bool y) {{ y = Bernoulli <dtype = 9> (p) }}", p=p)
     assert x.dtype == bool
     for i, chance in enumerate((0, 0.2, 0.9, 1)):
         assert_mean(x[i::4], chance, math.sqrt(chance * (1 - chance)) + 1e-9)

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -58,12 +57,12 @@ def saved(engine: whet.Engine, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def cache(engine: whet.Engine, tmp_path: Path) -> Iterator[Cache]:
-    """One that has all of the engine's kernels."""
+def cache(saved: str, tmp_path: Path) -> Cache:
+    """One that a process of its own has filled with all that the engine needs."""
+    result(start(saved, tmp_path / "warm"))
     cache = Cache(tmp_path / "warm")
-    engine.session(threads=2, cache=cache)
     assert cache.info().entries
-    yield cache
+    return cache
 
 
 def test_processes_that_compile_the_same_at_once(saved: str, tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ class _Encoder:
         ops: dict[Op, int] = {}
         rows: list[Plain] = []
         nodes: list[Plain] = []
-        ends = (*graph.inputs, *graph.outputs)
+        ends = (*graph.inputs, *graph.roots)
         for value in topological(ends, needs=graph.needs if graph.definers else None):
             if value in number:
                 continue

@@ -213,11 +213,16 @@ class EngineFile:
         if isinstance(source, bytes | bytearray | memoryview):
             return cls(memoryview(source).cast("B"), "the given engine", allow_code)
         where = repr(os.fspath(source))
-        with open(source, "rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode) or status.st_size < HEADER_BYTES:
-                raise InvalidEngine(f"{where} is no whet engine: {status.st_size} bytes")
-            pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        try:
+            with open(source, "rb") as file:
+                status = os.fstat(file.fileno())
+                if not stat.S_ISREG(status.st_mode) or status.st_size < HEADER_BYTES:
+                    raise InvalidEngine(f"{where} is no whet engine: {status.st_size} bytes")
+                pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:
+            if isinstance(error, InvalidEngine):
+                raise
+            raise InvalidEngine(f"{where} cannot be read: {error}") from None
         return cls(pages, where, allow_code)
 
     @cached_property

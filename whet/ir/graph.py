@@ -17,7 +17,7 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from whet.errors import Error, ShapeError, TypeMismatch
+from whet.errors import Error, ShapeError, TypeMismatch, located
 from whet.ir.sizes import Expr, Size, Undecided, substitute
 from whet.ir.types import (
     OptionalType,
@@ -538,9 +538,12 @@ class Guard:
         if left == right or (self.broadcast and 1 in (left, right)):
             return
         rule = "must be equal or 1" if self.broadcast else "must be equal"
+        sides = (
+            str(size) if isinstance(size, int) else f"{size} = {value}"
+            for size, value in ((self.left, left), (self.right, right))
+        )
         raise ShapeError(
-            f'at node "{self.node}": {self.left} is {left} and {self.right} is {right} in this '
-            f"run; they {rule}"
+            f'at node "{self.node}": {" and ".join(sides)}, as they are in this run, {rule}'
         )
 
 
@@ -603,12 +606,23 @@ class Graph:
     def __iter__(self) -> Iterator[Value]:
         """Every Value the outputs need, each after its inputs and after what defines the sizes it
         uses."""
-        return topological(self.outputs, needs=self.needs if self.definers else None)
+        return topological(self.roots, needs=self.needs if self.definers else None)
 
     def needs(self, value: Value) -> list[Value]:
         """The Values that define sizes in the attributes of value's operator, besides itself."""
         found = (self.definers.get(name) for name in value.op.symbols)
         return [v for v in found if v is not None and v.siblings[0] is not value.siblings[0]]
+
+    @cached_property
+    def roots(self) -> tuple[Value, ...]:
+        """The outputs, and the Values that tell sizes which guards are about: each run checks
+        those, whether or not an output has them in its shape."""
+        if not self.definers:
+            return self.outputs
+        sides = (side for guard in self.guards for side in (guard.left, guard.right))
+        names = sorted({s.name for side in sides if isinstance(side, Expr) for s in side.symbols})
+        found = dict.fromkeys(self.definers[name] for name in names if name in self.definers)
+        return (*self.outputs, *(v for v in found if v not in self.outputs))
 
     @cached_property
     def values(self) -> tuple[Value, ...]:
@@ -622,8 +636,8 @@ class Graph:
             for i in value.inputs:
                 if i is not None:
                     count[i] += 1
-        for output in self.outputs:
-            count[output] += 1
+        for root in self.roots:
+            count[root] += 1
         return count
 
     def map(self, fn: Callable[[Value], Value | Sequence[Value]]) -> Graph:
@@ -685,7 +699,7 @@ class Graph:
         origins: dict[Value, tuple[str, ...]] = {}
         for a, b in changes.items():
             self._inherit(origins, a, b)
-        for old in topological(self.outputs, changes, self.needs if self.definers else None):
+        for old in topological(self.roots, changes, self.needs if self.definers else None):
             if old in new:
                 continue
             inputs = tuple(i and new.get(i, i) for i in old.inputs)
@@ -707,7 +721,10 @@ class Graph:
             if old in new:
                 continue
             # Operator and inputs change together: half-bound types may contradict each other.
-            bound = make(old.op.bind(sizes), tuple(i and new[i] for i in old.inputs))
+            try:
+                bound = make(old.op.bind(sizes), tuple(i and new[i] for i in old.inputs))
+            except Error as error:
+                raise located(error, self.node(old)) from None
             for a, b in zip(old.siblings, bound):
                 new[a] = b
                 self._inherit(origins, a, b)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from whet.engine.weights import WeightStore
-from whet.errors import InvalidInput
+from whet.errors import Error, InvalidInput, located
 from whet.ir.evaluate import bind_sizes, check_guards, compute
 from whet.ir.graph import Graph, Input, Parameter, Value, make, topological
 from whet.ir.sizes import Undecided, substitute
@@ -196,9 +196,8 @@ def compile_ahead(graph: Graph, device: Device) -> dict[str, bytes]:
 def plan_ahead(graph: Graph, device: Device) -> Plan:
     """The plan of all that can be known before a run; nothing is compiled."""
     ready = _ready(graph, frozenset())
-    first = replace(
-        graph, outputs=tuple(v for v in graph.values if v in ready and not v.is_static), late=None
-    )
+    outputs = tuple(v for v in graph.values if v in ready and not v.is_static)
+    first = replace(graph, outputs=outputs, guards=(), late=None)
     kept = first if len(ready) < len(graph.values) else replace(graph, late=None)
     return make_plan(legal(kept, device), device.capabilities)
 
@@ -304,7 +303,7 @@ class Stage:
         read = [i for v in later for i in v.inputs if i is not None and i in ready]
         carried = [v for v in (*read, *graph.outputs) if v in ready and not v.is_static]
         self.carried = tuple(dict.fromkeys(carried))
-        first = replace(graph, outputs=self.carried, output_names=(), late=None)
+        first = replace(graph, outputs=self.carried, output_names=(), guards=(), late=None)
         self.program = runner.program(first)
         siblings = [s for v in self.frontier for s in v.siblings]
         inputs = {
@@ -346,6 +345,7 @@ class Stage:
         known = {**known, **self.runner.prepared.of(static)}
         arrays = [None if i is None else known[i] for i in value.inputs]
         extra = [self.runner.run_graph] if value.op.runs_graphs else []
+<<<<<<< ours
         start = time.perf_counter()
         # Kernels read what lies without gaps; a part of an axis may not.
         results = tuple(map(_contiguous, compute(value, [*extra, *arrays], sizes)))
@@ -360,6 +360,14 @@ def _host_step(graph: Graph, value: Value) -> Step:
     """An operator between two plans, as a trace tells it."""
     reads = tuple(dict.fromkeys(i for i in value.inputs if i is not None))
     return Step(None, reads, value.siblings, value, tuple(graph.origins.get(value, ())))
+=======
+        try:
+            results = compute(value, [*extra, *arrays], sizes)
+        except Error as error:
+            raise located(error, self.graph.node(value)) from error.__cause__
+        # Kernels read what lies without gaps; a part of an axis may not.
+        return tuple(map(_contiguous, results))
+>>>>>>> theirs
 
 
 def _contiguous(x: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from whet.engine.weights import WeightStore
-from whet.errors import InvalidInput, ShapeError
+from whet.errors import Error, InvalidInput, OutOfMemory, ShapeError, TypeMismatch
 from whet.ir.graph import Graph, Value
 from whet.ir.types import TensorType, Type, dtype_name
 from whet.passes.pipeline import optimise
@@ -126,7 +126,7 @@ class Session:
         `debug`: callbacks by the names of tensors in the ONNX file; each is given its array once
         the run is over, in the order in which the model computes them. See `debug`.
         Raises InvalidInput for wrong names, dtypes or numbers of axes, ShapeError for sizes that do
-        not fit.
+        not fit, IndexOutOfRange for an index outside of its axis, OutOfMemory.
         """
         graph = self._tensors.graph_of(debug, self.weights) if debug else self.graph
         named = self._run(graph, inputs, out, stream)
@@ -164,11 +164,24 @@ class Session:
         arrays = self._check(inputs, stream)
         self._check_profiles(arrays)
         targets = self._check_out(out or {})
+<<<<<<< ours
         with self._runner.prepared.pinned():
             results = self._runner.execute(graph, arrays, targets)
             if graph.late is not None:
                 return self._finish(graph, results)
         return dict(zip(graph.output_names, results))
+=======
+        try:
+            with self._runner.prepared.pinned():
+                results = self._runner.execute(self.graph, arrays, targets)
+                if self.graph.late is not None:
+                    return self._finish(results)
+        except MemoryError as error:
+            if isinstance(error, Error):
+                raise
+            raise OutOfMemory(f"this run needs more memory than there is: {error}") from error
+        return dict(zip(self._outputs, results))
+>>>>>>> theirs
 
     def _finish(self, graph: Graph, results: list[Any]) -> dict[str, Any]:
         """Runs the stages that could not be planned before."""
@@ -185,8 +198,13 @@ class Session:
         return named
 
     def _check(self, inputs: Mapping[str, Any], stream: Any = None) -> list[Any]:
+        if not isinstance(inputs, Mapping):
+            raise InvalidInput(
+                f"inputs are arrays by name, such as {{{next(iter(self.inputs), 'x')!r}: array}}, "
+                f"not a {type(inputs).__name__}"
+            )
         missing = [name for name in self.inputs if name not in inputs]
-        unknown = [name for name in inputs if name not in self.inputs]
+        unknown = [str(name) for name in inputs if name not in self.inputs]
         if missing or unknown:
             said = [f"missing: {', '.join(missing)}"] * bool(missing)
             said += [f"unknown: {', '.join(unknown)}"] * bool(unknown)
@@ -232,7 +250,7 @@ def _array(name: str, x: Any, kind: Type, device: Device, stream: Any = None) ->
         x = np.from_dlpack(x) if adopted is None else adopted
     array = np.asarray(x, object) if kind.dtype == "string" else x
     array = array if adopted is not None else np.asarray(array)
-    found = dtype_name(array.dtype) if array.dtype != object else "string"
+    found = "string" if kind.dtype == "string" else _dtype(array)
     if found != kind.dtype:
         raise InvalidInput(
             f"input {name!r} must be {kind.dtype}, got {found}; convert it with .astype"
@@ -246,4 +264,15 @@ def _array(name: str, x: Any, kind: Type, device: Device, stream: Any = None) ->
             raise InvalidInput(
                 f"input {name!r} is {kind}, got an array of the shape {list(array.shape)}"
             )
-    return np.ascontiguousarray(array) if array.ndim and adopted is None else array
+    if adopted is not None:
+        return array
+    array = array.astype(kind.numpy, copy=False)  # the same numbers in this machine's byte order
+    return np.ascontiguousarray(array) if array.ndim else array
+
+
+def _dtype(array: Any) -> str:
+    """The name of an array's dtype, also of one that no tensor of numbers can have."""
+    try:
+        return "object" if array.dtype == object else dtype_name(array.dtype)
+    except TypeMismatch:
+        return str(array.dtype)

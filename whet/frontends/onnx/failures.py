@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from whet.errors import Error, InvalidModel, UnsupportedModel
+from whet.errors import Error, InvalidModel
 from whet.frontends.onnx.functions import Expansion
 from whet.frontends.onnx.registry import Meaning, NeedsValue, Refused
 from whet.frontends.onnx.scope import Poisoned
@@ -38,12 +38,3 @@ def malformed(error: Exception) -> InvalidModel:
         f"it cannot be read ({type(error).__name__}: {error}): its inputs or attributes break "
         "ONNX's rules for the operator, or its reader has a defect"
     )
-
-
-def located(error: Error, label: str, operator: str) -> Error:
-    """The error with the node it arose at; the innermost node is the one named."""
-    if isinstance(error, UnsupportedModel) or getattr(error, "node", None) is not None:
-        return error
-    new = type(error)(f'at node "{label}" ({operator}): {error}')
-    new.node = label  # type: ignore[attr-defined]
-    return new

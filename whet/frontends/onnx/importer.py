@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from whet.errors import Error, InvalidModel, Refusal, UnsupportedModel
+from whet.errors import Error, InvalidModel, Refusal, UnsupportedModel, located
 from whet.frontends.onnx import families
-from whet.frontends.onnx.failures import call, located
+from whet.frontends.onnx.failures import call
 from whet.frontends.onnx.functions import MOST_NODES, Expansion, called, check_calls, expand
 from whet.frontends.onnx.known import Known
 from whet.frontends.onnx.model import (
@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     import onnx
 
 families.load()
+
+Tensors = TensorType | UnrankedType
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,19 @@ def import_model(model: Model) -> Imported:
     return importer.finish(model.body, scope, inputs, [name for name, _ in model.body.outputs])
 
 
+def check_declared(body: Body, ends: Mapping[str, Any]) -> None:
+    """Raises InvalidModel where an output has another element type than the model declares."""
+    for name, kind in body.outputs:
+        found = ends[name].type if isinstance(ends[name], Value) else None
+        if not isinstance(found, Tensors) or not isinstance(kind, Tensors):
+            continue
+        if found.dtype != kind.dtype:
+            raise InvalidModel(
+                f"the output {name!r} is {found}, the model declares it as {kind}: their element "
+                "types differ"
+            )
+
+
 class Importer:
     """One reading of one model, or of one late region with the captured values at hand."""
 
@@ -122,6 +137,7 @@ class Importer:
         ends = {name: scope.find(name) for name, _ in body.outputs}
         if self.refusals:
             raise UnsupportedModel(self.refusals)
+        check_declared(body, ends)
         ready = [name for name, value in ends.items() if isinstance(value, Value)]
         region: Region | None = None
         if len(ready) < len(ends):
@@ -411,7 +427,7 @@ class Importer:
         """The outer Values that an inner graph reads; what depends on no input stays inside."""
         found: dict[Value, None] = {}
         seen: set[Value] = set()
-        stack = list(reversed(inner.outputs))
+        stack = list(reversed(inner.roots))
         while stack:
             value = stack.pop()
             if value in seen:

@@ -3,6 +3,7 @@ package."""
 
 from __future__ import annotations
 
+import logging
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,6 +21,7 @@ from whet.frontends.onnx.model import (
     Reference,
     Tensor,
 )
+from whet.frontends.onnx.registry import NEWEST_OPSET
 from whet.frontends.onnx.tensors import dense, elements
 from whet.ir.sizes import Size, symbol
 from whet.ir.types import OptionalType, SequenceType, TensorType, Type, UnrankedType
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 MOST_NESTED = 32  # inner graphs, types and functions within each other; exporters stay below 5
 
 Record = TypeVar("Record")
+
+logger = logging.getLogger("whet")
 
 
 def read_model(source: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Model:
@@ -84,6 +88,12 @@ class Reader:
 
     def model(self, proto: Any) -> Model:
         opsets = _opsets(proto.opset_import)
+        if opsets.get("", 0) > NEWEST_OPSET:
+            logger.warning(
+                "the model is of opset %d and is read as of opset %d, the newest that whet knows",
+                opsets[""],
+                NEWEST_OPSET,
+            )
         functions: dict[FunctionKey, Function] = {}
         for f in proto.functions:
             key = (_domain(f.domain), _name(f.name), _name(getattr(f, "overload", "")))

@@ -51,6 +51,7 @@ class Meaning:
         return getattr(self.read, "takes_any_rank", False)
 
 
+NEWEST_OPSET = 28  # of ONNX's own domain; operators may have changed since
 INTERNAL = "whet"  # the domain of nodes that readers put in another's place
 
 READERS: dict[tuple[str, str], dict[int, Meaning]] = {}

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from whet.errors import InvalidModel
-from whet.ir.graph import Guard, Value
+from whet.ir.graph import Graph, Guard, Value
 
 
 @dataclass
@@ -83,6 +83,12 @@ class Inner:
     parameters: tuple[Value, ...]
     outputs: tuple[Value, ...]
     level: Level
+
+    @property
+    def roots(self) -> tuple[Value, ...]:
+        """What each run of it computes: the outputs, and what tells the sizes in guards."""
+        guards, definers = tuple(self.level.guards), self.level.definers
+        return Graph(self.parameters, self.outputs, guards=guards, definers=definers).roots
 
     @property
     def sizes(self) -> set[str]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from whet.errors import IndexOutOfRange
+from whet.errors import Error, IndexOutOfRange, located
 from whet.ir.evaluate import compute
 from whet.ir.graph import Value
 from whet.ir.sizes import Expr, Size, substitute
@@ -286,7 +286,10 @@ class _Context:
         assert self.bound is not None
         arrays = [None if i is None else values[i] for i in step.value.inputs]
         extra = [run_graph] if step.value.op.runs_graphs else []
-        results = compute(step.value, [*extra, *arrays], self.bound.sizes)
+        try:
+            results = compute(step.value, [*extra, *arrays], self.bound.sizes)
+        except Error as error:
+            raise located(error, " + ".join(step.nodes) or str(step.value.op)) from error.__cause__
         for value, result in zip(step.writes, results):
             if value in values and isinstance(value.type, TensorType):
                 values[value][...] = result

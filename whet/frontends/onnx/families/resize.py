@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from whet.errors import ShapeError
 from whet.frontends.onnx.registry import Refused, onnx_op
 from whet.frontends.onnx.windows import channels_first, channels_last
 from whet.ir.graph import Value, constant
@@ -111,8 +112,14 @@ def _plain_mode(mode: str) -> str:
     return "linear" if mode == "bilinear" else mode
 
 
+MOST_TIMES = 2.0**24  # a scale beyond that is no number of times that float32 could tell apart
+
+
 def _floats(scales: Value, node: Reading) -> tuple[float, ...]:
-    return tuple(float(s) for s in node.contents(scales, "scales").ravel())
+    numbers = tuple(float(s) for s in node.contents(scales, "scales").ravel())
+    if not all(0 < number <= MOST_TIMES for number in numbers):
+        raise ShapeError(f"the scales {list(numbers)} must be above 0 and at most {MOST_TIMES:g}")
+    return numbers
 
 
 def _scaled(x: Value, scales: Sequence[float], how: Interpolation) -> Value:
