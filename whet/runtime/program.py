@@ -345,10 +345,13 @@ class Stage:
         known = {**known, **self.runner.prepared.of(static)}
         arrays = [None if i is None else known[i] for i in value.inputs]
         extra = [self.runner.run_graph] if value.op.runs_graphs else []
-<<<<<<< ours
         start = time.perf_counter()
+        try:
+            outcomes = compute(value, [*extra, *arrays], sizes)
+        except Error as error:
+            raise located(error, self.graph.node(value)) from error.__cause__
         # Kernels read what lies without gaps; a part of an axis may not.
-        results = tuple(map(_contiguous, compute(value, [*extra, *arrays], sizes)))
+        results = tuple(map(_contiguous, outcomes))
         if (watched := trace.current.get()) is not None:
             taken = time.perf_counter() - start
             timing = trace.Timing(self.hosted[value], taken, start, sizes=sizes)
@@ -360,14 +363,6 @@ def _host_step(graph: Graph, value: Value) -> Step:
     """An operator between two plans, as a trace tells it."""
     reads = tuple(dict.fromkeys(i for i in value.inputs if i is not None))
     return Step(None, reads, value.siblings, value, tuple(graph.origins.get(value, ())))
-=======
-        try:
-            results = compute(value, [*extra, *arrays], sizes)
-        except Error as error:
-            raise located(error, self.graph.node(value)) from error.__cause__
-        # Kernels read what lies without gaps; a part of an axis may not.
-        return tuple(map(_contiguous, results))
->>>>>>> theirs
 
 
 def _contiguous(x: Any) -> Any:

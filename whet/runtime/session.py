@@ -164,24 +164,16 @@ class Session:
         arrays = self._check(inputs, stream)
         self._check_profiles(arrays)
         targets = self._check_out(out or {})
-<<<<<<< ours
-        with self._runner.prepared.pinned():
-            results = self._runner.execute(graph, arrays, targets)
-            if graph.late is not None:
-                return self._finish(graph, results)
-        return dict(zip(graph.output_names, results))
-=======
         try:
             with self._runner.prepared.pinned():
-                results = self._runner.execute(self.graph, arrays, targets)
-                if self.graph.late is not None:
-                    return self._finish(results)
+                results = self._runner.execute(graph, arrays, targets)
+                if graph.late is not None:
+                    return self._finish(graph, results)
         except MemoryError as error:
             if isinstance(error, Error):
                 raise
             raise OutOfMemory(f"this run needs more memory than there is: {error}") from error
-        return dict(zip(self._outputs, results))
->>>>>>> theirs
+        return dict(zip(graph.output_names, results))
 
     def _finish(self, graph: Graph, results: list[Any]) -> dict[str, Any]:
         """Runs the stages that could not be planned before."""
