@@ -183,6 +183,7 @@ class Engine:
         deterministic: bool = False,
         progress: ProgressMonitor | None = None,
         tune: float | None = None,
+        weight_budget: int | str | None = None,
     ) -> Session:
         """The engine ready to run on a device, its kernels compiled or taken from the cache.
 
@@ -190,7 +191,10 @@ class Engine:
         than the first; "auto" for a GPU where there is one. `threads`: how many take part in a run
         on a CPU (by default one for each physical core). `cache`: "default", a folder, a Cache, or
         False. `progress` is told of phases and steps, and can cancel. `tune`: for how many
-        seconds other ways to run new kernels are compiled and measured on a GPU (WHET_TUNE). Raises
+        seconds other ways to run new kernels are compiled and measured on a GPU (WHET_TUNE).
+        `weight_budget`: how much of what is prepared from weights may be in memory at once, in
+        bytes, "500M", "50%" of it, or "auto"; the rest lies in a file beside the kernel cache and
+        comes in ahead of the kernels that read it (CPU). Such runs come one after the other. Raises
         DeviceError where there is no such device.
         """
         from whet.targets.cpu import host
@@ -206,7 +210,8 @@ class Engine:
         seconds = knobs.tune if tune is None else tune
         opened = open_device(device, _cache(cache), self.kernels, count, seconds)
         with monitored(progress), phase("session", 1) as step:
-            prepared = self.shared.prepared(opened, self._current, count)
+            stream = None if weight_budget is None else _stream(opened, weight_budget)
+            prepared = self.shared.prepared(opened, self._current, count, stream)
             tensors = Tensors(self.graph, self.debug, self.source)
             session = Session(tensors, prepared, opened, count, self.profiles)
             step()
@@ -385,6 +390,15 @@ def _cache(cache: str | os.PathLike[str] | Cache | bool) -> Cache | None:
     if cache is False:
         return None
     return Cache.default() if cache in ("default", True) else Cache(cache)  # type: ignore[arg-type]
+
+
+def _stream(device: Any, budget: int | str) -> Any:
+    """Room for weights outside of memory, beside the kernel cache."""
+    if device.capabilities.name != "cpu":
+        raise InvalidSetting("weight_budget= is for sessions on a CPU")
+    from whet.targets.cpu.stream import Stream
+
+    return Stream(budget, getattr(device.cache, "folder", None))
 
 
 def _report(device: Any, seconds: float) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakValueDictionary
@@ -14,12 +14,16 @@ from whet.engine.weights import Source, WeightStore
 from whet.errors import MissingWeights
 from whet.ir.graph import Constant, Graph, Value, Weight, topological
 from whet.ir.types import TensorType
-from whet.plan.plan import Plan, make_plan
+from whet.plan.plan import Plan, make_plan, nbytes
 from whet.plan.target import Device
 from whet.plan.trace import tracing
 
 if TYPE_CHECKING:
     from whet.runtime.program import Runner
+
+
+LEAST_PART = 16 << 20
+"""Bytes of prepared weights that are always in memory at once while they are made."""
 
 
 class Generation:
@@ -66,8 +70,10 @@ class Recipe:
 class Prepared:
     """Weights as one device's kernels read them: folded, transposed, packed, merged."""
 
-    def __init__(self, device: Device, weights: WeightStore, threads: int) -> None:
-        self.device, self.threads = device, threads
+    def __init__(
+        self, device: Device, weights: WeightStore, threads: int, stream: Any = None
+    ) -> None:
+        self.device, self.threads, self.stream = device, threads, stream
         self.current = Generation(weights)
         self._recipes: dict[Value, Recipe] = {}
         self._planned: dict[Value, None] = {}
@@ -112,6 +118,10 @@ class Prepared:
         self.device.executable(plan, self.threads)  # compiles
         return Recipe(plan, dict(zip(values, graph.outputs)))
 
+    def paced(self, executable: Any, values: Sequence[Value]) -> AbstractContextManager[Any]:
+        """What an executable's runs lie within, so that the weights they read come and go."""
+        return nullcontext() if self.stream is None else self.stream.paced(executable, values)
+
     def of_program(self, program: Any, values: Sequence[Value]) -> dict[Value, Any]:
         """The arrays of a program's Values; found at once when it has run with these weights."""
         generation = self.generation
@@ -136,13 +146,27 @@ class Prepared:
         wanted: dict[Recipe, list[Value]] = {}
         for value in values:
             if is_given(value):
-                made[value] = self._leaf(generation.weights, value)
+                made[value] = self._kept_leaf(generation.weights, value)
             else:
                 wanted.setdefault(self._recipes[value], []).append(value)
         for recipe, rest in wanted.items():
-            made.update(self._run(generation, recipe, rest, made))
+            for part in self._parts(rest):
+                made.update(self._run(generation, recipe, part, made))
         generation.arrays.update(made)
         self.device.trim()
+
+    def _parts(self, values: list[Value]) -> list[list[Value]]:
+        """The Values by as many as may be in memory at once."""
+        if self.stream is None:
+            return [values]
+        parts, size = [list[Value]()], 0
+        for value in values:
+            if size and size + nbytes(value.tensor) > max(self.stream.budget // 2, LEAST_PART):
+                parts.append([])
+                size = 0
+            parts[-1].append(value)
+            size += nbytes(value.tensor)
+        return parts
 
     def _run(
         self,
@@ -159,13 +183,25 @@ class Prepared:
         given = {v: kept[v] if v in kept else self._leaf(generation.weights, v) for v in read}
         written = {o for step in plan.steps for o in step.writes}
         made = [o for o in plan.graph.outputs if o in written and isinstance(o.type, TensorType)]
-        room = dict(zip(made, self.device.arrays([o.tensor for o in made])))
+        memory = self.device if self.stream is None else self.stream
+        room = dict(zip(made, memory.arrays([o.tensor for o in made])))
         executable = self.device.executable(plan, self.threads)
         results = executable.run(given, room, self._runner().run_graph)
+        if self.stream is not None:
+            self.stream.let_go(room.values())
         for value in read:
             if isinstance(value.op, Weight) and value not in self._planned:
                 generation.weights.release(value.op.name)
         return {v: results[recipe.outputs[v]] for v in values}
+
+    def _kept_leaf(self, weights: WeightStore, value: Value) -> Any:
+        array = self._leaf(weights, value)
+        if self.stream is None or not isinstance(value.op, Weight):
+            return array
+        copy = self.stream.copy(array, value.tensor)
+        self.stream.let_go([copy] if copy is not array else [])
+        weights.release(value.op.name)
+        return copy
 
     def _leaf(self, weights: WeightStore, value: Value) -> Any:
         op = value.op
@@ -200,13 +236,16 @@ class Shared:
         self._lock = threading.Lock()
         self._prepared: WeakValueDictionary[Any, Prepared] = WeakValueDictionary()
 
-    def prepared(self, device: Device, weights: CurrentWeights, threads: int) -> Prepared:
-        """The weights as a device's kernels read them."""
-        key = type(device), str(device.architecture), getattr(device, "number", 0)
+    def prepared(
+        self, device: Device, weights: CurrentWeights, threads: int, stream: Any = None
+    ) -> Prepared:
+        """The weights as a device's kernels read them; with `stream` they lie in a file."""
+        number, budget = getattr(device, "number", 0), getattr(stream, "asked", None)
+        key = type(device), str(device.architecture), number, budget
         with self._lock:
             found = self._prepared.get(key)
             if found is None:
-                found = self._prepared[key] = Prepared(device, weights.store, threads)
+                found = self._prepared[key] = Prepared(device, weights.store, threads, stream)
             return found
 
     def refit(self, weights: CurrentWeights, given: Mapping[str, Source]) -> None:

@@ -225,6 +225,7 @@ class Program:
         self.executable = runner.device.executable(self.plan, runner.threads)
         self.given = needed(self.plan)
         runner.prepared.plan(self.given)
+        self.pace = runner.prepared.paced(self.executable, self.given)
         if not runner.weights.missing:
             runner.prepared.of_program(self, self.given)
         self.made = {v for step in self.plan.steps for v in step.writes}
@@ -250,7 +251,8 @@ class Program:
                 fresh = number not in out
                 buffers[value] = self.runner.device.room(kind, arrays) if fresh else out[number]
         told = {"sizes": sizes} if sizes else {}
-        values = self.executable.run(given, buffers, self.runner.run_graph, **told)
+        with self.pace:
+            values = self.executable.run(given, buffers, self.runner.run_graph, **told)
         results: list[Any] = []
         for number, value in enumerate(self.graph.outputs):
             array = values[value]

@@ -65,6 +65,12 @@ class Session:
         return self._runner.weights
 
     @property
+    def weight_budget(self) -> int | None:
+        """Bytes of prepared weights that may be in memory at once; None where all are."""
+        stream = self._runner.prepared.stream
+        return None if stream is None else stream.most
+
+    @property
     def architecture(self) -> str:
         """What code is generated for."""
         return str(self._runner.device.architecture)

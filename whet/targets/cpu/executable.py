@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from whet.plan.kernel import Kernel
 from whet.plan.plan import Plan, Step, nbytes
 from whet.targets.cpu import codegen, host
 from whet.targets.cpu.pool import Pool
+from whet.targets.cpu.stream import Pace
 
 if TYPE_CHECKING:
     from whet.targets.cpu.device import Device
@@ -47,9 +48,15 @@ class Executable:
         self.layout = _Layout(plan)
         self.code = np.array([0 if k is None else device.code(k) for k in self.kernels], np.int64)
         """The address of each step's code, that for the whole range."""
+        self.pace: Pace | None = None
+        """How weights come and go, where they are not all in memory."""
         self._bound: OrderedDict[tuple[int, ...], Bound] = OrderedDict()
         self._lock = threading.Lock()
         self._free: list[_Context] = []
+
+    def paced(self, values: Mapping[Value, Any]) -> Iterable[tuple[int, int]]:
+        """The segments, each when the weights that it reads are there."""
+        return self.segments if self.pace is None else self.pace.walk(values)
 
     def bound(self, sizes: Sizes) -> Bound:
         """The plan at given sizes, evaluated anew or remembered."""
@@ -242,7 +249,7 @@ class _Context:
         if watched is not None:
             self._run_traced(pool, values, run_graph, watched)
             return {o: values[o] for o in plan.graph.outputs}
-        for begin, end in self.executable.segments:
+        for begin, end in self.executable.paced(values):
             if plan.steps[begin].is_host:
                 self._run_host(plan.steps[begin], values, run_graph)
                 continue

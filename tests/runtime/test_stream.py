@@ -1,0 +1,149 @@
+"""Weights that stay in a file: the same results, and no more in memory than the budget."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+
+import whet
+from tests.runtime.models import model, value
+from whet.errors import InvalidSetting, OutOfMemory
+from whet.targets.cpu import host
+
+WIDTH, LAYERS = 512, 12  # a mebibyte of weights in each layer
+MEBI = 1 << 20
+
+pytestmark = pytest.mark.skipif(host.system() != "linux", reason="looks into /proc")
+
+
+def layers(seed: int = 0, table: int = 0) -> onnx.ModelProto:
+    """Products one after the other; with `table`, of rows that are chosen from one of that size."""
+    rng = np.random.default_rng(seed)
+    weights = {
+        f"w{i}": (rng.standard_normal((WIDTH, WIDTH)) / WIDTH**0.5).astype(np.float32)
+        for i in range(LAYERS)
+    }
+    nodes, last = [], "x"
+    if table:
+        weights["table"] = rng.standard_normal((table, WIDTH)).astype(np.float32)
+        nodes.append(helper.make_node("Gather", ["table", "ids"], ["x"]))
+    for i in range(LAYERS):
+        nodes += [
+            helper.make_node("MatMul", [last, f"w{i}"], [f"a{i}"]),
+            helper.make_node("Tanh", [f"a{i}"], [f"b{i}"]),
+        ]
+        last = f"b{i}"
+    given = value("ids", [4], 7) if table else value("x", [4, WIDTH])
+    nodes[-1].output[0] = "y"
+    return model(nodes, [given], [value("y", [4, WIDTH])], weights)
+
+
+def resident() -> int:
+    """Bytes of streamed weights that are in this process's memory."""
+    total, ours = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.partition(" ")[0]:
+            ours = "/whet-weights-" in line or "(deleted)" in line
+        elif ours and line.startswith("Rss:"):
+            total += int(line.split()[1]) << 10
+    return total
+
+
+def feeds(seed: int = 1) -> dict[str, Any]:
+    return {"x": np.random.default_rng(seed).standard_normal((4, WIDTH)).astype(np.float32)}
+
+
+class Watch:
+    """Looks at the memory while a block runs."""
+
+    def __enter__(self) -> Watch:
+        gc.collect()
+        self.most, self.before, self._stop = 0, resident(), threading.Event()
+        self._thread = threading.Thread(target=self._look)
+        self._thread.start()
+        return self
+
+    def _look(self) -> None:
+        while not self._stop.is_set():
+            self.most = max(self.most, resident() - self.before)
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+@pytest.mark.parametrize("budget", ["25%", "50%", 5 * MEBI, "2.5M", "100%", "auto"])
+def test_the_results_are_the_same(budget: int | str, tmp_path: Path) -> None:
+    whet.build(layers()).save(tmp_path / "m.whet")
+    engine = whet.load(tmp_path / "m.whet")
+    options: dict[str, Any] = {"device": "cpu", "cache": False}
+    want = engine.session(**options).run(feeds())["y"]
+    session = engine.session(**options, weight_budget=budget)
+    for _ in range(3):
+        np.testing.assert_array_equal(session.run(feeds())["y"], want)
+
+
+def test_a_network_of_four_times_the_budget() -> None:
+    engine = whet.build(layers())
+    budget = LAYERS * MEBI // 4
+    with Watch() as made:
+        session = engine.session(device="cpu", cache=False, weight_budget=budget)
+    with Watch() as watch:
+        for seed in range(20):
+            session.run(feeds(seed))
+    assert 0 < watch.most <= budget
+    assert made.most <= 17 * MEBI
+    assert session.weight_budget == budget
+
+
+def test_a_kernel_that_reads_more_than_the_budget_still_runs() -> None:
+    engine = whet.build(layers())
+    session = engine.session(device="cpu", cache=False, weight_budget=MEBI // 2)
+    with Watch() as watch:
+        session.run(feeds())
+    assert session.weight_budget is not None and MEBI <= session.weight_budget < 1.2 * MEBI
+    assert watch.most <= session.weight_budget
+
+
+def test_rows_of_a_table_are_all_that_comes_in() -> None:
+    engine = whet.build(layers(table=1 << 14))
+    session = engine.session(device="cpu", cache=False, weight_budget=4 * MEBI)
+    ids = {"ids": np.array([0, 5, 1000, 16000])}
+    want = engine.session(device="cpu", cache=False).run(ids)["y"]
+    with Watch() as watch:
+        np.testing.assert_array_equal(session.run(ids)["y"], want)
+    assert watch.most <= 4 * MEBI + (512 << 10)
+
+
+def test_refit_and_many_callers() -> None:
+    engine, other = whet.build(layers()), layers(seed=2)
+    session = engine.session(device="cpu", cache=False, weight_budget="30%")
+    plain = engine.session(device="cpu", cache=False)
+    for _ in range(2):
+        with ThreadPoolExecutor(4) as pool:
+            for seed, y in zip(range(8), pool.map(lambda s: session.run(feeds(s))["y"], range(8))):
+                np.testing.assert_array_equal(y, plain.run(feeds(seed))["y"])
+        engine.refit(other)
+
+
+@pytest.mark.parametrize("budget", ["much", "120%", -1, "-5M"])
+def test_budgets_that_are_none(budget: int | str) -> None:
+    with pytest.raises(InvalidSetting, match="weight_budget"):
+        whet.build(layers()).session(device="cpu", cache=False, weight_budget=budget)
+
+
+def test_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(OutOfMemory, match="left for weights"):
+        whet.build(layers()).session(device="cpu", cache=False, weight_budget="50%")
