@@ -35,7 +35,8 @@ class Crew(Generic[J]):
     """Worker processes of one target.
 
     `take` gives the next job, from whatever thread, and None where there is none; `here` compiles
-    one in this process, `ask` in a worker, through its pipes.
+    one in this process, `ask` in a worker, through its pipes. Workers that are `idle` run where
+    nobody else wants the processor.
     """
 
     def __init__(
@@ -44,8 +45,9 @@ class Crew(Generic[J]):
         take: Callable[[], J | None],
         here: Callable[[J], None],
         ask: Callable[[J, IO[bytes], IO[bytes]], None],
+        idle: bool = False,
     ) -> None:
-        self.target, self.take, self.here, self.ask = target, take, here, ask
+        self.target, self.take, self.here, self.ask, self.idle = target, take, here, ask, idle
         self.workers: list[subprocess.Popen[bytes]] = []
         self.threads: list[threading.Thread] = []
         self.is_dismissed = False
@@ -127,6 +129,7 @@ class Crew(Generic[J]):
 
     def _start(self) -> subprocess.Popen[bytes] | None:
         command = [sys.executable, "-m", "whet.compile_worker", self.target]
+        command += ["idle"] * self.idle
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         with self._lock:  # who dismisses the crew must see every worker
             if self.is_dismissed:

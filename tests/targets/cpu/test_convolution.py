@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from whet.targets.cpu import host, jit
 from whet.targets.cpu.architecture import Architecture
 from whet.targets.cpu.llvm import Function, vector
-from whet.targets.cpu.templates.convolution import candidates, generate, packing
+from whet.targets.cpu.templates.convolution import alike, candidates, generate, packing
 from whet.targets.cpu.templates.epilogue import FIRST_BUFFER, Epilogue, Origin, Position
 from whet.targets.cpu.templates.schedule import Schedule
 from whet.targets.cpu.templates.specification import Convolution, product
@@ -104,7 +104,8 @@ def check(
     seed: int,
     hole: str = "none",
     tolerance: float = 1e-5,
-) -> None:
+) -> NDArray[np.float32]:
+    """y as the kernel computes it, compared with the reference."""
     rng = np.random.default_rng(seed)
     x_shape, y_shape = (c.batch, *c.size, c.channels), (c.batch, *c.outputs, c.filters)
     x_memory = np.full(span_of(x_shape, c.x_strides), POISON)
@@ -143,6 +144,7 @@ def check(
     strided_bool = np.lib.stride_tricks.as_strided(touched[GUARD:], y_shape, c.y_strides)
     strided_bool[...] = True
     assert np.isnan(y_memory[~touched]).all(), f"wrote outside of y: {what}"
+    return y
 
 
 def random_case(rng: np.random.Generator) -> Convolution:
@@ -307,3 +309,30 @@ def test_only_who_asks_gets_transformed_weights() -> None:
     assert not any(s.winograd for s in candidates(c, arch, 2))
     first = candidates(c, arch, 2, transforms=True)[0]
     assert first.winograd and packing(c, first, arch).matrices
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_schedules_that_are_alike_give_the_same_bits(level: str) -> None:
+    arch = architecture(level)
+    same = (1, 1)
+    convolutions = [
+        Convolution(1, (14, 14), 40, 72, (3, 3), before=same, after=same),
+        Convolution(1, (14, 14), 200, 48, (3, 3), before=same, after=same),
+        Convolution(1, (14, 15), 200, 48, (3, 3), (2, 2), (2, 2), same, same),
+        Convolution(1, (9, 9), 600, 48, (3, 3), before=same, after=same),
+        Convolution(2, (7, 7), 64, 64, (5, 5), (2, 2), same, (2, 2), (2, 2), groups=64),
+        Convolution(1, (14, 14), 96, 96, (5, 5), before=(2, 2), after=(2, 2), groups=96),
+        Convolution(1, (30, 31), 3, 20, (7, 7), (2, 2), before=(3, 3), after=(3, 3)),
+        product(197, 700, 100),
+        product(50, 96, 80),
+    ]
+    tried = 0
+    for c in convolutions:
+        for transforms in (False, True):
+            schedule = candidates(c, arch, 2, transforms)[0]
+            first = check(c, schedule, arch, 2, 1, "residual", 4e-7)
+            for other in alike(c, schedule, arch, 2, 9):
+                y = check(c, other, arch, 2, 1, "residual", 4e-7)
+                assert np.array_equal(first.view(np.int32), y.view(np.int32)), (c, schedule, other)
+                tried += 1
+    assert tried > len(convolutions)

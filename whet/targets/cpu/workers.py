@@ -45,11 +45,15 @@ class Job:
 
 
 def compile_all(
-    jobs: Sequence[Job], architecture: Architecture, step: Callable[[], None] = lambda: None
+    jobs: Sequence[Job],
+    architecture: Architecture,
+    step: Callable[[], None] = lambda: None,
+    idle: bool = False,
 ) -> None:
     """Compiles all jobs, here and in as many worker processes as there are spare processors.
 
-    `step` is called once for each job that is done; what it raises ends the workers.
+    `step` is called once for each job that is done; what it raises ends the workers. With `idle`
+    there is one worker, which runs where nobody else wants the processor.
     """
     # The longest first, so that the last to finish is a short one.
     queue = deque(sorted(jobs, key=lambda job: -len(job.text)))
@@ -62,9 +66,9 @@ def compile_all(
     def ask(job: Job, requests: IO[bytes], results: IO[bytes]) -> None:
         _ask(job, architecture, requests, results)
 
-    crew = Crew("cpu", take, lambda job: job.compile(architecture), ask)
+    crew = Crew("cpu", take, lambda job: job.compile(architecture), ask, idle)
     helpers = min(host.cores() - 1, MOST_WORKERS) if len(jobs) >= FEWEST_FOR_WORKERS else 0
-    crew.compile(jobs, helpers, step)
+    crew.compile(jobs, 1 if idle else helpers, step, waits=idle)
 
 
 def _ask(job: Job, architecture: Architecture, requests: IO[bytes], results: IO[bytes]) -> None:

@@ -28,6 +28,17 @@ def candidates(
     return costs.candidates(convolution, architecture, threads, transforms)
 
 
+def alike(
+    convolution: Convolution,
+    schedule: Schedule,
+    architecture: Architecture,
+    threads: int,
+    most: int,
+) -> list[Schedule]:
+    """Other schedules that may be faster, and give the same bits from the same packed weight."""
+    return costs.alike(convolution, schedule, architecture, threads, most)
+
+
 def packing(convolution: Convolution, schedule: Schedule, architecture: Architecture) -> Packing:
     """How the kernel wants its weight laid out."""
     if schedule.winograd:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from whet.targets.cpu.architecture import Architecture
 from whet.targets.cpu.templates import lanewise, winograd
 from whet.targets.cpu.templates.dense import Panels, tile_spans
+from whet.targets.cpu.templates.dense_tile import BLOCK
 from whet.targets.cpu.templates.schedule import Schedule
 from whet.targets.cpu.templates.specification import Convolution
 from whet.targets.cpu.templates.tiling import Grid, split_even
@@ -49,18 +50,17 @@ def candidates(
     c: Convolution, architecture: Architecture, threads: int, transforms: bool = False
 ) -> list[Schedule]:
     """Schedules worth measuring, the best guess first."""
-    if lanewise.fits(c, architecture):
-        return _lanewise_candidates(c, architecture, threads)
-    costs = weighed(c, architecture, threads, transforms)
-    ranked = sorted(costs, key=lambda schedule: costs[schedule])
-    likely = [s for s in ranked if costs[s] <= 1.3 * costs[ranked[0]]][:6]
+    ranked = weighed(c, architecture, threads, transforms)
+    likely = [s for s in ranked if ranked[s] <= 1.3 * min(ranked.values())][:6]
     return [in_parts(c, s, architecture, threads) for s in likely]
 
 
 def weighed(
     c: Convolution, architecture: Architecture, threads: int, transforms: bool = False
 ) -> dict[Schedule, float]:
-    """Every schedule of the dense and Winograd templates that was thought of, and its cycles."""
+    """Every schedule that was thought of, with its cost, the least first."""
+    if lanewise.fits(c, architecture):
+        return dict.fromkeys(_lanewise_candidates(c, architecture, threads), 1.0)
     costs: dict[Schedule, float] = {}
     tiles = list(register_tiles(c, architecture))
     for tile in tiles:
@@ -74,7 +74,28 @@ def weighed(
                 filtered = replace(schedule, winograd=True, unroll=4, block=0)
                 cost = WinogradCost(c, filtered, architecture, threads)
                 costs.setdefault(filtered, cost.cycles)
-    return costs
+    return {s: costs[s] for s in sorted(costs, key=lambda schedule: costs[schedule])}
+
+
+def alike(
+    c: Convolution, schedule: Schedule, architecture: Architecture, threads: int, most: int
+) -> list[Schedule]:
+    """Other schedules that may be faster, and give the same bits from the same packed weight."""
+    ranked = weighed(c, architecture, threads, schedule.winograd)
+    lanes = architecture.vector_bytes // 4
+    width = Panels.balanced(c.groups, c.group_filters, lanes, schedule.vectors)
+    # Where a sum of several taps is cut into blocks, the borders of a tile decide where.
+    blocks = c.taps > 1 and c.depth > BLOCK and not (schedule.depth or schedule.winograd)
+    fixed = blocks or lanewise.fits(c, architecture)
+    found = []
+    for other in ranked:
+        other = in_parts(c, other, architecture, threads)
+        same_panels = Panels.balanced(c.groups, c.group_filters, lanes, other.vectors) == width
+        same = (other.winograd, other.depth) == (schedule.winograd, schedule.depth)
+        same = same and (other.outputs == schedule.outputs or not fixed)
+        if same_panels and same and other != schedule:
+            found.append(other)
+    return found[:most]
 
 
 def register_tiles(c: Convolution, architecture: Architecture) -> Iterator[tuple[int, int]]:

@@ -1,0 +1,66 @@
+"""Kernels for later runs, compiled where nobody else wants the processor."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from whet.errors import Error
+from whet.plan.kernel import Kernel
+
+if TYPE_CHECKING:
+    from whet.targets.cpu.device import Device
+
+logger = logging.getLogger("whet")
+
+Wanted = Sequence[Kernel] | Callable[[], Sequence[Kernel]]
+Task = tuple[Wanted, Callable[[], None]]
+
+LINGER = 2.0
+"""Seconds after which the thread ends when there is nothing to do."""
+
+
+class Background:
+    """Compiles kernels for a device in one idle process, a request after the other."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = weakref.ref(device)
+        self._tasks: queue.SimpleQueue[Task] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def compile(self, kernels: Wanted, then: Callable[[], None]) -> None:
+        """Makes sure of the kernels' code, then calls `then`, both on another thread; there the
+        kernels are asked for, too, where they are given as a function.
+
+        What goes wrong is logged: whoever asked goes on without.
+        """
+        self._tasks.put((kernels, then))
+        with self._lock:
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._work, name="whet later", daemon=True)
+                self._thread.start()
+
+    def _work(self) -> None:
+        while True:
+            try:
+                kernels, then = self._tasks.get(timeout=LINGER)
+            except queue.Empty:
+                with self._lock:
+                    if not self._tasks.empty():
+                        continue
+                    self._thread = None
+                    return
+            device = self._device()
+            if device is None:
+                return
+            try:
+                device.compile(kernels() if callable(kernels) else kernels, idle=True)
+                then()
+            except Error as error:
+                logger.warning("kernels for later runs are not there: %s", error)
+            del device, kernels, then
