@@ -61,15 +61,16 @@ def lowered(value: Value) -> Value:
     return value if value.op.is_primitive else value.op.lower(*value.inputs)
 
 
+@cache
+def cpu_device(level: str) -> Device:
+    return Device(host.architecture(level))
+
+
 def by_cpu(level: str) -> Run:
     """The CPU's own machine code, for one processor level."""
 
-    @cache
-    def device() -> Device:
-        return Device(host.architecture(level))
-
     def run(graph: Graph, arrays: list[np.ndarray]) -> list[np.ndarray]:
-        return Runner(device(), ImportedWeights({}), threads=2).execute(graph, arrays)
+        return Runner(cpu_device(level), ImportedWeights({}), threads=2).execute(graph, arrays)
 
     return run
 
@@ -89,6 +90,13 @@ def test_agrees_with_reference(target: str, case: Case) -> None:
 def test_named_sizes_mean_the_same(case: Case) -> None:
     arrays = case.arrays(SEED)
     agree(by_primitives(case.graph(named=True), arrays), by_reference(case.graph(), arrays), case)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.named_sizes], ids=lambda case: case.name)
+def test_kernels_for_all_sizes_agree(case: Case) -> None:
+    graph, arrays = case.graph(named=True), case.arrays(SEED)
+    runner = Runner(cpu_device("avx512"), ImportedWeights({}), threads=2, specialize="none")
+    agree(runner.execute(graph, arrays), by_reference(case.graph(), arrays), case)
 
 
 def agree(got: list[np.ndarray], want: list[np.ndarray], case: Case) -> None:

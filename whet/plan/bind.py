@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 from whet.ir.sizes import Size, substitute, symbol
+from whet.ir.types import FLOATS
 from whet.plan.kernel import (
     Apply,
     Axis,
@@ -48,6 +49,13 @@ def bound(kernel: Kernel, sizes: Mapping[str, int]) -> Kernel:
         _expression(kernel.epilogue, table),
         _view(kernel.output, change),
     )
+
+
+def adds_up(kernel: Loops) -> bool:
+    """Whether results depend on the order in which the kernel's loops take numbers together."""
+    nodes = (n for nest in kernel.nests for store in nest.stores for n in walk(store.value))
+    sums = (n for n in nodes if isinstance(n, Reduction) and n.kind in ("sum", "prod"))
+    return any(n.dtype in FLOATS for n in sums)
 
 
 def _view(view: View, change: Callable[[Size], Size]) -> View:

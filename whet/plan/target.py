@@ -78,6 +78,14 @@ class Executable(Protocol):
         was prepared."""
 
 
+class RangeExecutable(Executable, Protocol):
+    """One whose kernels take named sizes when they run."""
+
+    def specialise(self, sizes: Mapping[str, int], ordered: bool) -> None:
+        """Has kernels made for the very sizes in the background; with `ordered`, only such as give
+        the same bits."""
+
+
 class Device(Protocol):
     """What runs plans: memory, code, and what they are planned for."""
 
@@ -121,3 +129,10 @@ class Device(Protocol):
 
     def limits(self) -> Limits | None:
         """What the device can do at most; None where that is not known."""
+
+
+class RangeDevice(Device, Protocol):
+    """One whose kernels take named sizes when they run."""
+
+    def later(self, task: Callable[[], Any]) -> None:
+        """Does something in the background, after what is done there already."""

@@ -190,11 +190,15 @@ class Engine:
         `device`: "cpu", or "cpu:avx2" for a lower level of it; "cuda", or "cuda:1" for another GPU
         than the first; "auto" for a GPU where there is one. `threads`: how many take part in a run
         on a CPU (by default one for each physical core). `cache`: "default", a folder, a Cache, or
-        False. `progress` is told of phases and steps, and can cancel. `tune`: for how many
-        seconds other ways to run new kernels are compiled and measured on a GPU (WHET_TUNE).
-        `weight_budget`: how much of what is prepared from weights may be in memory at once, in
-        bytes, "500M", "50%" of it, or "auto"; the rest lies in a file beside the kernel cache and
-        comes in ahead of the kernels that read it (CPU). Such runs come one after the other. Raises
+        False. `specialize`: a session on a CPU starts on kernels that serve every size. "lazy":
+        sizes that come back get kernels of their own, made in the background; "eager": each set of
+        sizes has them before its first run ends; "none": never. `deterministic`: a run has the same
+        bits before and after. `progress` is told of phases and steps, and can cancel. `tune`: for
+        how many seconds other ways to run new kernels are compiled and measured on a GPU
+        (WHET_TUNE). `weight_budget`: how much of what is prepared from weights may be in memory at
+        once, in bytes, "500M", "50%" of it, or "auto"; the rest lies in a file beside the kernel
+        cache and comes in ahead of the kernels that read it (CPU). Such runs come one after the
+        other. Raises
         DeviceError where there is no such device.
         """
         from whet.targets.cpu import host
@@ -208,12 +212,13 @@ class Engine:
             raise InvalidSetting(f"threads={threads}; a number from 1 on is needed")
         start = time.perf_counter()
         seconds = knobs.tune if tune is None else tune
-        opened = open_device(device, _cache(cache), self.kernels, count, seconds)
+        tries = specialize != "none"
+        opened = open_device(device, _cache(cache), self.kernels, count, seconds, tries)
         with monitored(progress), phase("session", 1) as step:
             stream = None if weight_budget is None else _stream(opened, weight_budget)
             prepared = self.shared.prepared(opened, self._current, count, stream)
-            tensors = Tensors(self.graph, self.debug, self.source)
-            session = Session(tensors, prepared, opened, count, self.profiles)
+            tensors, how = Tensors(self.graph, self.debug, self.source), (specialize, deterministic)
+            session = Session(tensors, prepared, opened, count, self.profiles, *how)
             step()
         _report(opened, time.perf_counter() - start)
         return session
@@ -359,8 +364,12 @@ def open_device(
     kernels: Mapping[str, bytes] | None = None,
     threads: int = 1,
     tune: float = 0,
+    tries: bool = False,
 ) -> Device:
-    """The device of a name: auto, cpu, cpu:avx2, cuda, cuda:1. Raises DeviceError for any other."""
+    """The device of a name: auto, cpu, cpu:avx2, cuda, cuda:1. Raises DeviceError for any other.
+
+    `tune` is for a GPU: seconds for measuring. A CPU that `tries` does so in the runs asked for.
+    """
     kind, _, which = name.partition(":")
     if kind == "cuda" or (kind == "auto" and not which and _has_gpu()):
         from whet.targets.cuda.device import Device as Gpu
@@ -375,7 +384,7 @@ def open_device(
     from whet.targets.cpu import host
     from whet.targets.cpu.device import Device as Cpu
 
-    return Cpu(host.architecture(which or None), cache, kernels, threads)
+    return Cpu(host.architecture(which or None), cache, kernels, threads, tries)
 
 
 def _has_gpu() -> bool:

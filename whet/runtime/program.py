@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from whet.plan import trace
 from whet.plan.kernel import size_symbols
 from whet.plan.likely import likely
 from whet.plan.plan import Plan, Step, make_plan
-from whet.plan.target import Device
+from whet.plan.target import Device, RangeDevice, RangeExecutable
 from whet.progress import phase
 from whet.runtime.prepared import Prepared, is_given
 from whet.runtime.ranges import Ranges, names_shown
@@ -32,6 +33,12 @@ logger = logging.getLogger("whet")
 Arrays = Sequence[Any]
 
 
+ENOUGH_RUNS = 2
+"""Runs at the same sizes after which kernels are made for these."""
+
+MOST_MET = 4096
+"""Sets of sizes whose runs are counted at a time."""
+
 MOST_STAGES = 256
 """Compiled graphs that are kept: one for each graph and each set of sizes, the oldest go first."""
 
@@ -39,8 +46,9 @@ MOST_STAGES = 256
 class Runner:
     """All that runs on one device; what weights alone make is `prepared`, and may be shared.
 
-    Where `is_wide`, graphs are planned once for all sizes, and named sizes told to kernels as they
-    run; else each set of sizes is planned and compiled when it is first met.
+    Unless `specialize` is "eager", graphs are planned once for all sizes, where the device can, and
+    named sizes are told to kernels as they run; else each set of sizes is planned and compiled when
+    it is first met. With "lazy", sizes that come back get kernels of their own.
     """
 
     def __init__(
@@ -48,10 +56,12 @@ class Runner:
         device: Device,
         weights: WeightStore | Prepared,
         threads: int,
-        is_wide: bool = False,
+        specialize: str = "eager",
+        deterministic: bool = False,
     ) -> None:
         self.device, self.threads = device, threads
-        self.is_wide = is_wide and device.capabilities.ranges
+        self.is_wide = specialize != "eager" and device.capabilities.ranges
+        self.is_lazy, self.deterministic = specialize == "lazy", deterministic
         self.prepared = (
             weights if isinstance(weights, Prepared) else Prepared(device, weights, threads)
         )
@@ -95,10 +105,15 @@ class Runner:
         for value, array in zip(graph.inputs, arrays, strict=True):
             bind_sizes(value.type, array, sizes)
         check_guards(graph.guards, sizes)
-        wide = self.wide(graph) if sizes and self.is_wide else None
-        if wide is not None and wide.ranges.serve(sizes):
-            return wide.run(arrays, out or {}, sizes)
-        return self.stage(graph, sizes).run(arrays, out or {})
+        stage = self._wide_for(graph, sizes) or self.stage(graph, sizes)
+        return stage.run(arrays, out or {}, sizes)
+
+    def _wide_for(self, graph: Graph, sizes: Mapping[str, int]) -> Stage | None:
+        """The graph for all its sizes, where it serves these, and nothing better is there."""
+        if not sizes or not self.is_wide or _stage_key(graph, sizes) in self._stages:
+            return None
+        wide = self.wide(graph)
+        return wide if wide is not None and wide.ranges.serve(sizes) else None
 
     def wide(self, graph: Graph, ranges: Ranges | None = None) -> Stage | None:
         """The compiled form of a graph for all its sizes; None where it takes their values."""
@@ -107,15 +122,19 @@ class Runner:
                 if graph not in self._wide:
                     ranges = ranges or Ranges().with_names(names_shown(graph), 1)
                     self._wide[graph] = self._wide_stage(graph, ranges)
-        return self._wide[graph]
+                    while len(self._wide) > MOST_STAGES:
+                        self._wide.pop(next(iter(self._wide)))
+        return self._wide.get(graph)
 
     def _wide_stage(self, graph: Graph, ranges: Ranges) -> Stage | None:
-        with likely(ranges.likely):
-            try:
-                return Stage(self, graph.bind(ranges.sizes), ranges)
-            except Undecided as why:
-                logger.debug("planned anew for each set of sizes: %s", why)
-                return None
+        try:
+            with likely(ranges.likely):
+                stage = Stage(self, graph.bind(ranges.sizes), ranges, graph)
+        except Undecided as why:
+            logger.debug("planned anew for each set of sizes: %s", why)
+            return None
+        # Kernels for known sizes may stand in for the reference, and need not give the same bits.
+        return None if self.deterministic and stage.program.plan.reference_ops else stage
 
     def stage(self, graph: Graph, sizes: Mapping[str, int]) -> Stage:
         """The compiled form of a graph at given sizes."""
@@ -289,10 +308,19 @@ def _as_array(x: Any) -> Any:
 
 class Stage:
     """As much of a graph as can be planned, then the operators whose result sizes only a run can
-    tell, then the rest. The kernels are told the sizes that `ranges` names."""
+    tell, then the rest. The kernels are told the sizes that `ranges` names; `model` is the graph
+    with the sizes as the model names them."""
 
-    def __init__(self, runner: Runner, graph: Graph, ranges: Ranges | None = None) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        graph: Graph,
+        ranges: Ranges | None = None,
+        model: Graph | None = None,
+    ) -> None:
         self.ranges = ranges or Ranges()
+        self.model = model or graph
+        self._met: Counter[StageKey] = Counter()
         known = frozenset(self.ranges.names)
         graph = counted(graph, known)
         self.runner, self.graph = runner, graph
@@ -333,12 +361,29 @@ class Stage:
     ) -> list[Any]:
         """The graph's outputs; `sizes` are the named ones, as the model calls them."""
         told = self.ranges.values(sizes)
+        if told and self.runner.is_lazy:
+            self._specialise(sizes, told)
         if not self.frontier:
             return self.program.run(arrays, out, told)
         carried = self.program.run(arrays, {}, told)
         known = dict(zip(self.carried, carried))
         results = [r for v in self.frontier for r in self._compute(v, known, told)]
         return self.runner.execute(self.rest, (*carried, *results), out, told)
+
+    def _specialise(self, sizes: Mapping[str, int], told: Mapping[str, int]) -> None:
+        """Has kernels made for sizes that have come back."""
+        key = _stage_key(self.model, sizes)
+        if len(self._met) > MOST_MET:
+            self._met.clear()
+        self._met[key] += 1
+        if self._met[key] != ENOUGH_RUNS:
+            return
+        runner = self.runner
+        if self.program.plan.reference_ops:
+            cast(RangeDevice, runner.device).later(lambda: runner.stage(self.model, sizes))
+        else:
+            executable = cast(RangeExecutable, self.program.executable)
+            executable.specialise(told, runner.deterministic)
 
     def _compute(
         self, value: Value, known: Mapping[Value, Any], sizes: Mapping[str, int]

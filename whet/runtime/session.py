@@ -22,6 +22,7 @@ from whet.runtime.inspect import Inspection, inspect, inspect_run
 from whet.runtime.prepared import Prepared
 from whet.runtime.profile import Profile
 from whet.runtime.program import MOST_STAGES, Runner
+from whet.runtime.ranges import ranges_of
 
 if TYPE_CHECKING:
     import onnx
@@ -39,15 +40,19 @@ class Session:
         device: Device,
         threads: int,
         profiles: tuple[Profile, ...] = (),
+        specialize: str = "lazy",
+        deterministic: bool = False,
     ) -> None:
         graph = self.graph = tensors.graph
         self.profiles, self._tensors = profiles, tensors
         self._optimised = lru_cache(MOST_STAGES)(optimise)
-        self._runner = Runner(device, weights, threads)
+        self._runner = Runner(device, weights, threads, specialize, deterministic)
         self.inputs: dict[str, Type] = {v.op.name: v.type for v in graph.inputs}  # type: ignore[attr-defined]
         self._outputs = graph.late.outputs if graph.late is not None else graph.output_names
         if all(isinstance(v.type, TensorType) and v.type.is_static for v in graph.inputs):
             self._runner.stage(graph, {})
+        elif self._runner.is_wide:
+            self._runner.wide(graph, ranges_of(graph, profiles))
 
     @property
     def reference_ops(self) -> tuple[str, ...]:

@@ -18,12 +18,14 @@ from whet.errors import CompileError
 from whet.ir.graph import Value
 from whet.ir.types import TensorType
 from whet.knobs import knobs
-from whet.plan.kernel import Kernel
+from whet.plan.bind import adds_up, bound
+from whet.plan.kernel import Kernel, Loops, Template
 from whet.plan.plan import Plan, nbytes
 from whet.plan.target import Capabilities, Limits, Tactic
 from whet.progress import phase
 from whet.targets.cpu import codegen, host, jit, limits, tactics
 from whet.targets.cpu.architecture import Architecture
+from whet.targets.cpu.background import Background
 from whet.targets.cpu.executable import Executable
 from whet.targets.cpu.functions import LIBRARY
 from whet.targets.cpu.legalize import emits, legalize
@@ -50,12 +52,17 @@ class Device:
         cache: ObjectCache | None = None,
         prebuilt: Mapping[str, bytes] | None = None,
         threads: int = 2,
+        tries: bool = False,
     ) -> None:
         self.architecture = architecture or host.architecture()
         self.cache, self.prebuilt, self.threads = cache, prebuilt or {}, threads
         self.capabilities = Capabilities("cpu", self.legalize, emits, TEMPLATES, ranges=True)
         self.compiled = 0
+        self.tries = tries
+        """Whether plans that run often try other kernels in their runs."""
+        self.background = Background(self)
         self._code: dict[Kernel, jit.Code] = {}
+        self._favourites: dict[Kernel, Kernel] = {}
         self._limits: Limits | None = None
         self._lock = threading.Lock()
 
@@ -118,6 +125,22 @@ class Device:
     def trim(self) -> None:
         """The allocator of the host needs no telling."""
 
+    def later(self, task: Callable[[], Any]) -> None:
+        """Does something on another thread, after what it does already."""
+        self.background.compile(lambda: [task()] * 0, lambda: None)
+
+    def specialised(self, kernel: Kernel, sizes: Mapping[str, int], ordered: bool) -> Kernel:
+        """The kernel for the very sizes; itself where it must add up in the same order, and its
+        code for these sizes might not."""
+        if not kernel.sizes:
+            return kernel
+        if isinstance(kernel, Loops):
+            return kernel if ordered and adds_up(kernel) else bound(kernel, sizes)
+        make = getattr(TEMPLATES[type(kernel.op)], "specialised", None)
+        if make is None:
+            return kernel if ordered else bound(kernel, sizes)
+        return make(bound(kernel, sizes), self.architecture, ordered)
+
     def tactics(self, kernel: Kernel) -> list[Tactic]:
         """The ways to run a kernel that were weighed, the chosen one first."""
         return tactics.tactics(kernel, self.architecture, self.threads)
@@ -132,8 +155,9 @@ class Device:
         """The kernel's machine code, prebuilt, from the cache, or compiled now."""
         return self._cached(self.key(kernel), lambda: self._compile(kernel))
 
-    def compile(self, kernels: Sequence[Kernel]) -> None:
-        """Makes sure of the code of many kernels, several processes compiling what is new."""
+    def compile(self, kernels: Sequence[Kernel], idle: bool = False) -> None:
+        """Makes sure of the code of many kernels, several processes compiling what is new; with
+        `idle`, one that takes no time from others."""
         missing = [k for k in dict.fromkeys(kernels) if k not in self._code]
         found = {k: self._found(self.key(k)) for k in missing}
         new = [k for k, code in found.items() if code is None]
@@ -144,7 +168,7 @@ class Device:
                     jobs[kernel] = self._job(kernel)
                     step()
             with phase("compile kernels", len(new)) as step:
-                compile_all(list(jobs.values()), self.architecture, step)
+                compile_all(list(jobs.values()), self.architecture, step, idle)
         for kernel, job in jobs.items():
             self._keep(self.key(kernel), job.code)
             if knobs.dump is not None:
@@ -154,6 +178,36 @@ class Device:
                 if kernel not in self._code:
                     code = jobs[kernel].code if kernel in jobs else found[kernel]
                     self._code[kernel] = self._loaded(kernel, code or b"")
+
+    def alike(self, kernel: Kernel) -> list[Kernel]:
+        """Kernels that may be faster, and give the same bits from the same buffers."""
+        template = TEMPLATES.get(type(kernel.op)) if isinstance(kernel, Template) else None
+        alike = getattr(template, "alike", None)
+        return alike(kernel, self.architecture) if alike is not None else []
+
+    def favourite(self, kernel: Kernel) -> Kernel:
+        """The kernel, or the one that was measured to be faster in its place."""
+        if kernel not in self._favourites:
+            known = self.cache.get(self._choice(kernel)) if self.cache is not None else None
+            ways = self.alike(kernel) if known else []
+            found = (way for way in ways if self.key(way).encode() == known)
+            self._favourites[kernel] = next(found, kernel)
+        return self._favourites[kernel]
+
+    def prefer(self, kernel: Kernel, other: Kernel) -> None:
+        """Remembers which of several kernels was measured to be the fastest."""
+        for way in {kernel, other}:  # the next start finds the one, and asks about the other
+            self._favourites[way] = other
+            if self.cache is not None:
+                self.cache.put(self._choice(way), self.key(other).encode(), self.about)
+
+    def was_tried(self, kernel: Kernel) -> bool:
+        """Whether other kernels were measured in the place of this one."""
+        return self.cache is not None and self.cache.get(self._choice(kernel)) is not None
+
+    def _choice(self, kernel: Kernel) -> str:
+        """What the cache knows the fastest kernel in the place of this one by."""
+        return self.key(f"on {self.threads} threads, the fastest in the place of\n{kernel}")
 
     def _loaded(self, kernel: Kernel, code: bytes) -> jit.Code:
         """Code as functions; what does not fit this process is said, and compiled anew."""

@@ -27,6 +27,7 @@ from whet.plan.plan import Plan, Step, nbytes
 from whet.targets.cpu import codegen, host
 from whet.targets.cpu.pool import Pool
 from whet.targets.cpu.stream import Pace
+from whet.targets.cpu.trials import Trials, Turn, tables
 
 if TYPE_CHECKING:
     from whet.targets.cpu.device import Device
@@ -34,7 +35,11 @@ if TYPE_CHECKING:
 MOST_BOUND = 256
 """Sets of sizes that a plan keeps what it evaluated for; the one used longest ago goes first."""
 
+RUNS_BEFORE_TRIALS = 3
+"""Whoever runs a plan more often than that will run it often enough to gain by better kernels."""
+
 Sizes = Mapping[str, int]
+NO_SIZES: Sizes = {}
 
 
 class Executable:
@@ -43,7 +48,7 @@ class Executable:
     def __init__(self, plan: Plan, device: Device, threads: int) -> None:
         self.plan, self.device, self.threads = plan, device, threads
         self.segments = _segments(plan.steps)
-        self.kernels = [step.kernel for step in plan.steps]
+        self.kernels = [s.kernel and device.favourite(s.kernel) for s in plan.steps]
         device.compile([kernel for kernel in self.kernels if kernel is not None])
         self.layout = _Layout(plan)
         self.code = np.array([0 if k is None else device.code(k) for k in self.kernels], np.int64)
@@ -53,6 +58,9 @@ class Executable:
         self._bound: OrderedDict[tuple[int, ...], Bound] = OrderedDict()
         self._lock = threading.Lock()
         self._free: list[_Context] = []
+        self._runs = self._running = 0
+        self.trials: Trials | None = None
+        """While other kernels take turns in the runs."""
 
     def paced(self, values: Mapping[Value, Any]) -> Iterable[tuple[int, int]]:
         """The segments, each when the weights that it reads are there."""
@@ -71,20 +79,81 @@ class Executable:
                 self._bound.move_to_end(key)
             return found
 
+    def specialise(self, sizes: Sizes, ordered: bool = False) -> None:
+        """Has kernels made for the very sizes in the background; later runs take them.
+
+        With `ordered`, those that might add numbers up in another order stay as they are.
+        """
+        bound = self.bound(sizes)
+        kernels: list[Kernel | None] = []
+
+        def wanted() -> list[Kernel]:
+            special = self.device.specialised
+            made = {k: special(k, bound.sizes, ordered) for k in self.kernels if k is not None}
+            kernels.extend(None if k is None else made[k] for k in self.kernels)
+            return list(made.values())
+
+        def swap() -> None:
+            code = [0 if k is None else self.device.code(k) for k in kernels]
+            bound.code = np.array(code, np.int64)
+            bound.is_special = True
+
+        self.device.background.compile(wanted, swap)
+
     def run(
         self,
         given: Mapping[Value, Any],
         out: Mapping[Value, Any],
         run_graph: Callable[..., Any],
-        sizes: Sizes = {},  # noqa: B006
+        sizes: Sizes = NO_SIZES,
     ) -> dict[Value, Any]:
         """Computes the plan's outputs into the `out` arrays; `given` are its inputs and what was
         prepared, `sizes` the named sizes of this run."""
         context = self._free.pop() if self._free else _Context(self)
+        with self._lock:
+            self._runs += 1
+            self._running += 1
+        if self._runs == RUNS_BEFORE_TRIALS and self.device.tries and not sizes:
+            self._try_others()
+        is_alone = self._running == 1 and trace.current.get() is None
+        turn = self.trials.turn() if self.trials is not None and is_alone else None
         try:
-            return context.run(given, out, run_graph, self.bound(sizes))
+            return context.run(given, out, run_graph, self.bound(sizes), turn)
+        except BaseException:
+            if turn is not None:
+                turn.trials.give_up()
+            raise
         finally:
+            with self._lock:
+                self._running -= 1
             self._free.append(context)
+
+    def _try_others(self) -> None:
+        """Compiles other kernels that give the same bits, and lets them take turns when they are
+        there."""
+        device = self.device
+        others: dict[Kernel, list[Kernel]] = {}
+
+        def wanted() -> list[Kernel]:
+            known = (k for k in dict.fromkeys(self.kernels) if k is not None)
+            others.update({k: device.alike(k) for k in known if not device.was_tried(k)})
+            return [way for ways in others.values() for way in ways]
+
+        def begin() -> None:
+            if any(others.values()):
+                self.trials = Trials(tables(self.kernels, others), device.code, end)
+
+        def end(fastest: list[Kernel | None]) -> None:
+            for kernel, way in zip(self.kernels, fastest):
+                if kernel is not None and way is not None and others.get(kernel):
+                    device.prefer(kernel, way)
+            self.kernels, self.trials = fastest, None
+            self.code = np.array([0 if k is None else device.code(k) for k in fastest], np.int64)
+            with self._lock:
+                for bound in self._bound.values():
+                    bound.code = self.code
+
+        device.background.compile(wanted, begin)
 
 
 def _segments(steps: Sequence[Step]) -> list[tuple[int, int]]:
@@ -133,9 +202,10 @@ class Bound:
     def __init__(self, executable: Executable, sizes: Sizes) -> None:
         plan, layout = executable.plan, executable.layout
         self.sizes = dict(sizes)
-        self.runs = 0
         self.code = executable.code
         """Addresses of the steps' code; replaced as a whole."""
+        self.is_special = False
+        """Whether that is code for the very sizes."""
         self._memo: dict[Size, int] = {}
         rooms, self.arena = plan.rooms.layout(sizes) if plan.rooms.members else ([], plan.arena)
         offsets = [(v, rooms[room]) for v, room in layout.rooms] + layout.arena
@@ -194,7 +264,7 @@ class _Context:
         self.addresses: dict[Value, int] = {}
         self.inside: dict[Value, np.ndarray] | None = None
 
-    def bind(self, bound: Bound) -> None:
+    def bind(self, bound: Bound, code: np.ndarray) -> None:
         """Lays arguments and tables out for some sizes."""
         if bound is not self.bound:
             self.bound, self.inside = bound, None
@@ -204,9 +274,9 @@ class _Context:
             self.arguments[bound.inside[:, 0]] = base + bound.inside[:, 1]
             self.arguments[bound.numbers[:, 0]] = bound.numbers[:, 1]
             self.addresses.clear()
-        if self.code is not bound.code:
-            self.code = bound.code
-            self.tables[:, 0] = bound.code
+        if self.code is not code:
+            self.code = code
+            self.tables[:, 0] = code
 
     def values(self) -> dict[Value, np.ndarray]:
         """What lies in the arena, as arrays."""
@@ -235,8 +305,9 @@ class _Context:
         out: Mapping[Value, Any],
         run_graph: Callable[..., Any],
         bound: Bound,
+        turn: Turn | None = None,
     ) -> dict[Value, Any]:
-        self.bind(bound)
+        self.bind(bound, bound.code if turn is None else turn.code)
         plan = self.executable.plan
         watched = trace.current.get()
         values: dict[Value, Any] = {**given, **out}
@@ -249,13 +320,21 @@ class _Context:
         if watched is not None:
             self._run_traced(pool, values, run_graph, watched)
             return {o: values[o] for o in plan.graph.outputs}
+        seconds = np.zeros(len(plan.steps))
         for begin, end in self.executable.paced(values):
             if plan.steps[begin].is_host:
                 self._run_host(plan.steps[begin], values, run_graph)
                 continue
-            pool.run(self.tables.ctypes.data + 16 * begin, end - begin, self.executable.threads)
+            table = self.tables.ctypes.data + 16 * begin
+            if turn is None:
+                pool.run(table, end - begin, self.executable.threads)
+            else:
+                times, _ = pool.run_timed(table, end - begin, self.executable.threads)
+                seconds[begin:end] = np.diff(times)
             if self.errors.any():
                 self._raise()
+        if turn is not None:
+            turn.done(seconds)
         return {o: values[o] for o in plan.graph.outputs}
 
     def _run_traced(
@@ -314,9 +393,3 @@ class _Context:
         raise IndexOutOfRange(
             f'at node "{names}": an index lies outside the axis that it chooses from'
         )
-
-
-def specialised(executable: Executable, kernels: Sequence[Kernel | None]) -> np.ndarray:
-    """Addresses of the code of other kernels for the same steps, which must be compiled."""
-    device = executable.device
-    return np.array([0 if kernel is None else device.code(kernel) for kernel in kernels], np.int64)

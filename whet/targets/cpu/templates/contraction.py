@@ -135,6 +135,10 @@ def _apply_matrix(weight: Value, axis: int, matrix: tuple[tuple[float, ...], ...
     return transpose(reshape(made, len(matrix), *moved.shape[1:]), *back)
 
 
+MOST_TRIED = 3
+"""Other schedules of a kernel that are worth compiling and measuring."""
+
+
 class Contraction:
     """The template of both packed operators."""
 
@@ -211,18 +215,35 @@ class Contraction:
         packed = pack(weight, kernels.packing(flat, schedule, architecture))
         return PackedProduct(columns, as_numbers(schedule))(x, packed)
 
-    def specialised(self, kernel: Template, architecture: Architecture) -> Template:
-        """The kernel of known sizes with the best schedule for them that reads the same weights."""
+    def specialised(self, kernel: Template, architecture: Architecture, ordered: bool) -> Template:
+        """The kernel of known sizes with the best schedule for them that reads the same weights,
+        and, with `ordered`, adds up in the same order."""
         op, x = kernel.op, kernel.inputs[0]
         assert isinstance(op, PackedConvolution | PackedProduct) and x is not None
         spec = op.specification(contiguous(x.shape), x.shape)
         spec = spec.flattened() if isinstance(op, PackedProduct) else spec
         before = as_schedule(op.schedule)
+        if ordered:  # tiles and parts of other sizes cut sums elsewhere
+            return replace(kernel, op=replace(op, schedule=as_numbers(replace(before, depth=0))))
         packing = kernels.packing(spec, before, architecture)
         found = kernels.candidates(spec, architecture, self.threads, before.winograd)
         same = (s for s in found if s.winograd == before.winograd)
         alike = (s for s in same if kernels.packing(spec, s, architecture) == packing)
         return replace(kernel, op=replace(op, schedule=as_numbers(next(alike, before))))
+
+    def alike(self, kernel: Template, architecture: Architecture) -> list[Template]:
+        """The kernel with other schedules that may be faster and give the same bits."""
+        op, x = kernel.op, kernel.inputs[0]
+        assert isinstance(op, PackedConvolution | PackedProduct) and x is not None
+        if not all(isinstance(size, int) for size in (*x.shape, *x.strides)):
+            return []
+        spec = op.specification(x.strides, x.shape)
+        spec = spec.flattened() if isinstance(op, PackedProduct) else spec
+        given = spec, as_schedule(op.schedule), architecture, self.threads
+        return [
+            replace(kernel, op=replace(op, schedule=as_numbers(other)))
+            for other in kernels.alike(*given, MOST_TRIED)
+        ]
 
     def slots(self, kernel: Template) -> list[tuple[int, Size] | None]:
         """What the argument block holds: (buffer, offset in bytes), or None for a null pointer."""

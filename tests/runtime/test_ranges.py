@@ -1,0 +1,164 @@
+"""Sizes that runs tell: one plan for all of them, kernels of their own for those that come back."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+import whet
+from tests.runtime.models import convolutions, model, value
+from whet.ir.evaluate import evaluate
+from whet.plan import plan as planning
+from whet.targets.cpu.executable import Bound
+
+SEED = secrets.randbits(32)
+
+
+def transformer(rng: np.random.Generator) -> Any:
+    """One head of attention and a linear layer, of any batch and length."""
+    weights = {
+        name: rng.standard_normal((32, 32), np.float32) * 0.2 for name in ("wq", "wk", "wv", "wo")
+    }
+    nodes = [
+        helper.make_node("MatMul", ["x", f"w{name}"], [name], name=name) for name in ("q", "k", "v")
+    ]
+    nodes += [
+        helper.make_node("Transpose", ["k"], ["kt"], perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["q", "kt"], ["scores"]),
+        helper.make_node("Softmax", ["scores"], ["p"], axis=-1),
+        helper.make_node("MatMul", ["p", "v"], ["mixed"]),
+        helper.make_node("MatMul", ["mixed", "wo"], ["projected"]),
+        helper.make_node("Add", ["projected", "x"], ["sum"]),
+        helper.make_node("LayerNormalization", ["sum", "scale"], ["y"]),
+    ]
+    weights["scale"] = rng.standard_normal(32, np.float32)
+    return model(nodes, [value("x", ["batch", "length", 32])], [value("y", None)], weights)
+
+
+def pixels(rng: np.random.Generator, batch: int) -> dict[str, np.ndarray]:
+    return {"x": rng.standard_normal((batch, 3, 16, 16), np.float32)}
+
+
+def words(rng: np.random.Generator, batch: int, length: int) -> dict[str, np.ndarray]:
+    return {"x": rng.standard_normal((batch, length, 32), np.float32)}
+
+
+@pytest.fixture(scope="module")
+def rng() -> np.random.Generator:
+    print(f"the seed is {SEED}")
+    return np.random.default_rng(SEED)
+
+
+@pytest.fixture(scope="module")
+def attention(rng: np.random.Generator) -> whet.Engine:
+    return whet.build(transformer(rng))
+
+
+def judged(engine: whet.Engine, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    given = {v: inputs[v.op.name] for v in engine.graph.inputs}  # type: ignore[attr-defined]
+    return evaluate(engine.graph, given, engine.weights.array)[0]
+
+
+def bound(session: whet.Session, **sizes: int) -> Bound:
+    """What a session keeps of the sizes of a run."""
+    (stage,) = session._runner._wide.values()
+    assert stage is not None
+    return stage.program.executable.bound(sizes)  # type: ignore[attr-defined, no-any-return]
+
+
+def wait_for(session: whet.Session, **sizes: int) -> None:
+    """Until the kernels for the very sizes are there."""
+    deadline = time.monotonic() + 120
+    while not bound(session, **sizes).is_special:
+        assert time.monotonic() < deadline, "no kernels were made in the background"
+        time.sleep(0.02)
+
+
+def test_one_plan_serves_all_batches(rng: np.random.Generator) -> None:
+    engine = whet.build(convolutions(batch="batch"))
+    session = engine.session(cache=False, specialize="none")
+    for batch in (1, 2, 5, 17):
+        inputs = pixels(rng, batch)
+        np.testing.assert_allclose(session.run(inputs)["y"], judged(engine, inputs), atol=1e-5)
+    assert len(session.plans) == 1
+
+
+def test_one_plan_serves_all_lengths(rng: np.random.Generator, attention: whet.Engine) -> None:
+    session = attention.session(cache=False, specialize="none")
+    for batch, length in ((1, 1), (1, 7), (3, 16), (2, 33), (1, 70), (5, 3)):
+        inputs = words(rng, batch, length)
+        want = judged(attention, inputs)
+        np.testing.assert_allclose(session.run(inputs)["y"], want, atol=1e-4, rtol=1e-4)
+    assert len(session.plans) == 1
+
+
+def test_no_elements_are_no_error(rng: np.random.Generator, attention: whet.Engine) -> None:
+    session = attention.session(cache=False)
+    assert session.run(words(rng, 0, 4))["y"].shape == (0, 4, 32)
+
+
+def test_a_new_size_only_evaluates_expressions(
+    rng: np.random.Generator, attention: whet.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = attention.session(cache=False)
+    session.run(words(rng, 1, 4))
+    compiled = session._runner.device.compiled
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a new size was planned anew")
+
+    monkeypatch.setattr(planning, "make_plan", refuse)
+    monkeypatch.setattr("whet.runtime.program.make_plan", refuse)
+    for length in range(5, 12):
+        session.run(words(rng, 1, length))
+    assert session._runner.device.compiled == compiled
+    # Expressions, not kernels, are what is evaluated: many buffers have the same size.
+    assert len(bound(session, batch=1, length=9)._memo) < 40
+
+
+def test_sizes_that_come_back_get_kernels(rng: np.random.Generator, attention: whet.Engine) -> None:
+    session = attention.session(cache=False)
+    inputs = words(rng, 2, 9)
+    first = session.run(inputs)["y"]
+    assert not bound(session, batch=2, length=9).is_special
+    session.run(inputs)
+    wait_for(session, batch=2, length=9)
+    special = bound(session, batch=2, length=9)
+    assert (special.code != bound(session, batch=2, length=10).code).any()
+    np.testing.assert_allclose(session.run(inputs)["y"], first, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_deterministic_bits(rng: np.random.Generator, attention: whet.Engine, batch: int) -> None:
+    nets = (
+        (whet.build(convolutions(batch="batch")), pixels(rng, batch), {}),
+        (attention, words(rng, batch, 21), {"length": 21}),
+    )
+    for engine, inputs, sizes in nets:
+        session = engine.session(cache=False, deterministic=True)
+        first = session.run(inputs)["y"]
+        session.run(inputs)
+        wait_for(session, batch=batch, **sizes)
+        np.testing.assert_array_equal(session.run(inputs)["y"], first)
+
+
+def test_numbers_of_things_found_share_kernels(rng: np.random.Generator) -> None:
+    nodes = [
+        helper.make_node("NonZero", ["x"], ["places"]),
+        helper.make_node("Cast", ["places"], ["z"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["z", "z"], ["y"]),
+    ]
+    engine = whet.build(model(nodes, [value("x", ["n"])], [value("y", None)]))
+    session = engine.session(cache=False, specialize="none")
+    session.run({"x": np.ones(4, np.float32)})
+    compiled = session._runner.device.compiled
+    for n in (5, 9, 30):
+        x = (rng.random(n) < 0.5).astype(np.float32)
+        want = np.stack(np.nonzero(x)).astype(np.float32) ** 2
+        np.testing.assert_array_equal(session.run({"x": x})["y"], want)
+    assert session._runner.device.compiled == compiled
