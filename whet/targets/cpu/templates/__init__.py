@@ -6,6 +6,10 @@ from typing import Any
 
 from whet.ir.graph import Op
 from whet.targets.cpu.templates.attention import AttentionTemplate, FlashAttention
+from whet.targets.cpu.templates.block_quantized import (
+    BlockQuantizedProduct,
+    BlockQuantizedTemplate,
+)
 from whet.targets.cpu.templates.contraction import Contraction, PackedConvolution, PackedProduct
 from whet.targets.cpu.templates.integer_contraction import (
     IntegerContraction,
@@ -27,6 +31,7 @@ TEMPLATES: dict[type[Op], Any] = {
     IntegerConvolution: _integer,
     IntegerDepthwise: _integer,
     IntegerProduct: _integer,
+    BlockQuantizedProduct: BlockQuantizedTemplate(),
     Product: ProductTemplate(),
     FlashAttention: AttentionTemplate(),
     FusedRecurrent: RecurrentTemplate(),

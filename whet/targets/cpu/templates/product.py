@@ -92,7 +92,7 @@ class ProductCode:
                     self._in_batch(f, base, side, batch)
                     for base, side in zip(sides, (self.p.left, self.p.right))
                 )
-                here = _Unit(left, right, span, batch, *scratch)
+                here = Unit(left, right, span, batch, *scratch)
                 by_run(
                     f, f.rem(u, panels), self.panels, lambda run, at: self._unit(f, here, run, at)
                 )
@@ -137,12 +137,12 @@ class ProductCode:
             base = f.address(base, f.mul(index, 4 * stride))
         return base
 
-    def _unit(self, f: Function, unit: _Unit, panel: Run, column: Index) -> None:
+    def _unit(self, f: Function, unit: Unit, panel: Run, column: Index) -> None:
         """One panel: all blocks of the sum for a group of tiles, group by group."""
         right = f.address(unit.right, f.mul(column, 4 * self.p.right.outer))
         first, end = unit.span
         if not self.blocked:
-            packed = self._packed(f, unit, right, panel.count, self.p.depth)
+            packed = self._packed(f, unit, right, panel.count, self.p.depth, (column, 0))
             self._each_tile(f, unit, (first, end), packed, panel, column, 0, self.p.depth)
             return
         block, depth = self.s.block, self.p.depth
@@ -153,14 +153,17 @@ class ProductCode:
             def one_block(k: str, _: list[str]) -> None:
                 steps = f.min(f.sub(depth, k), block)
                 start = f.address(right, f.mul(k, 4 * self.p.right.depth))
-                packed = self._packed(f, unit, start, panel.count, steps)
+                packed = self._packed(f, unit, start, panel.count, steps, (column, k))
                 self._each_tile(f, unit, span, packed, panel, column, k, steps)
 
             f.loop(0, depth, block, one_block)
 
         f.loop(first, end, self._group, group, guard=True)
 
-    def _packed(self, f: Function, unit: _Unit, right: str, columns: int, steps: Index) -> str:
+    def _packed(
+        self, f: Function, unit: Unit, right: str, columns: int, steps: Index, at: tuple[Index, ...]
+    ) -> str:
+        """Where a block of a panel lies; `at` is its first column and step."""
         if not self.s.packs:
             return right
         name = f"{self.name}_pack{columns}"
@@ -175,7 +178,7 @@ class ProductCode:
     def _each_tile(
         self,
         f: Function,
-        unit: _Unit,
+        unit: Unit,
         span: tuple[Index, Index],
         right: str,
         panel: Run,
@@ -211,7 +214,7 @@ class ProductCode:
 
 
 @dataclass(frozen=True)
-class _Unit:
+class Unit:
     """One panel of one batch, as the main loop sees it."""
 
     left: str

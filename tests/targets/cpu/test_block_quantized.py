@@ -1,0 +1,46 @@
+"""Products with weights of a few bits: any sizes, bits, blocks and zero points, at every level."""
+
+from __future__ import annotations
+
+import secrets
+
+import numpy as np
+import pytest
+
+from tests.targets.cpu.kernels import expected, tensor
+from tests.targets.cpu.test_integer import device, kernels
+from whet.engine.weights import ImportedWeights
+from whet.ir.graph import Graph, constant
+from whet.ops.block_quantized import BlockQuantizedMatMul
+from whet.ops.elementwise import Gelu
+from whet.runtime.program import Runner
+
+SEED = secrets.randbits(32)
+LEVELS = ("avx512", "avx2", "sse2")
+
+
+@pytest.mark.parametrize("number", range(10))
+@pytest.mark.parametrize("level", LEVELS)
+def test_any_product(level: str, number: int) -> None:
+    print(f"seed {SEED} + {number}")
+    rng = np.random.default_rng(SEED + number)
+    bits, block = int(rng.choice([2, 4, 4, 8])), int(rng.choice([16, 32, 64, 128]))
+    inner, columns = int(rng.integers(1, 500)), int(rng.integers(16, 150))
+    lead = [(1,), (7,), (2, 3), (40,), (130,)][int(rng.integers(0, 5))]
+    dtype = str(rng.choice(["float32", "float32", "float16"]))
+    x = tensor("x", dtype, *lead, inner)
+    blocks = -(-inner // block)
+    codes = rng.integers(0, 256, (columns, blocks, block * bits // 8), dtype=np.uint8)
+    scales = rng.uniform(0.01, 0.1, (columns, blocks)).astype(np.float32)
+    zeros = rng.integers(0, 2**bits, (columns, blocks)).astype(np.float32)
+    given = [constant(codes), constant(scales), *([constant(zeros)] if rng.random() < 0.5 else [])]
+    y = Gelu()(BlockQuantizedMatMul(inner, bits, block)(x, *given))
+    feed = rng.standard_normal((*lead, inner)).astype(dtype)
+    names = kernels(y, (x,), level)
+    assert names[-1] == "blockquantizedproduct", names
+    runner = Runner(device(level), ImportedWeights({}), threads=2)
+    graph = Graph((x,), (y,))
+    runner.execute(graph, [np.full_like(feed, np.nan)])
+    (got,), (want,) = runner.execute(graph, [feed]), expected([y], {x: feed})
+    step = 2.0**-10 if dtype == "float16" else 1e-5
+    assert np.abs(got.astype(float) - want).max() <= step * np.abs(want.astype(float)).max()
