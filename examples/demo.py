@@ -20,11 +20,10 @@ from typing import Any
 import numpy as np
 
 import whet
-from whet.cli.draw import diagram, page, svg
+from whet.cli.draw.report import Report
 from whet.cli.terminal import duration, say, size, table
 from whet.frontends.onnx import from_onnx
 from whet.ir.evaluate import evaluate
-from whet.plan.describe import buffers
 
 sys.path.insert(0, str(Path(__file__).parent))
 from predictions import draw_predictions
@@ -148,17 +147,14 @@ def draw(session: Any, images: np.ndarray, labels: np.ndarray, logits: np.ndarra
     seen = {"image": images}
     for _ in range(5):
         session.run(seen)
-    plan = max(session.plans, key=lambda plan: plan.arena)
-    seconds = [taken for _, taken in session.trace(seen).steps]
-    picture = diagram.of_plan(plan, seconds)
+    found = session.inspect(seen)
     title = "The digits network as its kernels, for a batch of 360"
-    lines = [f"{len(plan.steps)} kernels take {duration(sum(seconds))}"]
-    drawn = svg.draw(picture)
-    held = svg.memory(buffers(plan), plan.arena, len(plan.steps), max(drawn.width, 800.0))
+    lines = [f"{len(found.kernels)} kernels take {duration(found.seconds)}"]
+    report = Report(found, title, lines)
     files = {
         "predictions.svg": draw_predictions(images[:, 0] / 16, labels, logits),
-        "graph.svg": svg.stacked([svg.heading(title, lines), drawn, held]).svg(),
-        "graph.html": page.page(title, lines, picture, drawn, held, str(plan)),
+        "graph.svg": report.svg(),
+        "graph.html": report.html(),
     }
     for name, text in files.items():
         (OUT / name).write_text(text, encoding="utf-8")

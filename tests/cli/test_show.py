@@ -1,5 +1,6 @@
 """Pictures and pages: well-formed, self-contained, and with every kernel in them."""
 
+import json
 import re
 import subprocess
 import sys
@@ -49,6 +50,48 @@ def test_text(whet, digits):
     assert all(" + ".join(step.nodes) in done.out for step in steps)
     assert "buffers share" in whet("show", digits, "--memory").out
     assert "arena" in whet("show", digits, "--code").out
+
+
+def test_work_and_tactics(whet, digits):
+    done = whet("show", digits, "--kernels", "--size", "batch=2")
+    assert done.status == 0
+    for word in ("reads", "writes", "operations", "tactic", "dense outputs="):
+        assert word in done.out
+    assert "of limit" not in done.out
+    done = whet("show", digits, "--kernels", "--times")
+    assert "of limit" in done.out and "limits: " in done.out and " % memory" in done.out
+
+
+def test_json(whet, digits, tmp_path):
+    found = json.loads(whet("show", digits, "--json", "-").out)
+    assert len(found["kernels"]) == len(kernels(digits)) and found["seconds"] is None
+    path = tmp_path / "k.json"
+    assert whet("show", digits, "--times", "--json", path).status == 0
+    found = json.loads(path.read_text())
+    assert found["runs"] > 0 and all(k["seconds"] > 0 for k in found["kernels"])
+    assert all(k["least"] > 0 and k["reached"] > 0 for k in found["kernels"])
+
+
+def test_tensors(whet, digits, engine):
+    done = whet("show", digits, "--tensors")
+    assert done.status == 0 and "logits" in done.out and "node_conv2d" in done.out
+    done = whet("show", engine, "--tensors")
+    assert "logits" in done.out and "--debug" in done.err
+
+
+def test_times_and_memory_are_drawn_over_the_same_steps(whet, digits, tmp_path):
+    svg = tmp_path / "m.svg"
+    assert whet("show", digits, "--times", "--svg", svg, "--size", "batch=3").status == 0
+    text = svg.read_text()
+    assert "Time: " in text and "Memory: " in text
+    root = ElementTree.parse(svg).getroot()
+    held = [g for g in root.iter(f"{SVG}g") if g.get("class") == "held"]
+    bars = [g for g in held if g.find(f"{SVG}path") is not None]
+    assert len(bars) == len(kernels(digits, 3))
+    width = float(root.get("width"))
+    for rectangle in (g.find(f"{SVG}rect") for g in held):
+        x, y, w, h = (float(rectangle.get(name)) for name in ("x", "y", "width", "height"))
+        assert x >= 0 and x + w <= width and y >= 0 and h > 0
 
 
 def test_passes(whet, digits):

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from whet.cli import models
-from whet.cli.parser import add_model
+from whet.cli.parser import a_count, add_model
 from whet.cli.status import OK, UsageError
-from whet.cli.terminal import duration, note, say, size, table
+from whet.cli.terminal import amount, duration, note, say, size, table, working
 
 if TYPE_CHECKING:
     from whet.ir.graph import Graph
-    from whet.plan.plan import Plan
     from whet.runtime.engine import Engine
+    from whet.runtime.inspect import Inspection, Kernel
 
 ABOUT = """\
 Shows a model at any point of its way: the graph as it was read, after each pass of the optimiser,
@@ -24,11 +23,17 @@ Nothing is compiled or run, but for --times."""
 
 EXAMPLES = """\
   whet show model.onnx                      the kernels, one to a line
-  whet show model.onnx --code               with what each computes
+  whet show model.onnx --kernels            what each reads, writes and computes, and its tactic
+  whet show model.onnx --kernels --times    and how near each is to the device's limit
+  whet show model.onnx --times --json -     all of that as JSON; a name instead of - is a file
+  whet show model.onnx --code               what each kernel computes, element by element
   whet show model.onnx --memory             which buffer lies where, and when
+  whet show model.onnx --tensors            the names that `whet run --debug` can read out
   whet show model.onnx --after simplify     the graph after a pass; --after list names them
   whet show model.onnx --html model.html    all of it as a page that loads nothing else
   whet show model.onnx --svg model.svg --times"""
+
+RUNS = 20
 
 
 def add(commands: Any) -> None:
@@ -42,8 +47,13 @@ def add(commands: Any) -> None:
         metavar="PASS",
         help="the graph after a pass (`import`: as it was read; `list`: which there are)",
     )
+    parser.add_argument(
+        "--kernels", action="store_true", help="each kernel's work, and how it was chosen"
+    )
     parser.add_argument("--code", action="store_true", help="what each kernel computes")
     parser.add_argument("--memory", action="store_true", help="the memory plan")
+    parser.add_argument("--tensors", action="store_true", help="the tensors by their names")
+    parser.add_argument("--json", metavar="FILE", help="write what the inspector found; - prints")
     parser.add_argument("--html", metavar="FILE", help="write a self-contained page")
     parser.add_argument("--svg", metavar="FILE", help="write a picture")
     parser.add_argument(
@@ -52,28 +62,31 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--device", default="auto", help="auto, cpu, a level such as cpu:avx2, cuda"
     )
-    parser.add_argument("--threads", type=int, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--threads", type=a_count, help="how many a kernel is chosen for and run on"
+    )
     parser.set_defaults(command=run, allow_code=False, input=[], seed=0, cache="default")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Shows the graph or the plan in the forms asked for."""
+    """Shows the graph or the kernels in the forms asked for."""
     if options.after == "list":
         return _list_passes()
     if options.after:
         return _show_graph(options)
     engine = models.open_model(options.model)
-    plan, seconds = _plan(engine, options)
-    from whet.cli.draw import diagram
-
-    title = f"{Path(options.model).name} as {len(plan.steps)} kernels"
-    _pictures(options, title, _summary(engine, plan, seconds), diagram.of_plan(plan, seconds), plan)
+    if options.tensors:
+        return _list_tensors(engine, options)
+    found = _inspect(engine, options)
+    _write_files(engine, found, options)
     if options.code:
-        say(str(plan))
+        say(str(found.plan))
     elif options.memory:
-        _print_memory(plan)
-    elif not (options.html or options.svg):
-        _print_kernels(plan, seconds)
+        _print_memory(found)
+    elif options.kernels:
+        _print_work(found)
+    elif not (options.html or options.svg or options.json):
+        _print_kernels(found)
     return OK
 
 
@@ -104,93 +117,104 @@ def graph_after(model: str, wanted: str) -> Graph:
 
 
 def _show_graph(options: argparse.Namespace) -> int:
-    from whet.cli.draw import diagram
+    from whet.cli.draw import diagram, page, svg, table
 
     graph = graph_after(options.model, options.after)
     picture = diagram.of_graph(graph)
     title = f"{Path(options.model).name} after {options.after}"
-    operators = sum(box.kind != "end" for box in picture.boxes.values())
-    _pictures(options, title, [f"{operators} operators"], picture, None, str(graph))
-    if not (options.html or options.svg):
+    lines = [f"{sum(box.kind != 'end' for box in picture.boxes.values())} operators"]
+    drawn = svg.draw(picture) if options.svg or options.html else None
+    if options.svg and drawn:
+        _write(options.svg, svg.stacked([svg.heading(title, lines), drawn]).svg())
+    if options.html and drawn:
+        rows = table.operators_table(picture)
+        _write(options.html, page.page(title, lines, picture, drawn, [], rows, str(graph)))
+    if not drawn:
         say(str(graph))
     return OK
 
 
-def _plan(engine: Engine, options: argparse.Namespace) -> tuple[Plan, list[float] | None]:
-    """The plan at the sizes asked for, and the seconds of each step where they are wanted."""
+def _list_tensors(engine: Engine, options: argparse.Namespace) -> int:
+    """The tensors that can be read out of a run, and the node that gives each."""
+    if engine.source is None:
+        table(("tensor", "type"), [(n, t) for n, t in _known(engine)], left=(0, 1))
+        note("an engine knows its outputs and what was marked: whet build --debug NAME")
+        return OK
+    origins = engine.source.graph.origins
+    rows = [
+        (name, str(value.type), " + ".join(origins.get(value, ())))
+        for name, value in engine.source.tensors.items()
+    ]
+    table(("tensor", "type", "node"), rows, left=(0, 1, 2))
+    return OK
+
+
+def _known(engine: Engine) -> list[tuple[str, str]]:
+    graph = engine.graph
+    return [(name, str(v.type)) for name, v in zip(graph.output_names, graph.outputs)]
+
+
+def _inspect(engine: Engine, options: argparse.Namespace) -> Inspection:
+    """What the inspector finds at the sizes asked for; with --times, in a run."""
+    from whet.cli.inputs import given_inputs
     from whet.runtime.cache import Cache
     from whet.runtime.engine import open_device
+    from whet.runtime.inspect import inspect
     from whet.runtime.program import plan_ahead
     from whet.targets.cpu import host
 
     if options.times:
-        return _timed(engine, options)
+        feeds, _ = given_inputs(engine, options)
+        session = models.open_session(engine, options)
+        with working("measuring"):
+            found = session.inspect(feeds, RUNS)
+        if len(session.plans) > 1:
+            note("the run has several stages; pictures show the one that takes longest")
+        return found
     sizes = models.chosen_sizes(engine, options)
-    device = open_device(options.device, Cache.default(), None, host.default_threads())
+    threads = options.threads or host.default_threads()
+    device = open_device(options.device, Cache.default(), None, threads)
     plan = plan_ahead(engine.graph.bind(sizes), device)
     if engine.graph.late is not None or len(plan.graph.values) < 1:
         note("sizes or ranks depend on data: only what is known before a run is shown; see --times")
-    return plan, None
+    return inspect(plan, device, threads)
 
 
-def _timed(engine: Engine, options: argparse.Namespace) -> tuple[Plan, list[float]]:
-    """The plan that took longest of those that a run needs, with the median times of its steps."""
-    import numpy as np
-
-    from whet.cli.inputs import given_inputs
-
-    feeds, _ = given_inputs(engine, options)
-    session = models.open_session(engine, options)
-    for _ in range(3):
-        session.run(feeds)
-    traces = [session.trace(feeds).steps for _ in range(20)]
-    taken = dict(
-        zip((step for step, _ in traces[0]), np.median([[t for _, t in s] for s in traces], 0))
-    )
-    times = {plan: [float(taken.get(step, 0.0)) for step in plan.steps] for plan in session.plans}
-    longest = max(times, key=lambda plan: sum(times[plan]))
-    if len(times) > 1:
-        note(f"the run has {len(times)} stages; the one that takes longest is shown")
-    return longest, times[longest]
-
-
-def _summary(engine: Engine, plan: Plan, seconds: Sequence[float] | None) -> list[str]:
-    from whet.plan.plan import nbytes
-
-    weights = sum(nbytes(kind) for kind in engine.weights.types.values())
-    references = len([step for step in plan.steps if step.is_host])
+def _summary(engine: Engine, found: Inspection) -> list[str]:
+    weights = sum(_nbytes(kind) for kind in engine.weights.types.values())
+    references = sum(kernel.is_reference for kernel in found.kernels)
     lines = [
-        f"{size(weights)} of weights, {size(plan.arena)} for all results in between, "
-        f"{references or 'no'} operators on their NumPy reference"
+        f"{found.device} {found.architecture}, {found.threads} threads",
+        f"{size(weights)} of weights, {size(found.arena)} for all results in between, "
+        f"{references or 'no'} operators on their NumPy reference",
     ]
-    if seconds is not None:
-        lines.append(f"{duration(sum(seconds))} in all kernels, the median of 20 runs")
+    if found.seconds is not None:
+        lines.append(f"{duration(found.seconds)} in all kernels, the median of {found.runs} runs")
     return lines
 
 
-def _pictures(
-    options: argparse.Namespace,
-    title: str,
-    lines: Sequence[str],
-    picture: Any,
-    plan: Plan | None,
-    text: str = "",
-) -> None:
-    """Writes the files that were asked for."""
-    from whet.cli.draw import page, svg
-    from whet.plan.describe import buffers
+def _nbytes(kind: Any) -> int:
+    from whet.plan.work import nbytes_at
 
-    if not (options.html or options.svg):
+    return nbytes_at(kind, {})
+
+
+def _write_files(engine: Engine, found: Inspection, options: argparse.Namespace) -> None:
+    """Writes what was asked for."""
+    if options.json == "-":
+        say(found.to_json().rstrip())
+    elif options.json:
+        _write(options.json, found.to_json())
+    if not (options.svg or options.html):
         return
-    drawn, held = svg.draw(picture), None
-    if plan is not None:
-        width = max(drawn.width, 800.0)
-        held = svg.memory(buffers(plan), plan.arena, len(plan.steps), width)
+    from whet.cli.draw.report import Report
+
+    title = f"{Path(options.model).name} as {len(found.kernels)} kernels"
+    report = Report(found, title, _summary(engine, found))
     if options.svg:
-        parts = [svg.heading(title, lines), drawn, *([held] if held else [])]
-        _write(options.svg, svg.stacked(parts).svg())
+        _write(options.svg, report.svg())
     if options.html:
-        _write(options.html, page.page(title, lines, picture, drawn, held, text or str(plan)))
+        _write(options.html, report.html())
 
 
 def _write(path: str, text: str) -> None:
@@ -201,35 +225,69 @@ def _write(path: str, text: str) -> None:
     say(f"wrote {path}: {size(len(text.encode()))}")
 
 
-def _print_kernels(plan: Plan, seconds: Sequence[float] | None) -> None:
-    from whet.plan.describe import title_of
-
-    rows = []
-    for number, step in enumerate(plan.steps):
-        types = ", ".join(str(value.type) for value in step.writes)
-        nodes = " + ".join(step.nodes) or str(step.value.op)
-        taken = [duration(seconds[number])] if seconds is not None else []
-        rows.append((number + 1, *taken, title_of(step), types, nodes))
-    heads = (
-        "",
-        *(["time"] if seconds is not None else []),
-        "kernel",
-        "gives",
-        "nodes of the model",
-    )
+def _print_kernels(found: Inspection) -> None:
+    timed = found.seconds is not None
+    rows = [
+        (k.number, *([duration(k.seconds or 0.0)] if timed else []), k.title, _gives(k), _nodes(k))
+        for k in found.kernels
+    ]
+    heads = ("", *(["time"] if timed else []), "kernel", "gives", "nodes of the model")
     table(heads, rows, left=(len(heads) - 3, len(heads) - 2, len(heads) - 1))
-    hosts = sum(step.is_host for step in plan.steps)
-    whole = f", {duration(sum(seconds))} in all" if seconds is not None else ""
-    say(f"{len(plan.steps)} kernels{whole}, arena {size(plan.arena)}")
-    if hosts:
-        say(f"slow: {hosts} of them run their NumPy reference: {', '.join(plan.reference_ops)}")
+    _print_sum(found)
 
 
-def _print_memory(plan: Plan) -> None:
-    from whet.plan.describe import buffers
+def _print_work(found: Inspection) -> None:
+    from whet.cli.draw.diagram import tactic_text
+    from whet.cli.draw.table import limit_text
 
-    found = sorted(buffers(plan), key=lambda b: (b.first, b.start))
-    rows = [(b.start, size(b.bytes), b.first + 1, b.last + 1, b.title) for b in found]
+    timed = found.seconds is not None
+    rows = [
+        (
+            k.number,
+            *([duration(k.seconds or 0.0), limit_text(k)] if timed else []),
+            size(k.read),
+            size(k.written),
+            amount(k.operations),
+            k.title,
+            tactic_text(k.tactic),
+            _nodes(k),
+        )
+        for k in found.kernels
+    ]
+    heads = ["", *(["time", "of limit"] if timed else []), "reads", "writes", "operations"]
+    heads += ["kernel", "tactic", "nodes of the model"]
+    table(heads, rows, left=(len(heads) - 3, len(heads) - 2, len(heads) - 1))
+    _print_sum(found)
+    if found.limits is not None:
+        flops = found.limits.operations.get("float32", 0.0)
+        say(
+            f"limits: {amount(flops)}FLOP/s in float32, {amount(found.limits.bytes)}B/s from memory"
+        )
+
+
+def _gives(kernel: Kernel) -> str:
+    return ", ".join(buffer.type for buffer in kernel.writes)
+
+
+def _nodes(kernel: Kernel) -> str:
+    return " + ".join(kernel.nodes) or kernel.operator
+
+
+def _print_sum(found: Inspection) -> None:
+    whole = "" if found.seconds is None else f", {duration(found.seconds)} in all"
+    say(f"{len(found.kernels)} kernels{whole}, arena {size(found.arena)}")
+    names = found.reference_ops
+    if names:
+        said = ", ".join(names[:8]) + (" …" if len(names) > 8 else "")
+        say(f"slow: {len(names)} nodes run their NumPy reference: {said}")
+
+
+def _print_memory(found: Inspection) -> None:
+    from whet.plan.describe import arena_of, buffers
+
+    assert found.plan is not None
+    held = sorted(buffers(found.plan, found.sizes), key=lambda b: (b.first, b.start))
+    rows = [(b.start, size(b.bytes), b.first + 1, b.last + 1, b.title) for b in held]
     table(("address", "size", "from step", "to step", "buffer"), rows, left=(4,))
-    alone = size(sum(b.bytes for b in found))
-    say(f"{len(found)} buffers share {size(plan.arena)}; each for itself they would take {alone}")
+    alone, arena = size(sum(b.bytes for b in held)), arena_of(found.plan, found.sizes)[0]
+    say(f"{len(held)} buffers share {size(arena)}; each for itself they would take {alone}")

@@ -170,6 +170,15 @@ def duration(seconds: float) -> str:
     return f"{value:.{digits}f} {unit}"
 
 
+def amount(count: float) -> str:
+    """A number of things in the unit that suits it; a k is 1,000."""
+    for unit in ("", "k", "M", "G", "T"):
+        if count < 1000 or unit == "T":
+            break
+        count /= 1000
+    return f"{count:.0f}" if not unit else f"{count:.3g} {unit}"
+
+
 def size(count: float) -> str:
     """Bytes in the unit that suits them; a K is 1,024."""
     for unit in ("bytes", "KiB", "MiB", "GiB"):

@@ -9,7 +9,8 @@ from typing import Any
 from whet.ir.graph import Constant, Input, Value, Weight
 from whet.ops.elementwise import Max
 from whet.plan.kernel import Apply, Expression, Let, Literal, Loops, Reduction, Template, walk
-from whet.plan.plan import Plan, Step, nbytes
+from whet.plan.plan import Plan, Step
+from whet.plan.work import Sizes, nbytes_at
 
 WORDS = {
     "convolution": ("convolution",),
@@ -92,11 +93,20 @@ def source_of(value: Value) -> str:
     return f"{what} {getattr(value.op, 'name', '')}".strip()
 
 
+def arena_of(plan: Plan, sizes: Sizes) -> tuple[int, dict[Value, int]]:
+    """The arena's bytes, and where each buffer lies, at given sizes."""
+    if not plan.rooms.members:
+        return plan.arena, plan.offsets
+    places, whole = plan.rooms.layout(sizes)
+    return whole, {v: places[room] for v, room in plan.rooms.rooms.items()}  # type: ignore[misc]
+
+
 @dataclass(frozen=True)
 class Buffer:
     """A buffer in the arena: its place, its bytes, and the steps from first to last."""
 
     title: str
+    short: str
     kind: str
     start: int
     bytes: int
@@ -104,8 +114,8 @@ class Buffer:
     last: int
 
 
-def buffers(plan: Plan) -> list[Buffer]:
-    """What lies in the arena when."""
+def buffers(plan: Plan, sizes: Sizes) -> list[Buffer]:
+    """What lies in the arena when, at given sizes."""
     first: dict[Value, int] = {}
     last: dict[Value, int] = {}
     maker: dict[Value, Step] = {}
@@ -117,11 +127,12 @@ def buffers(plan: Plan) -> list[Buffer]:
     return [
         Buffer(
             f"{value.type} of {' + '.join(maker[value].nodes) or maker[value].name}",
+            title_of(maker[value]),
             kind_of(maker[value]),
             start,
-            nbytes(value.tensor),
+            nbytes_at(value.type, sizes),
             first[value],
             last[value],
         )
-        for value, start in plan.offsets.items()
+        for value, start in arena_of(plan, sizes)[1].items()
     ]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from whet.engine.atomic import atomic_write
 from whet.ir.graph import Value
 from whet.plan.bind import bound
-from whet.plan.describe import kind_of, source_of, title_of
+from whet.plan.describe import arena_of, kind_of, source_of, title_of
 from whet.plan.kernel import Template
 from whet.plan.plan import Plan, Step
 from whet.plan.target import Limits, Tactic
@@ -65,12 +65,21 @@ class Kernel:
     least: float | None = None
     bound: str | None = None
     """"memory" or "arithmetic", whichever sets the limit."""
+    step: Step | None = field(default=None, repr=False)
 
     @property
     def reached(self) -> float | None:
         """The limit over the time taken: 1 is as fast as can be; above it, data came from nearer
         caches than the limit takes for granted."""
         return self.least / self.seconds if self.least is not None and self.seconds else None
+
+    def to_plain(self) -> dict[str, Any]:
+        """What JSON holds."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "step"}
+        for name in ("reads", "writes", "alternatives"):
+            plain[name] = [asdict(item) for item in plain[name]]
+        plain["tactic"] = None if self.tactic is None else asdict(self.tactic)
+        return {**plain, "nodes": list(self.nodes), "reached": self.reached}
 
 
 @dataclass(frozen=True)
@@ -111,7 +120,7 @@ class Inspection:
             "limits": None if self.limits is None else asdict(self.limits),
             "runs": self.runs,
             "seconds": self.seconds,
-            "kernels": [{**asdict(k), "reached": k.reached} for k in self.kernels],
+            "kernels": [kernel.to_plain() for kernel in self.kernels],
         }
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
@@ -224,6 +233,7 @@ class _Inspector:
             seconds=seconds,
             least=least,
             bound=limit,
+            step=step,
         )
 
     def _buffer(self, value: Value) -> Buffer:
@@ -243,11 +253,3 @@ class _Inspector:
             found["arithmetic"] = work.operations / self.limits.operations[dtype]
         longest = max(found, key=lambda what: found[what])
         return longest, found[longest]
-
-
-def arena_of(plan: Plan, sizes: Sizes) -> tuple[int, dict[Value, int]]:
-    """The arena's bytes, and where each buffer lies, at given sizes."""
-    if not plan.rooms.members:
-        return plan.arena, plan.offsets
-    places, whole = plan.rooms.layout(sizes)
-    return whole, {v: places[room] for v, room in plan.rooms.rooms.items()}  # type: ignore[misc]

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from whet.cli.terminal import duration, size
+from whet.cli.terminal import amount, duration, size
 from whet.ir.graph import Constant, Graph, Input, Parameter, Value, Weight
 from whet.ir.types import TensorType
-from whet.plan.describe import kind_of, kind_of_name, source_of, title_of
-from whet.plan.plan import Plan, Step, nbytes
+from whet.plan.describe import kind_of_name, source_of
+from whet.plan.plan import Plan, nbytes
+from whet.plan.target import Tactic
+from whet.runtime.inspect import Buffer, Kernel
 
 KINDS = {
     "convolution": "convolution",
@@ -47,16 +49,15 @@ class Diagram:
         self.arrows[source, reader] = what if before is None else f"{before}, {what}"
 
 
-def of_plan(plan: Plan, seconds: Sequence[float] | None = None) -> Diagram:
-    """The kernels of a plan, with what each took where that was measured."""
+def of_plan(plan: Plan, kernels: Sequence[Kernel]) -> Diagram:
+    """The steps of a plan, with what the inspector says of each."""
     picture = Diagram()
     maker: dict[Value, str] = {}
     for value in plan.graph.inputs:
         maker[value] = _add_end(picture, "input", value.op.name, value)  # type: ignore[attr-defined]
-    for number, step in enumerate(plan.steps, 1):
-        key = f"step {number}"
-        taken = None if seconds is None else seconds[number - 1]
-        picture.boxes[key] = _step_box(key, step, taken)
+    for step, kernel in zip(plan.steps, kernels):
+        key = f"step {kernel.number}"
+        picture.boxes[key] = _kernel_box(key, kernel)
         for value in step.reads:
             if value in maker:
                 picture.connect(maker[value], key, str(value.type))
@@ -98,21 +99,68 @@ def _add_outputs(picture: Diagram, maker: Mapping[Value, str], graph: Graph) -> 
             picture.connect(maker[value], key, str(value.type))
 
 
-def _step_box(key: str, step: Step, seconds: float | None) -> Box:
-    types = ", ".join(str(value.type) for value in step.writes)
-    taken = [duration(seconds)] if seconds is not None else []
-    nodes = " + ".join(step.nodes) or str(step.value.op)
+def _kernel_box(key: str, kernel: Kernel) -> Box:
+    types = ", ".join(buffer.type for buffer in kernel.writes)
+    taken = [] if kernel.seconds is None else [duration(kernel.seconds)]
+    nodes = " + ".join(kernel.nodes) or kernel.operator
+    work = f"reads {size(kernel.read)}, writes {size(kernel.written)}"
+    if kernel.operations:
+        work += f", {amount(kernel.operations)} operations"
     details = [
-        ("kernel", key.replace("step", "number")),
+        ("kernel", f"number {kernel.number}"),
         ("nodes", nodes),
-        ("reads", "\n".join(_tell(value) for value in step.reads)),
-        ("writes", "\n".join(_tell(value) for value in step.writes)),
-        *((("time", taken[0]),) if taken else ()),
-        ("code", str(step.kernel or step.value.op)),
+        ("reads", "\n".join(map(_buffer, kernel.reads))),
+        ("writes", "\n".join(map(_buffer, kernel.writes))),
+        ("work", work),
+        *((("time", ", ".join([*taken, *_limit(kernel)])),) if taken else ()),
+        *((("tactic", _tactics(kernel)),) if kernel.tactic is not None else ()),
+        ("code", kernel.code),
     ]
-    return Box(
-        key, kind_of(step), title_of(step), (nodes, "  ".join([types, *taken])), tuple(details)
-    )
+    lines = nodes, "  ".join([types, *taken])
+    return Box(key, kernel.kind, kernel.title, lines, tuple(details))
+
+
+def _buffer(buffer: Buffer) -> str:
+    place = "" if buffer.offset is None else f" at {buffer.offset}"
+    return f"{buffer.type} ({size(buffer.bytes)}) {buffer.source}{place}"
+
+
+def _limit(kernel: Kernel) -> list[str]:
+    if kernel.least is None:
+        return []
+    return [f"at the limit of {kernel.bound} {duration(kernel.least)}"]
+
+
+def _tactics(kernel: Kernel) -> str:
+    """The chosen tactic, and the others with their cost over its own."""
+    assert kernel.tactic is not None
+    lines = [tactic_text(kernel.tactic)]
+    for other in kernel.alternatives:
+        known = other.cost is not None and kernel.tactic.cost
+        more = f"{other.cost / kernel.tactic.cost:.2f} x the cost" if known else "not compared"  # type: ignore[operator]
+        lines.append(f"or {tactic_text(other)}: {more}")
+    return "\n".join(lines)
+
+
+def tactic_text(tactic: Tactic | None) -> str:
+    """A tactic in a few words: its name and the settings that are neither off nor 1."""
+    if tactic is None:
+        return ""
+    settings = [
+        _setting(name, value)
+        for name, value in tactic.settings.items()
+        if value and (value is True or value != 1)
+    ]
+    return " ".join([tactic.name, *settings])
+
+
+def _setting(name: str, value: object) -> str:
+    if value is True:
+        return name
+    if isinstance(value, tuple | list):
+        distinct = dict.fromkeys(value)
+        return f"{name}={'/'.join(map(str, distinct))}"
+    return f"{name}={value}"
 
 
 def _tell(value: Value) -> str:

@@ -36,7 +36,8 @@ td.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 .scroll{overflow:auto;max-height:70vh}
 .box{cursor:pointer} .box:hover rect,.box.on rect{stroke-width:3}
 .arrow.on .a{stroke:var(--mark);stroke-width:2.4} .arrow.on .h{fill:var(--mark)}
-tr[data-key]{cursor:pointer} tr[data-key]:hover{background:var(--faint)}
+tr[data-key],.held,th{cursor:pointer} tr[data-key]:hover{background:var(--faint)}
+.held:hover rect{stroke-width:2.4} thead th{position:sticky;top:0;background:var(--paper)}
 """
 
 SCRIPT = """
@@ -89,10 +90,22 @@ function show(key) {
 for (const e of document.querySelectorAll('.box')) {
   e.addEventListener('mouseenter', () => show(e.dataset.key));
 }
-for (const e of document.querySelectorAll('tr[data-key]')) {
+for (const e of document.querySelectorAll('tr[data-key], .held')) {
   e.addEventListener('click', () => {
+    if (!details[e.dataset.key]) return;
     show(e.dataset.key);
     document.querySelector('.box.on').scrollIntoView({block: 'center', inline: 'center'});
+  });
+}
+for (const head of document.querySelectorAll('th')) {
+  head.addEventListener('click', () => {
+    const at = head.cellIndex, body = head.closest('table').tBodies[0];
+    const number = row => parseFloat(row.cells[at].dataset.number);
+    const order = (a, b) => isNaN(number(a))
+      ? a.cells[at].textContent.localeCompare(b.cells[at].textContent) : number(b) - number(a);
+    const rows = [...body.rows].sort(order);
+    if (rows.every((row, n) => row === body.rows[n])) rows.reverse();
+    body.append(...rows);
   });
 }
 if (width > canvas.clientWidth) setZoom(Math.max(0.45, canvas.clientWidth / width));
@@ -104,7 +117,8 @@ def page(
     lines: Sequence[str],
     diagram: Diagram,
     picture: Picture,
-    memory: Picture | None,
+    charts: Sequence[Picture],
+    table: str,
     text: str,
 ) -> str:
     """The whole page: it loads nothing, so that it can be mailed and opened anywhere."""
@@ -120,10 +134,8 @@ def page(
         for kind, said in KINDS.items()
     )
     told = "".join(f"<p>{clean(line)}</p>" for line in lines)
-    held = (
-        ""
-        if memory is None
-        else (f'<section><div class="scroll">{_inline(memory)}</div></section>')
+    below = "".join(
+        f'<section><div class="scroll">{_inline(chart)}</div></section>' for chart in charts
     )
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8">
@@ -135,8 +147,9 @@ def page(
 <button id="fit" title="all of it">fit</button></header>
 <div class="view"><div class="canvas">{_inline(picture)}</div>
 <aside><h3>Details</h3>Point at a box. Drag to move; Ctrl and the wheel zoom.</aside></div>
-{held}
-<section><h2>In order</h2><div class="scroll">{_table(diagram)}</div></section>
+{below}
+<section><h2>In order</h2><p>Click on a head to sort, on a row to see it above.</p>
+<div class="scroll">{table}</div></section>
 <section><details><summary>As text</summary><div class="scroll"><pre>{clean(text)}</pre></div>
 </details></section>
 <script type="application/json" id="details">{data}</script>
@@ -149,13 +162,3 @@ def _inline(picture: Picture) -> str:
         f'<svg width="{picture.width:.0f}" height="{picture.height:.0f}" '
         f'viewBox="0 0 {picture.width:.0f} {picture.height:.0f}">{picture.body}</svg>'
     )
-
-
-def _table(diagram: Diagram) -> str:
-    rows = []
-    boxes = [box for box in diagram.boxes.values() if box.kind != "end"]
-    for number, box in enumerate(boxes, 1):
-        cells = "".join(f"<td>{clean(cell)}</td>" for cell in (box.title, *box.lines))
-        rows.append(f'<tr data-key="{clean(box.key)}"><td class="n">{number}</td>{cells}</tr>')
-    head = "<tr><th></th><th>does</th><th>nodes of the model</th><th>gives</th></tr>"
-    return f"<table>{head}{''.join(rows)}</table>"

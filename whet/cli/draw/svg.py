@@ -1,4 +1,4 @@
-"""A diagram and a memory plan as SVG text."""
+"""A diagram as SVG text, and what all pictures have in common."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from itertools import accumulate, pairwise
 
 from whet.cli.draw.diagram import KINDS, Box, Diagram
 from whet.cli.draw.layers import Bend, Key, Layout, Point, lay_out
-from whet.cli.terminal import size
-from whet.plan.describe import Buffer
 
 FONT = "font-family:system-ui,-apple-system,'Segoe UI',Helvetica,Arial,sans-serif"
 TITLE, TEXT = 13.0, 11.0
@@ -52,6 +50,8 @@ def style(scope: str = "") -> str:
         f"{scope} .l{{font-size:{TEXT}px;fill-opacity:.72}}",
         f"{scope} .a{{fill:none;stroke:#8a94a0;stroke-width:1.3}}",
         f"{scope} .h{{fill:#8a94a0}}",
+        f"{scope} .g{{fill:none;stroke:#8a94a0;stroke-opacity:.3;stroke-dasharray:3 3}}",
+        f"{scope} .m{{fill:none;stroke:#e0671f;stroke-width:2}}",
         *_colours(scope, LIGHT),
     ]
     dark = [f"{scope} text{{fill:{PAPER[0]}}}", *_colours(scope, DARK)]
@@ -287,53 +287,12 @@ def _box(box: Box, place: Point, extent: tuple[float, float]) -> str:
     ]
     return (
         f'<g class="box" data-key="{escape(box.key)}" text-anchor="middle">'
-        f"<title>{_few(hover)}</title>"
+        f"<title>{few(hover)}</title>"
         f'<rect class="{box.kind}" x="{x - width / 2:.1f}" y="{y - height / 2:.1f}" '
         f'width="{width:.1f}" height="{height:.1f}" rx="{round_:.1f}"/>{"".join(lines)}</g>'
     )
 
 
-def _few(text: str) -> str:
+def few(text: str) -> str:
     """As much as a hover can hold."""
     return clean(text if len(text) <= 900 else text[:899] + "…")
-
-
-def memory(found: Sequence[Buffer], arena: int, steps: int, width: float = 1100) -> Picture:
-    """The arena over time: a rectangle is a buffer, as wide as it lives and as high as it is."""
-    height = 360.0
-    left, top = MARGIN + 64, 44.0
-    across = (width - left - MARGIN) / max(steps, 1)
-    down = height / max(arena, 1)
-    alone = sum(b.bytes for b in found)
-    said = (
-        f"{len(found)} buffers share {size(arena)}; each for itself they would take {size(alone)}"
-    )
-    parts = [
-        f'<text class="t" x="{MARGIN}" y="24">Memory: {clean(said)}</text>',
-        f'<rect x="{left}" y="{top}" width="{across * steps:.1f}" height="{height}" '
-        'fill="none" stroke="#8a94a0" stroke-dasharray="3 3"/>',
-    ]
-    for quarter in range(5):
-        y = top + height * quarter / 4
-        parts.append(
-            f'<text class="l" text-anchor="end" x="{left - 6}" y="{y + 4:.1f}">'
-            f"{clean(size(arena * quarter / 4))}</text>"
-        )
-    for number in range(0, steps + 1, max(1, -(-steps // 16))):
-        x = left + across * number
-        place = f'x="{x:.1f}" y="{top + height + 16}"'
-        parts.append(f'<text class="l" text-anchor="middle" {place}>{number}</text>')
-    parts += [_rectangle(b, left, top, across, down) for b in found]
-    foot = top + height + 34
-    parts.append(f'<text class="l" x="{left}" y="{foot}">steps; addresses go down</text>')
-    return Picture("\n".join(parts), width, foot + 16)
-
-
-def _rectangle(b: Buffer, left: float, top: float, across: float, down: float) -> str:
-    wide, high = across * (b.last - b.first + 1), max(b.bytes * down, 0.75)
-    hover = f"{b.title}\n{size(b.bytes)} at {b.start}, steps {b.first + 1} to {b.last + 1}"
-    return (
-        f'<rect class="{b.kind}" stroke-width="0.8" x="{left + across * b.first:.1f}" '
-        f'y="{top + b.start * down:.1f}" width="{wide:.1f}" height="{high:.2f}">'
-        f"<title>{_few(hover)}</title></rect>"
-    )
