@@ -135,7 +135,7 @@ def _extreme(name: str) -> Emit:
         if is_float(dtype):
             if is_number(b):  # no NaN can come from there, which saves two instructions
                 return f.select(f.compare(predicate, type, a, b), type, a, b)
-            return f.intrinsic(f"llvm.{name}imum", type, a, b)
+            return f.extreme(name, type, a, b)
         if dtype == "bool":
             return f.binary("or" if name == "max" else "and", type, a, b)
         return f.intrinsic(f"llvm.{'u' if dtype in UNSIGNED else 's'}{name}", type, a, b)

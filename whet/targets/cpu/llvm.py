@@ -321,6 +321,13 @@ class Function:
         """A call of an intrinsic that is overloaded by the one type of its arguments and result."""
         return self.call(type, f"{name}.{suffix(type)}", [(type, v) for v in values])
 
+    def extreme(self, kind: str, type: str, fresh: str, before: str) -> str:
+        """The larger ("max") or smaller of two floats, NaN where either is; zeros of both signs are
+        alike, which halves the instructions. `before` is the one that was computed last."""
+        name = f"llvm.{kind}imum.{suffix(type)}"
+        self.module.declare(name, type, [type, type])
+        return self.op(f"call nsz {type} @{name}({type} {fresh}, {type} {before})")
+
     # Control flow.
 
     def label(self, name: str) -> None:

@@ -120,7 +120,8 @@ class _NestCode:
         joined, rest = self.join(outer)
         turns = self.product(joined)
         whole = self.product(outer)
-        if lanes_axis is not None and isinstance(whole, int) and whole < 8:
+        few_rows = isinstance(whole, int) and whole < 8
+        if lanes_axis is not None and few_rows and self.kept is None:
             # Few rows: threads share each row instead.
             self.loops((*outer, *ordered), lanes_axis, frozenset(), {}, shared=True)
             return
@@ -147,7 +148,7 @@ class _NestCode:
         if len(stores) != 1:
             return
         self.kept = kept_row(stores[0], axis, len(self.e.buffers))
-        if self.kept is not None:
+        if self.kept is not None and self.kept[0].buffer == len(self.e.buffers):
             assert isinstance(axis.size, int)
             self.e.buffers.append(self.f.alloca(4 * axis.size))
 

@@ -48,7 +48,7 @@ def combine(f: Function, kind: str, dtype: str, lanes: int, a: str, b: str) -> s
     if dtype == "bool":
         return f.binary("or" if kind == "max" else "and", t, a, b)
     if floating:
-        return f.intrinsic(f"llvm.{kind}imum", t, a, b)
+        return f.extreme(kind, t, b, a)
     return f.intrinsic(f"llvm.{'u' if dtype[0] == 'u' else 's'}{kind}", t, a, b)
 
 

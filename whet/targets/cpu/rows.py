@@ -38,13 +38,17 @@ def _is_sum(node: Expression) -> bool:
 
 
 def kept_row(store: Store, along: Axis, buffer: int) -> tuple[Store, Store] | None:
-    """A store of the costly part of a row to a buffer, and the store itself, which reads it there.
+    """A store of the costly part of a row, and the store itself, which reads it there: where the
+    row's results go in the end, or in a buffer of its own if these are of another dtype.
 
     None where no reduction over the row computes what the row's elements need as well.
     """
-    if not isinstance(along.size, int) or along.size > LONGEST:
-        return None
     index = loop_index(along.name, along.size)
+    at = index
+    if store.value.dtype == "float32" and store.combine is None and not store.choices:
+        buffer, at = store.buffer, store.offset
+    elif not isinstance(along.size, int) or along.size > LONGEST:
+        return None
     elements = [n for n in walk(store.value) if _is_costly(n, along.name)]
     found: dict[Expression, dict[Expression, Size]] = {n: {n: index} for n in elements}
     for reduction in walk(store.value):
@@ -65,10 +69,12 @@ def kept_row(store: Store, along: Axis, buffer: int) -> tuple[Store, Store] | No
     places = found[kept]
 
     def change(node: Expression) -> Expression | None:
-        return Load(buffer, places[node], node.dtype) if node in places else None
+        if node not in places:
+            return None
+        return Load(buffer, substitute(at, {along.name: places[node]}), node.dtype)
 
     rest = Store(store.buffer, store.offset, replace_nodes(store.value, change))
-    return Store(buffer, index, kept), rest
+    return Store(buffer, at, kept), rest
 
 
 def _is_costly(node: Expression, index: str) -> bool:
