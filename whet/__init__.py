@@ -11,10 +11,12 @@ if TYPE_CHECKING:
     from whet.engine.validity import Validity
     from whet.runtime.cache import Cache
     from whet.runtime.engine import Engine, build, engine_validity, load, session
+    from whet.runtime.memory import Arena
     from whet.runtime.profile import Profile
     from whet.runtime.session import Session
 
 __all__ = [
+    "Arena",
     "Cache",
     "Cancelled",
     "Engine",
@@ -30,6 +32,7 @@ __all__ = [
 ]
 
 _PLACES = {
+    "Arena": "memory",
     "Cache": "cache",
     "Engine": "engine",
     "Profile": "profile",

@@ -284,6 +284,8 @@ def _print_sum(found: Inspection) -> None:
 
 def _print_memory(found: Inspection) -> None:
     from whet.plan.describe import arena_of, buffers
+    from whet.plan.plan import nbytes
+    from whet.runtime.program import needed
 
     assert found.plan is not None
     held = sorted(buffers(found.plan, found.sizes), key=lambda b: (b.first, b.start))
@@ -291,3 +293,5 @@ def _print_memory(found: Inspection) -> None:
     table(("address", "size", "from step", "to step", "buffer"), rows, left=(4,))
     alone, arena = size(sum(b.bytes for b in held)), arena_of(found.plan, found.sizes)[0]
     say(f"{len(held)} buffers share {size(arena)}; each for itself they would take {alone}")
+    weights = sum(nbytes(v.tensor) for v in needed(found.plan))
+    say(f"prepared weights take {size(weights)}, once for all sessions")

@@ -29,6 +29,7 @@ from whet.passes.recognise import Numbers
 from whet.progress import ProgressMonitor, monitored, phase
 from whet.runtime.cache import Cache
 from whet.runtime.debug import Source, Tensors, without_outputs
+from whet.runtime.memory import Allocator, checked
 from whet.runtime.prepared import Shared
 from whet.runtime.profile import Profile, check_profiles
 from whet.runtime.session import Session
@@ -184,6 +185,7 @@ class Engine:
         progress: ProgressMonitor | None = None,
         tune: float | None = None,
         weight_budget: int | str | None = None,
+        allocator: Allocator | None = None,
     ) -> Session:
         """The engine ready to run on a device, its kernels compiled or taken from the cache.
 
@@ -198,7 +200,7 @@ class Engine:
         (WHET_TUNE). `weight_budget`: how much of what is prepared from weights may be in memory at
         once, in bytes, "500M", "50%" of it, or "auto"; the rest lies in a file beside the kernel
         cache and comes in ahead of the kernels that read it (CPU). Such runs come one after the
-        other. Raises
+        other. `allocator` gives memory for intermediate results, such as a whet.Arena (CPU). Raises
         DeviceError where there is no such device.
         """
         from whet.targets.cpu import host
@@ -214,6 +216,9 @@ class Engine:
         seconds = knobs.tune if tune is None else tune
         tries = specialize != "none"
         opened = open_device(device, _cache(cache), self.kernels, count, seconds, tries)
+        if allocator is not None:
+            _only_cpu(opened, "allocator")
+            opened.allocate = checked(allocator)  # type: ignore[attr-defined]
         with monitored(progress), phase("session", 1) as step:
             stream = None if weight_budget is None else _stream(opened, weight_budget)
             prepared = self.shared.prepared(opened, self._current, count, stream)
@@ -403,11 +408,15 @@ def _cache(cache: str | os.PathLike[str] | Cache | bool) -> Cache | None:
 
 def _stream(device: Any, budget: int | str) -> Any:
     """Room for weights outside of memory, beside the kernel cache."""
-    if device.capabilities.name != "cpu":
-        raise InvalidSetting("weight_budget= is for sessions on a CPU")
+    _only_cpu(device, "weight_budget")
     from whet.targets.cpu.stream import Stream
 
     return Stream(budget, getattr(device.cache, "folder", None))
+
+
+def _only_cpu(device: Any, setting: str) -> None:
+    if device.capabilities.name != "cpu":
+        raise InvalidSetting(f"{setting}= is for sessions on a CPU")
 
 
 def _report(device: Any, seconds: float) -> None:

@@ -22,9 +22,10 @@ from whet.ops.select import Prefix
 from whet.plan import trace
 from whet.plan.kernel import size_symbols
 from whet.plan.likely import likely
-from whet.plan.plan import Plan, Step, make_plan
+from whet.plan.plan import Plan, Step, make_plan, nbytes
 from whet.plan.target import Device, RangeDevice, RangeExecutable
 from whet.progress import phase
+from whet.runtime.memory import Memory
 from whet.runtime.prepared import Prepared, is_given
 from whet.runtime.ranges import Ranges, names_shown
 
@@ -80,6 +81,16 @@ class Runner:
     def plans(self) -> tuple[Plan, ...]:
         """The plans of all stages compiled so far, in that order."""
         return tuple(stage.program.plan for stage in self._compiled)
+
+    @property
+    def memory(self) -> Memory:
+        """What weights and intermediate results take."""
+        programs = [stage.program for stage in self._compiled]
+        weights = sum(nbytes(v.tensor) for v in {v for p in programs for v in p.given})
+        stream = self.prepared.stream
+        resident = weights if stream is None else min(weights, stream.most)
+        arenas = (getattr(p.executable, "arena", p.plan.arena) for p in programs)
+        return Memory(weights, resident, tuple(arenas))
 
     @property
     def _compiled(self) -> list[Stage]:
@@ -242,6 +253,9 @@ class Program:
         self.plan: Plan = make_plan(graph, runner.device.capabilities)
         runner.reference_ops.update(dict.fromkeys(self.plan.reference_ops))
         self.executable = runner.device.executable(self.plan, runner.threads)
+        allocate = getattr(runner.device, "allocate", None)  # only a CPU's can be chosen
+        if allocate is not None:
+            self.executable.allocate = allocate  # type: ignore[attr-defined]
         self.given = needed(self.plan)
         runner.prepared.plan(self.given)
         self.pace = runner.prepared.paced(self.executable, self.given)

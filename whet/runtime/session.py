@@ -19,6 +19,7 @@ from whet.plan.plan import Plan
 from whet.plan.trace import Look, Trace, tracing
 from whet.runtime.debug import Tensors
 from whet.runtime.inspect import Inspection, inspect, inspect_run
+from whet.runtime.memory import Memory
 from whet.runtime.prepared import Prepared
 from whet.runtime.profile import Profile
 from whet.runtime.program import MOST_STAGES, Runner
@@ -74,6 +75,12 @@ class Session:
         """Bytes of prepared weights that may be in memory at once; None where all are."""
         stream = self._runner.prepared.stream
         return None if stream is None else stream.most
+
+    @property
+    def memory(self) -> Memory:
+        """What the plans compiled so far take: prepared weights, and arenas for each run at a
+        time."""
+        return self._runner.memory
 
     @property
     def architecture(self) -> str:

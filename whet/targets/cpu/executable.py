@@ -53,6 +53,8 @@ class Executable:
         self.layout = _Layout(plan)
         self.code = np.array([0 if k is None else device.code(k) for k in self.kernels], np.int64)
         """The address of each step's code, that for the whole range."""
+        self.allocate: Callable[[int], np.ndarray] = host.aligned_memory
+        """Where arenas come from."""
         self.pace: Pace | None = None
         """How weights come and go, where they are not all in memory."""
         self._bound: OrderedDict[tuple[int, ...], Bound] = OrderedDict()
@@ -65,6 +67,12 @@ class Executable:
     def paced(self, values: Mapping[Value, Any]) -> Iterable[tuple[int, int]]:
         """The segments, each when the weights that it reads are there."""
         return self.segments if self.pace is None else self.pace.walk(values)
+
+    @property
+    def arena(self) -> int:
+        """The bytes that a run takes for intermediate results; the most of any sizes so far."""
+        with self._lock:
+            return max([self.plan.arena, *(bound.arena for bound in self._bound.values())])
 
     def bound(self, sizes: Sizes) -> Bound:
         """The plan at given sizes, evaluated anew or remembered."""
@@ -269,7 +277,7 @@ class _Context:
         if bound is not self.bound:
             self.bound, self.inside = bound, None
             if self.arena.nbytes < bound.arena:
-                self.arena = host.aligned_memory(bound.arena)
+                self.arena = self.executable.allocate(bound.arena)
             base = self.arena.ctypes.data
             self.arguments[bound.inside[:, 0]] = base + bound.inside[:, 1]
             self.arguments[bound.numbers[:, 0]] = bound.numbers[:, 1]
