@@ -93,6 +93,10 @@ def small(dtypes: tuple[str, ...] = ("float16", "float32")) -> Iterator[Problem]
     yield convolution("conv-grouped", (1, 9, 9, 64), (48, 3, 3, 32), pad=1, groups=2)
     yield convolution("conv-grouped-small", (1, 9, 9, 12), (18, 3, 3, 4), pad=1, groups=3)
     yield convolution("conv-depthwise", (2, 9, 9, 40), (40, 3, 3, 1), pad=1, groups=40)
+    yield convolution("conv-depthwise-one", (1, 5, 5, 40), (40, 5, 5, 1), groups=40)
+    yield convolution(
+        "conv-depthwise-stride", (2, 9, 15, 70), (70, 3, 5, 1), stride=2, pad=2, groups=70
+    )
     yield convolution("conv1x1", (2, 9, 9, 40), (48, 1, 1, 40))
     yield convolution("conv1x1-stride", (2, 9, 9, 40), (48, 1, 1, 40), stride=2)
     yield convolution("conv1d", (2, 30, 16), (24, 5, 16), pad=2)

@@ -91,7 +91,8 @@ def functions(source: Source) -> dict[str, Any]:
     if source.text not in _loaded:
         name = f"<interpreted {len(_loaded)}>"
         lines = source.text.splitlines(keepends=True)
-        text = "".join(line for line in lines if "triton.language.extra" not in line)
+        unknown = ("triton.language.extra", "inline_asm")  # imports, and asking for cache lines
+        text = "".join(line for line in lines if not any(word in line for word in unknown))
         linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
         namespace: dict[str, Any] = {
             "__name__": name,

@@ -19,7 +19,7 @@ from whet.errors import CompileError
 from whet.targets.cuda.architecture import Architecture
 from whet.targets.cuda.source import WAIT, Grid, Launch, Slot, Source
 
-MAGIC = b"whet cubins 2\n"
+MAGIC = b"whet cubins 3\n"
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Function:
     checks: bool
     waits: bool
     """Whether it waits by itself for the kernel before it, and may start while that runs."""
+    spread: bool
 
 
 def to_object(source: Source, architecture: Architecture) -> bytes:
@@ -123,6 +124,7 @@ def _compile(
         launch.scratch,
         "tl.store(error" in text,
         WAIT in text,
+        launch.spread,
     )
 
 

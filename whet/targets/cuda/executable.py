@@ -339,6 +339,8 @@ class _Context:
             return array
         if not isinstance(value.type, TensorType) or not holds(value.tensor):
             return array
+        if isinstance(array, DeviceArray) and value not in self.made:
+            return array.numpy()
         result = np.empty(value.shape, value.tensor.numpy)
         self.used.download(result.ctypes.data, self.pointers[value], result.nbytes)
         self.used.synchronize()

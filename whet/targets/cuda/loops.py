@@ -34,7 +34,7 @@ def generate(kernel: Loops, architecture: Architecture, name: str = "kernel") ->
     """The kernel's text and launch."""
     text = Text()
     arguments = ("error", *(f"b{n}" for n in range(len(kernel.buffers))))
-    text.overlap(architecture)
+    text.wait(architecture)
     text.line("pid = tl.program_id(0)")
     begin = 0
     schedules = [schedule_of(nest, architecture) for nest in kernel.nests]

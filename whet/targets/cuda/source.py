@@ -25,6 +25,8 @@ class Launch:
     """Words that the function needs to find zero, and leaves zero."""
     scratch: int = 0
     """Bytes that it may write as it likes."""
+    spread: bool = False
+    """Whether its blocks are to lie evenly over the multiprocessors, whatever else runs there."""
 
 
 @dataclass(frozen=True)

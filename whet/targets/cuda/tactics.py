@@ -7,7 +7,9 @@ what the kernel before has just written does; the others, most often weights, do
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -28,6 +30,9 @@ TURNS = 16
 ROUNDS = 3
 REGION = 160 << 20  # bytes, more than any second-level cache holds
 
+MOST_SPREAD = 4  # blocks on a multiprocessor
+RESERVED = 1024  # bytes of shared memory that every block has besides its own
+
 MOST_OTHERS = 5  # ways to run a kernel, besides the first
 
 Loaded = list[tuple[Function, Module]]
@@ -35,7 +40,19 @@ Loaded = list[tuple[Function, Module]]
 
 def load(context: Context, code: bytes) -> Loaded:
     """An object's functions on the device."""
-    return [(f, Module(context, f.cubin, f.name, f.shared)) for f in unpack(code)]
+    functions = [spread(f, context.found.architecture) for f in unpack(code)]
+    return [(f, Module(context, f.cubin, f.name, f.shared)) for f in functions]
+
+
+def spread(function: Function, architecture: Architecture) -> Function:
+    """A function that takes so much shared memory that no multiprocessor has more of its blocks
+    than it must: blocks that come early go where there is room, and would crowd there."""
+    each = -(-math.prod(function.grid) // architecture.multiprocessors)
+    if not (function.spread and function.waits) or each > MOST_SPREAD:
+        return function
+    most = architecture.shared_bytes
+    least = (most + RESERVED) // (each + 1) - RESERVED + 128
+    return replace(function, shared=min(max(function.shared, least), most))
 
 
 def others(

@@ -177,6 +177,7 @@ class Code:
         """The whole kernel."""
         self._begin()
         self._over_keys()
+        self.text.release(self.architecture)
         self._end()
         body = self.text.function(name, ("error", *self.names))
         t = self.tile
@@ -187,6 +188,7 @@ class Code:
             ("*i32", *(arithmetic.POINTER[d] for d in self.kernel.buffers)),
             t.warps,
             t.stages,
+            spread=True,
         )
         return Source(HEADER + arithmetic.helpers(body) + body, (launch,))
 
@@ -196,7 +198,7 @@ class Code:
 
     def _begin(self) -> None:
         text, t = self.text, self.tile
-        text.overlap(self.architecture)
+        text.wait(self.architecture)
         wide = "" if self.index == "tl.int32" else ".to(tl.int64)"
         # The last queries first: with a causal bound, theirs are the longest rows.
         last = -(-self.queries // t.rows) - 1

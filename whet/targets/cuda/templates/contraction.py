@@ -101,9 +101,10 @@ class Code:
         parts = t.split > 1
         if self.architecture.has_dependent_launch:
             self._prefetch()
-        self.text.overlap(self.architecture)
+        self.text.wait(self.architecture)
         self._blocks()
         self.accumulate()
+        self.text.release(self.architecture)
         if parts:
             arguments += ["counters", "scratch"]
             self._join()
@@ -124,6 +125,7 @@ class Code:
             t.stages,
             tiles if parts else 0,
             4 * tiles * t.split * t.rows * t.columns if parts else 0,
+            spread=True,
         )
         return Source(HEADER + arithmetic.helpers(body) + body, (launch,))
 

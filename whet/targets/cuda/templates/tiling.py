@@ -35,17 +35,16 @@ class Shape:
     bytes: int
 
 
-MATRIX_RATE = 3500.0  # operations of a multiprocessor in a nanosecond, 16-bit, with large tiles
+MATRIX_RATE = 6570.0  # operations of a multiprocessor in a nanosecond, 16-bit, with large tiles
 PLAIN_RATE = 380.0  # the same without matrix units
-L2_RATE = 90.0  # bytes that a multiprocessor reads from the second-level cache in a nanosecond
-MEMORY_RATE = 4900.0  # bytes in a nanosecond, whole device
-LATENCY = 86.0  # nanoseconds by which a step comes later when no other is under way
-OVERHEAD = 63.0  # nanoseconds of a step's barriers and addresses
-START = 1050.0  # nanoseconds of a block's beginning and end
-RESULT_RATE = 13.0  # bytes of results that a multiprocessor computes and writes in a nanosecond
-RAGGED = 1.19  # where columns end within a tile
-SPLIT, PART = 570.0, 130.0  # nanoseconds of a sum in parts, and of each part
-PARTIAL_RATE = 1750.0  # bytes of partial sums in a nanosecond, written and read
+L2_RATE = 81.0  # bytes that a multiprocessor reads from the second-level cache in a nanosecond
+MEMORY_RATE = 2300.0  # bytes in a nanosecond, whole device
+OVERHEAD = 65.0  # nanoseconds of a step's barriers and addresses
+START = 1270.0  # nanoseconds of a block's beginning and end
+RESULT_RATE = 31.0  # bytes of results that a multiprocessor computes and writes in a nanosecond
+RAGGED = 1.1  # where columns end within a tile
+SPLIT, PART = 505.0, 116.0  # nanoseconds of a sum in parts, and of each part
+PARTIAL_RATE = 1770.0  # bytes of partial sums in a nanosecond, written and read
 """Fitted to some thousand kernels on an H200 (benchmarks/gpu_tiles.py)."""
 
 
@@ -140,7 +139,7 @@ def cost(shape: Shape, tile: Tile, architecture: Architecture) -> float:
     step = max(work / rate, moved / L2_RATE) + OVERHEAD
     result = tile.rows * tile.columns * shape.bytes / RESULT_RATE
     together = min(each, _resident(tile, shape, architecture))
-    alone = steps * max(LATENCY / (tile.stages - 1), step) + LATENCY + START + result
+    alone = steps * step + START + result
     busy = max(each * (steps * step + result) + START, -(-each // together) * alone)
     busy *= RAGGED if shape.columns % tile.columns else 1.0
     partial = 0.0
@@ -154,8 +153,8 @@ def cost(shape: Shape, tile: Tile, architecture: Architecture) -> float:
 def _efficiency(tile: Tile) -> float:
     """The part of the matrix units' rate that a tile of this size can reach."""
     area = math.sqrt(tile.rows * tile.columns)
-    full = 1.12 if tile.rows * tile.columns >= 128 * 32 * tile.warps else 1.0
-    return min(1.0, 0.2 + 0.93 * area / 119) * (0.44 if tile.rows < 64 else 1.0) * full
+    crowded = 0.64 if tile.rows * tile.columns >= 128 * 32 * tile.warps else 1.0
+    return min(1.0, 0.2 + 0.013 * area) * (0.185 if tile.rows < 64 else 1.0) * crowded
 
 
 def _resident(tile: Tile, shape: Shape, architecture: Architecture) -> int:
