@@ -4,8 +4,12 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
-from whet.cli.check import compare_one
+import whet as library
+from tests.cli.conftest import save
+from whet.cli.judge import compare_one
+from whet.cli.layers import Layers
 from whet.ops import contract
 from whet.passes import pipeline
 from whet.runtime.session import Session
@@ -61,6 +65,45 @@ def test_the_first_kernel_that_differs_is_named(whet, digits, monkeypatch):
     assert done.status == 1
     named = done.out.partition("first tensor that differs: ")[2].splitlines()[0]
     assert "training__0" in named or "conv2d " in named, "of the first convolution, not another"
+
+
+@pytest.mark.parametrize("which", [2, 4])
+def test_a_wrong_kernel_is_told_from_those_that_inherit(digits, which):
+    """One kernel's result is spoilt in place: all later ones differ, and only it is to blame."""
+    session = library.session(digits, device="cpu", cache=False)
+    x = np.random.default_rng(which).uniform(0, 16, (2, 1, 8, 8)).astype(np.float32)
+    session.run({"image": x})
+    layers, count = Layers(session, None), 0
+
+    def look(step, values):
+        nonlocal count
+        if count == which:
+            values[step.writes[0]][...] *= 1.5
+        count += 1
+        layers.look(step, values)
+
+    session.trace({"image": x}, look)
+    assert layers.not_compared == 0 and len(layers.found) == count
+    first, *rest = layers.wrong
+    assert layers.found.index(first) == which and first.is_its_own
+    assert rest and not any(layer.is_its_own for layer in rest)
+
+
+def test_half_precision_is_compared_within_kernels_too(whet, tmp_path):
+    """Products in float16 run in float32 inside: those results have no name in the model."""
+    rng = np.random.default_rng(5)
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"], name="first"),
+        helper.make_node("Relu", ["a"], ["b"], name="relu"),
+        helper.make_node("MatMul", ["b", "v"], ["y"], name="second"),
+    ]
+    weights = [(n, (rng.standard_normal((32, 32)) / 6).astype(np.float16)) for n in "wv"]
+    kinds = [(n, TensorProto.FLOAT16, [4, 32]) for n in "xy"]
+    model = save(tmp_path / "half.onnx", nodes, kinds[:1], kinds[1:], weights)
+    done = whet("check", model, "--per-layer")
+    assert done.status == 0 and "not compared" not in done.out
+    right, _, of = done.out.splitlines()[-1].partition(" kernel")[0].partition(" of ")
+    assert right == of and int(right) >= 2
 
 
 def test_the_first_pass_that_changes_the_outputs_is_named(whet, digits, monkeypatch):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,17 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from whet.cli import models
-from whet.cli.contest import relative_error
 from whet.cli.inputs import given_inputs, random_inputs
+from whet.cli.judge import Finding, compare
 from whet.cli.parser import a_count, add_device, add_inputs, add_model
 from whet.cli.status import DIFFERS, OK, UsageError
 from whet.cli.terminal import note, say, size, table, working
 
 if TYPE_CHECKING:
-    from whet.ir.graph import Graph
-    from whet.plan.plan import Plan, Step
     from whet.runtime.engine import Engine
-    from whet.runtime.session import Session
 
 ABOUT = """\
 Compares a model's outputs with those of ONNX Runtime where it is installed, else with whet's own
@@ -35,15 +31,6 @@ EXAMPLES = """\
   whet check model.onnx --against reference --device cpu:avx2
   whet check model.onnx --per-layer              names the first tensor that differs
   whet check model.whet --file                   every byte of an engine file, nothing is run"""
-
-TOLERANCE = {
-    "float64": 1e-6,
-    "complex128": 1e-6,
-    "float16": 2e-2,
-    "bfloat16": 5e-2,
-    "float32": 1e-3,
-}
-EIGHT_BITS = 2.5e-1
 
 Judge = Callable[[dict[str, Any]], Mapping[str, Any]]
 
@@ -96,6 +83,8 @@ def run(options: argparse.Namespace) -> int:
     _report(list(worst.values()), name, len(feeds))
     is_right = all(finding.is_right for finding in worst.values())
     if options.per_layer:
+        from whet.cli.layers import per_layer
+
         is_right = per_layer(engine, session, feeds[0], options) and is_right
     elif not is_right:
         note("find where with --per-layer")
@@ -127,50 +116,6 @@ def _feeds(engine: Engine, options: argparse.Namespace) -> list[dict[str, Any]]:
     sizes.update({name: likely for name, (_, likely, _) in options.size})
     seeds = range(options.seed + 1, options.seed + options.runs)
     return [first, *(random_inputs(engine, sizes, seed) for seed in seeds)]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """How far an output is from what is expected, and how far it may be."""
-
-    name: str
-    type: str
-    difference: float
-    tolerance: float
-
-    @property
-    def is_right(self) -> bool:
-        return self.difference <= self.tolerance
-
-
-def compare(
-    outputs: Mapping[str, Any], expected: Mapping[str, Any], tolerance: float | None
-) -> list[Finding]:
-    """A finding for each output; sequences count as their elements."""
-    return [compare_one(name, outputs[name], expected[name], tolerance) for name in expected]
-
-
-def compare_one(name: str, actual: Any, expected: Any, tolerance: float | None) -> Finding:
-    """How far one output is from what is expected."""
-    if expected is None or actual is None:
-        difference = 0.0 if expected is actual else float("inf")
-        return Finding(name, "optional", difference, 0.0)
-    if isinstance(expected, list):
-        same = isinstance(actual, list) and len(actual) == len(expected)
-        pairs = zip(actual, expected) if same else ()
-        found = [compare_one(name, a, e, tolerance) for a, e in pairs]
-        difference = max((f.difference for f in found), default=0.0 if same else float("inf"))
-        allowed = max((f.tolerance for f in found), default=0.0)
-        return Finding(name, f"sequence of {len(expected)}", difference, allowed)
-    actual, expected = np.asarray(actual), np.asarray(expected)
-    kind = f"{actual.dtype}[{','.join(map(str, actual.shape))}]"
-    allowed = tolerance if tolerance is not None else _tolerance(str(actual.dtype))
-    return Finding(name, kind, relative_error(actual, expected), allowed)
-
-
-def _tolerance(dtype: str) -> float:
-    """What rounding may do to a dtype; integers and flags must be equal."""
-    return EIGHT_BITS if "float8" in dtype or "float4" in dtype else TOLERANCE.get(dtype, 0.0)
 
 
 def judge_of(engine: Engine, options: argparse.Namespace) -> tuple[str, Judge]:
@@ -259,100 +204,3 @@ def _report(findings: list[Finding], judge: str, runs: int) -> None:
 
 def _verdict(finding: Finding) -> str:
     return "right" if finding.is_right else "DIFFERS"
-
-
-def per_layer(
-    engine: Engine, session: Session, inputs: dict[str, Any], options: argparse.Namespace
-) -> bool:
-    """Whether every kernel computes what its operators mean, and every pass keeps the outputs."""
-    layers = Layers(session, options.tolerance)
-    with working("comparing kernels"):
-        session.trace(inputs, layers.look)
-    wrong = [f for f in layers.findings if not f.is_right]
-    if wrong:
-        say(f"first tensor that differs: {wrong[0].name}", style="red")
-        rows = [(f.name, f.type, f"{f.difference:.1e}", f"{f.tolerance:.0e}") for f in wrong[:20]]
-        table(("result of", "type", "difference", "allowed"), rows, left=(0, 1))
-    say(f"{len(layers.findings) - len(wrong)} of {len(layers.findings)} kernel results are right")
-    changed = None if models.is_engine(options.model) else first_pass(options, inputs)
-    if changed:
-        say(f"first pass that changes the outputs: {changed}", style="red")
-    return not wrong and changed is None
-
-
-class Layers:
-    """Compares what each step writes with what the graph's operators give on the same inputs."""
-
-    def __init__(self, session: Session, tolerance: float | None) -> None:
-        self.session, self.tolerance = session, tolerance
-        self.findings: list[Finding] = []
-        self.expected: dict[Plan, dict[Any, Any]] = {}
-        self.seen: set[int] = set()
-
-    def look(self, step: Step, values: Mapping[Any, Any]) -> None:
-        """Is shown each step when it is done, and what it wrote."""
-        if id(step) in self.seen:
-            return  # the body of a loop runs again
-        self.seen.add(id(step))
-        plan = next((p for p in self.session.plans if any(s is step for s in p.steps)), None)
-        if plan is None:
-            return
-        if plan not in self.expected:
-            self.expected[plan] = self._evaluate(plan, values)
-        for value in step.writes:
-            if next(s for s in reversed(plan.steps) if value in s.writes) is not step:
-                continue  # a later step writes more of it
-            wanted = self.expected[plan].pop(value, None)
-            if wanted is not None and value in values:
-                name = " + ".join(step.nodes) or str(value.op)
-                self.findings.append(compare_one(name, values[value], wanted, self.tolerance))
-
-    def _evaluate(self, plan: Plan, values: Mapping[Any, Any]) -> dict[Any, Any]:
-        """What the plan's steps should write, by the references of the operators they stand for."""
-        from whet.ir.evaluate import evaluate
-
-        graph, meanings = self.session.source(plan)
-        wanted = {meanings[v]: v for s in plan.steps for v in s.writes if v in meanings}
-        kept: dict[Any, Any] = {}
-
-        def watch(value: Any, array: Any) -> None:
-            if value in wanted:
-                kept[wanted[value]] = array
-
-        given = {value: values[value] for value in graph.inputs}
-        evaluate(_whole(graph), given, self.session.weights.array, watch=watch)
-        return kept
-
-
-def _whole(graph: Graph) -> Graph:
-    """The graph without what is planned only once it has run."""
-    from dataclasses import replace
-
-    return replace(graph, late=None)
-
-
-def first_pass(options: argparse.Namespace, inputs: dict[str, Any]) -> str | None:
-    """The first pass of the optimiser after which the graph gives other outputs."""
-    from whet.frontends.onnx import from_onnx
-    from whet.ir.evaluate import evaluate
-
-    imported = from_onnx(options.model)
-    (_, before), *graphs = models.stages(options.model)
-
-    def outputs(graph: Graph) -> list[Any]:
-        given = {value: inputs[value.op.name] for value in graph.inputs}  # type: ignore[attr-defined]
-        return evaluate(graph, given, lambda name: imported.weights[name].read())
-
-    expected = outputs(before)
-    with working("comparing passes") as work:
-        for number, (name, graph) in enumerate(graphs):
-            work.step(number, len(graphs), f"comparing after {name}")
-            if graph is before:
-                continue
-            found = [
-                compare_one(name, a, e, options.tolerance) for a, e in zip(outputs(graph), expected)
-            ]
-            if not all(f.is_right for f in found):
-                return name
-            before = graph
-    return None

@@ -1,0 +1,64 @@
+"""How far outputs are from what is expected, and how far they may be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from whet.cli.contest import relative_error
+
+TOLERANCE = {
+    "float64": 1e-6,
+    "complex128": 1e-6,
+    "float16": 2e-2,
+    "bfloat16": 5e-2,
+    "float32": 1e-3,
+}
+EIGHT_BITS = 2.5e-1
+
+
+@dataclass(frozen=True)
+class Finding:
+    """How far an output is from what is expected, and how far it may be."""
+
+    name: str
+    type: str
+    difference: float
+    tolerance: float
+
+    @property
+    def is_right(self) -> bool:
+        return self.difference <= self.tolerance
+
+
+def compare(
+    outputs: Mapping[str, Any], expected: Mapping[str, Any], tolerance: float | None
+) -> list[Finding]:
+    """A finding for each output; sequences count as their elements."""
+    return [compare_one(name, outputs[name], expected[name], tolerance) for name in expected]
+
+
+def compare_one(name: str, actual: Any, expected: Any, tolerance: float | None) -> Finding:
+    """How far one output is from what is expected."""
+    if expected is None or actual is None:
+        difference = 0.0 if expected is actual else float("inf")
+        return Finding(name, "optional", difference, 0.0)
+    if isinstance(expected, list):
+        same = isinstance(actual, list) and len(actual) == len(expected)
+        pairs = zip(actual, expected) if same else ()
+        found = [compare_one(name, a, e, tolerance) for a, e in pairs]
+        difference = max((f.difference for f in found), default=0.0 if same else float("inf"))
+        allowed = max((f.tolerance for f in found), default=0.0)
+        return Finding(name, f"sequence of {len(expected)}", difference, allowed)
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    kind = f"{actual.dtype}[{','.join(map(str, actual.shape))}]"
+    allowed = tolerance if tolerance is not None else _tolerance(str(actual.dtype))
+    return Finding(name, kind, relative_error(actual, expected), allowed)
+
+
+def _tolerance(dtype: str) -> float:
+    """What rounding may do to a dtype; integers and flags must be equal."""
+    return EIGHT_BITS if "float8" in dtype or "float4" in dtype else TOLERANCE.get(dtype, 0.0)
