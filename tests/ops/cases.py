@@ -264,6 +264,12 @@ def reductions() -> Iterator[Case]:
             op = reduce.Reduce(kind, axes)
             yield from rows(NUMERIC, f"reduce-{kind}-{axes}", op, x(5, 6, 7), sums=64)
         yield from rows(NUMERIC, f"reduce-{kind}-empty", reduce.Reduce(kind, (1,)), x(3, 0, 2))
+    for kind in ("sum", "max", "min"):
+        yield row(f"reduce-{kind}-long", reduce.Reduce(kind, (1,)), x(3, 53, 21), sums=53)
+        yield row(
+            f"reduce-{kind}-columns", reduce.Reduce(kind, (1, 2)), x(1, 33, 41, 27), sums=1353
+        )
+    yield row("reduce-max-nan-columns", reduce.Reduce("max", (0,)), special(200, 30))
     yield from rows(NUMERIC, "reduce-prod", reduce.Reduce("prod", (1,)), x(3, 6), ulps=8)
     yield from rows(FLOATING, "reduce-max-special", reduce.Reduce("max", (1,)), special(30, 4))
     for kind in ("max", "min"):

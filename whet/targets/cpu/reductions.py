@@ -15,6 +15,7 @@ from whet.targets.cpu.expressions import Emitter, Place
 from whet.targets.cpu.llvm import Function, array_literal, literal, vector
 
 UNROLL = 4  # vectors that are accumulated side by side, since an addition takes four cycles
+LONG, SMALL = 16, 12  # turns of a loop, and nodes of its body, that are worth writing out
 
 
 def emit_reduction(e: Emitter, reduction: Reduction) -> tuple[str, int]:
@@ -70,22 +71,56 @@ def _accumulate(e: Emitter, reduction: Reduction, accumulator: str, body: Expres
 
 
 def _by_lane(e: Emitter, reduction: Reduction) -> tuple[str, int]:
-    """Each lane reduces for itself, in plain loops."""
+    """Each lane reduces for itself, in plain loops; long ones have several accumulators."""
     kind = compute_type(reduction.dtype, e.lanes)
+    last = reduction.axes[-1]
+    small = sum(1 for _ in walk(reduction.body)) <= SMALL
+    count = UNROLL if isinstance(last.size, int) and last.size >= LONG and small else 1
 
-    def loops(axes: tuple[Axis, ...], value: str) -> str:
-        if not axes:
-            return _accumulate(e, reduction, value, reduction.body)
+    def loops(axes: tuple[Axis, ...], values: list[str]) -> list[str]:
+        if axes[1:]:
 
-        def body(i: str, carried: list[str]) -> list[str]:
-            with e.scope(places={**e.places, axes[0].name: Place(i)}):
-                if axes[1:]:
+            def body(i: str, carried: list[str]) -> list[str]:
+                with e.scope(places={**e.places, axes[0].name: Place(i)}):
                     e.hoist(reduction.body, _known(e) - frozenset(a.name for a in axes[1:]))
-                return [loops(axes[1:], carried[0])]
+                    return loops(axes[1:], carried)
 
-        return e.f.loop(0, e.size(axes[0].size), 1, body, [(kind, value)])[0]
+            return e.f.loop(0, e.size(axes[0].size), 1, body, [(kind, v) for v in values])
+        return _lane_loop(e, reduction, values)
 
-    return loops(reduction.axes, start(reduction, e.lanes)), e.lanes
+    values = loops(reduction.axes, [start(reduction, e.lanes)] * count)
+    return _joined(e, reduction, values), e.lanes
+
+
+def _lane_loop(e: Emitter, reduction: Reduction, values: list[str]) -> list[str]:
+    """The innermost loop: a step for each accumulator in every turn, then what is left over."""
+    kind = compute_type(reduction.dtype, e.lanes)
+    axis, size = reduction.axes[-1], e.size(reduction.axes[-1].size)
+
+    def step(i: str, carried: list[str]) -> list[str]:
+        result = []
+        for u, value in enumerate(carried):
+            with e.scope(places={**e.places, axis.name: Place(i, u)}):
+                result.append(_accumulate(e, reduction, value, reduction.body))
+        return result
+
+    count = len(values)
+    whole = e.f.mul(e.f.div(size, count), count)
+    values = e.f.loop(0, whole, count, step, [(kind, v) for v in values])
+    if whole != size:
+        values[:1] = e.f.loop(whole, size, 1, step, [(kind, values[0])])
+    return values
+
+
+def _joined(e: Emitter, reduction: Reduction, values: list[str]) -> str:
+    """Several accumulators as one, in a fixed order."""
+    while len(values) > 1:
+        half = len(values) // 2
+        values = [
+            combine(e.f, reduction.kind, reduction.dtype, e.lanes, a, b)
+            for a, b in zip(values[:half], values[half:])
+        ]
+    return values[0]
 
 
 def _known(e: Emitter) -> frozenset[str]:
@@ -128,13 +163,8 @@ def _across_lanes(e: Emitter, reduction: Reduction, inner: Axis) -> str:
         # What is the same for every step must not be computed anew in each.
         e.hoist(reduction.body, _known(e))
         accumulators = loops(outer, [start(reduction, lanes)] * UNROLL)
-        while len(accumulators) > 1:
-            half = len(accumulators) // 2
-            accumulators = [
-                combine(f, reduction.kind, reduction.dtype, lanes, a, b)
-                for a, b in zip(accumulators[:half], accumulators[half:])
-            ]
-    return _join_lanes(f, reduction, accumulators[0], lanes)
+        joined = _joined(e, reduction, accumulators)
+    return _join_lanes(f, reduction, joined, lanes)
 
 
 def _vector_loop(e: Emitter, reduction: Reduction, inner: Axis, values: list[str]) -> list[str]:

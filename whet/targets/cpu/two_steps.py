@@ -12,6 +12,7 @@ from whet.ops.movement import reshape
 from whet.ops.reduce import Reduce
 
 FEW_RESULTS, MANY_ELEMENTS = 7, 1 << 15
+FEW_COLUMNS, MANY_ROWS = 1024, 128
 PARTS = range(8, 1025)
 NARROW = ("float16", "bfloat16")
 """Dtypes whose sums are rounded once: they cannot wait in memory for a second step."""
@@ -30,14 +31,24 @@ def in_two_steps(value: Value) -> Value | None:
     shape = _numbers(x.shape)
     count = {axis: shape[axis] for axis in op.axes if shape[axis] != 1}
     results = math.prod(_numbers(value.shape))
-    if results > FEW_RESULTS or math.prod(shape) < MANY_ELEMENTS:
+    if math.prod(shape) < MANY_ELEMENTS:
         return None
     outer = next((axis for axis, size in sorted(count.items()) if size in PARTS), None)
+    if results > FEW_RESULTS and (outer is None or not _is_shared_badly(op, shape, results)):
+        return None
     if outer is not None and len(count) > 1:
         rest = tuple(axis for axis in op.axes if axis != outer)
         y: Value = Reduce(op.kind, (outer,))(Reduce(op.kind, rest)(x))
         return y
     return _split(op, x, shape, max(count, key=lambda axis: count[axis]))
+
+
+def _is_shared_badly(op: Reduce, shape: tuple[int, ...], results: int) -> bool:
+    """Whether threads that share the results would each read parts of all cache lines, most of them
+    from the caches of other cores: a few columns of a matrix that one kernel wrote row by row."""
+    columns = math.prod(shape[max(op.axes) + 1 :])
+    rows = math.prod(shape) // columns
+    return columns == results <= FEW_COLUMNS and rows >= MANY_ROWS
 
 
 def _numbers(shape: Sequence[Size]) -> tuple[int, ...]:
