@@ -296,6 +296,7 @@ def test_sessions_share_what_is_prepared() -> None:
     engine = whet.build(convolutions())
     sessions = [engine.session(device="cpu", cache=False) for _ in range(3)]
     assert len({id(s._runner.prepared) for s in sessions}) == 1
+    assert len({id(s._runner.device) for s in sessions}) == 1, "code, too"
     lower = engine.session(device="cpu:sse2", cache=False)
     assert lower._runner.prepared is not sessions[0]._runner.prepared
     feeds, new = inputs_of(engine), convolutions(seed=12)
@@ -307,7 +308,7 @@ def test_sessions_share_what_is_prepared() -> None:
     assert len(engine.shared._prepared) == 2
     del session, sessions, lower
     gc.collect()
-    assert not engine.shared._prepared
+    assert not engine.shared._prepared and not engine.shared._devices
 
 
 @pytest.mark.parametrize(

@@ -215,18 +215,30 @@ class Engine:
         start = time.perf_counter()
         seconds = knobs.tune if tune is None else tune
         tries = specialize != "none"
-        opened = open_device(device, _cache(cache), self.kernels, count, seconds, tries)
-        if allocator is not None:
-            _only_cpu(opened, "allocator")
-            opened.allocate = checked(allocator)  # type: ignore[attr-defined]
+        how = (self.kernels, count, seconds, tries)
+        opened = self._device(device, _cache(cache), how, allocator)
+        before = opened.compiled
         with monitored(progress), phase("session", 1) as step:
             stream = None if weight_budget is None else _stream(opened, weight_budget)
             prepared = self.shared.prepared(opened, self._current, count, stream)
-            tensors, how = Tensors(self.graph, self.debug, self.source), (specialize, deterministic)
-            session = Session(tensors, prepared, opened, count, self.profiles, *how)
+            tensors, way = Tensors(self.graph, self.debug, self.source), (specialize, deterministic)
+            session = Session(tensors, prepared, opened, count, self.profiles, *way)
             step()
-        _report(opened, time.perf_counter() - start)
+        _report(opened, opened.compiled - before, time.perf_counter() - start)
         return session
+
+    def _device(
+        self, name: str, cache: Cache | None, how: tuple[Any, ...], allocator: Allocator | None
+    ) -> Device:
+        """The device that sessions opened in the same way share: its code is loaded once. One with
+        an allocator is a session's own."""
+        if allocator is None:
+            key = (name, None if cache is None else cache.folder, *how[1:])
+            return self.shared.device(key, lambda: open_device(name, cache, *how))
+        opened = open_device(name, cache, *how)
+        _only_cpu(opened, "allocator")
+        opened.allocate = checked(allocator)  # type: ignore[attr-defined]
+        return opened
 
 
 def build(
@@ -419,12 +431,12 @@ def _only_cpu(device: Any, setting: str) -> None:
         raise InvalidSetting(f"{setting}= is for sessions on a CPU")
 
 
-def _report(device: Any, seconds: float) -> None:
-    if device.compiled:
+def _report(device: Any, compiled: int, seconds: float) -> None:
+    if compiled:
         where = f", cached in {device.cache.folder}" if device.cache is not None else ""
-        logger.info("compiled %d kernels in %.1f s%s", device.compiled, seconds, where)
+        logger.info("compiled %d kernels in %.1f s%s", compiled, seconds, where)
     else:
-        logger.info("ready in %.2f s, all kernels from the cache", seconds)
+        logger.info("ready in %.2f s, no kernel was compiled", seconds)
 
 
 def _prebuilt(

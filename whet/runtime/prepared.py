@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -235,6 +235,15 @@ class Shared:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._prepared: WeakValueDictionary[Any, Prepared] = WeakValueDictionary()
+        self._devices: WeakValueDictionary[Any, Device] = WeakValueDictionary()
+
+    def device(self, key: Any, open_one: Callable[[], Device]) -> Device:
+        """The device that the key stands for, with the code loaded so far."""
+        with self._lock:
+            found = self._devices.get(key)
+            if found is None:
+                found = self._devices[key] = open_one()
+            return found
 
     def prepared(
         self, device: Device, weights: CurrentWeights, threads: int, stream: Any = None
