@@ -126,6 +126,8 @@ def bind_sizes(type: Type, array: Any, sizes: dict[str, int]) -> None:
     if not isinstance(type, TensorType):
         return
     shape = np.shape(array)
+    if shape == type.shape:
+        return
     if len(shape) != type.rank:
         raise ShapeError(
             f"a tensor {type} has {type.rank} axes, the array has the shape {list(shape)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import ml_dtypes
@@ -80,7 +81,7 @@ class TensorType:
     def numpy(self) -> np.dtype[Any]:
         return NUMPY_DTYPES[self.dtype]
 
-    @property
+    @cached_property
     def is_static(self) -> bool:
         return all(isinstance(size, int) for size in self.shape)
 

@@ -262,6 +262,7 @@ class Program:
         if not runner.weights.missing:
             runner.prepared.of_program(self, self.given)
         self.made = {v for step in self.plan.steps for v in step.writes}
+        self._known_kinds: dict[tuple[tuple[str, int], ...], list[TensorType | None]] = {}
 
     def run(
         self,
@@ -274,10 +275,9 @@ class Program:
         static = self.runner.prepared.of_program(self, self.given)
         given = {**static, **dict(zip(self.graph.inputs, map(_as_array, arrays)))}
         buffers: dict[Value, Any] = {}
-        for number, value in enumerate(self.graph.outputs):
-            if not isinstance(value.type, TensorType):
+        for number, (value, kind) in enumerate(zip(self.graph.outputs, self._kinds(sizes))):
+            if kind is None:
                 continue
-            kind = _known(value.type, sizes)
             if number in out:
                 self._check_out(number, kind, out[number])
             if value in self.made and value not in buffers:
@@ -298,6 +298,18 @@ class Program:
                 array = out[number]
             results.append(array)
         return results
+
+    def _kinds(self, sizes: Mapping[str, int]) -> list[TensorType | None]:
+        """The types of the outputs at some sizes; None for what is no tensor."""
+        key = tuple(sizes.items())
+        found = self._known_kinds.get(key)
+        if found is None:
+            types = [value.type for value in self.graph.outputs]
+            found = [_known(t, sizes) if isinstance(t, TensorType) else None for t in types]
+            if len(self._known_kinds) >= MOST_STAGES:
+                self._known_kinds.clear()
+            self._known_kinds[key] = found
+        return found
 
     def _check_out(self, number: int, kind: TensorType, array: np.ndarray) -> None:
         if array.dtype != kind.numpy or array.shape != kind.shape:

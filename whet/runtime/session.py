@@ -252,7 +252,7 @@ class Session:
 
 def _array(name: str, x: Any, kind: Type, device: Device, stream: Any = None) -> Any:
     """An input as a contiguous array of the type's dtype: NumPy's, or the device's own."""
-    if not isinstance(kind, TensorType):
+    if not isinstance(kind, TensorType) or _is_ready(x, kind):
         return x
     adopted = None
     if not isinstance(x, np.ndarray | np.generic) and hasattr(x, "__dlpack__"):
@@ -278,6 +278,16 @@ def _array(name: str, x: Any, kind: Type, device: Device, stream: Any = None) ->
         return array
     array = array.astype(kind.numpy, copy=False)  # the same numbers in this machine's byte order
     return np.ascontiguousarray(array) if array.ndim else array
+
+
+def _is_ready(x: Any, kind: TensorType) -> bool:
+    """Whether an input can be taken as it is."""
+    if type(x) is not np.ndarray or x.dtype != kind.numpy or not x.flags.c_contiguous:
+        return False
+    if kind.is_static:
+        return x.shape == kind.shape
+    sizes = zip(kind.shape, x.shape)
+    return x.ndim == kind.rank and all(s == n for s, n in sizes if isinstance(s, int))
 
 
 def _dtype(array: Any) -> str:

@@ -24,6 +24,7 @@ from whet.ir.types import TensorType, map_sizes
 from whet.plan import trace
 from whet.plan.kernel import Kernel
 from whet.plan.plan import Plan, Step, nbytes
+from whet.plan.work import work_of
 from whet.targets.cpu import codegen, host
 from whet.targets.cpu.pool import Pool
 from whet.targets.cpu.stream import Pace
@@ -37,6 +38,13 @@ MOST_BOUND = 256
 
 RUNS_BEFORE_TRIALS = 3
 """Whoever runs a plan more often than that will run it often enough to gain by better kernels."""
+
+MOST_STEPS_ALONE = 48
+"""A plan of more steps has work enough for all threads, whatever they do."""
+WAKE = 20e-6
+"""Seconds within which one thread alone is done before another one would be of use."""
+SLOW_BYTES, SLOW = 10e9, 20e9
+"""Bytes and operations in a second of one thread, with small kernels."""
 
 Sizes = Mapping[str, int]
 NO_SIZES: Sizes = {}
@@ -58,6 +66,7 @@ class Executable:
         self.pace: Pace | None = None
         """How weights come and go, where they are not all in memory."""
         self._bound: OrderedDict[tuple[int, ...], Bound] = OrderedDict()
+        self._unsized: Bound | None = None
         self._lock = threading.Lock()
         self._free: list[_Context] = []
         self._runs = self._running = 0
@@ -76,11 +85,14 @@ class Executable:
 
     def bound(self, sizes: Sizes) -> Bound:
         """The plan at given sizes, evaluated anew or remembered."""
+        if not sizes and self._unsized is not None:
+            return self._unsized
         key = tuple(sizes[name] for name in sorted(sizes))
         with self._lock:
             found = self._bound.get(key)
             if found is None:
                 found = self._bound[key] = Bound(self, sizes)
+                self._unsized = None if sizes else found
                 while len(self._bound) > MOST_BOUND:
                     self._bound.popitem(last=False)
             else:
@@ -210,6 +222,7 @@ class Bound:
     def __init__(self, executable: Executable, sizes: Sizes) -> None:
         plan, layout = executable.plan, executable.layout
         self.sizes = dict(sizes)
+        self._executable = executable
         self.code = executable.code
         """Addresses of the steps' code; replaced as a whole."""
         self.is_special = False
@@ -247,6 +260,16 @@ class Bound:
     def tensor(self, kind: TensorType) -> TensorType:
         """A type whose sizes are numbers."""
         return map_sizes(kind, self.value)  # type: ignore[return-value]
+
+    @cached_property
+    def threads(self) -> int:
+        """How many threads a run asks for: one where it ends before another would be awake."""
+        steps = self._executable.plan.steps
+        if len(steps) > MOST_STEPS_ALONE:
+            return self._executable.threads
+        works = [work_of(step, self.sizes) for step in steps]
+        seconds = sum((w.read + w.written) / SLOW_BYTES + w.operations / SLOW for w in works)
+        return 1 if seconds < WAKE else self._executable.threads
 
     @cached_property
     def evaluated(self) -> int:
@@ -301,7 +324,7 @@ class _Context:
 
     def _set(self, value: Value, array: Any) -> None:
         assert self.bound is not None
-        address = array.ctypes.data
+        address = array.__array_interface__["data"][0]  # sooner told than by array.ctypes
         if self.addresses.get(value) != address:
             self.addresses[value] = address
             for place, offset in self.bound.outside[value]:
@@ -335,7 +358,7 @@ class _Context:
                 continue
             table = self.tables.ctypes.data + 16 * begin
             if turn is None:
-                pool.run(table, end - begin, self.executable.threads)
+                pool.run(table, end - begin, bound.threads)
             else:
                 times, _ = pool.run_timed(table, end - begin, self.executable.threads)
                 seconds[begin:end] = np.diff(times)
