@@ -100,6 +100,7 @@ def small(dtypes: tuple[str, ...] = ("float16", "float32")) -> Iterator[Problem]
     yield convolution("conv1x1", (2, 9, 9, 40), (48, 1, 1, 40))
     yield convolution("conv1x1-stride", (2, 9, 9, 40), (48, 1, 1, 40), stride=2)
     yield convolution("conv1d", (2, 30, 16), (24, 5, 16), pad=2)
+    yield convolution("conv1d-one", (1, 2, 64), (64, 3, 64), stride=2, pad=1, dtype="float32")
     yield convolution("conv3d", (1, 5, 6, 7, 16), (24, 3, 3, 3, 16), pad=1)
     yield convolution("conv-float32", (1, 9, 9, 16), (24, 3, 3, 16), pad=1, dtype="float32")
     yield problem(

@@ -75,19 +75,13 @@ class Text:
         self.line(f"tl.inline_asm_elementwise({assembly}, [line], tl.int32, False, 1)")
 
     def wait(self, architecture: Architecture) -> None:
-        """Waits for what the kernels before have written.
+        """Waits for what the kernels before have written, and lets the next one's blocks start.
 
         Nothing that others may write is read above this line, and nothing is written.
         """
         if architecture.has_dependent_launch:
+            # Blocks that come before this one waits would hold room that its own may need.
             self.line(WAIT)
-
-    def release(self, architecture: Architecture) -> None:
-        """Lets the next kernel's blocks start, once all of this one's have come here.
-
-        They take what room there is: earlier, they would crowd where this kernel has no blocks.
-        """
-        if architecture.has_dependent_launch:
             self.line("gdc_launch_dependents()")
 
     def function(self, name: str, arguments: tuple[str, ...]) -> str:

@@ -177,7 +177,6 @@ class Code:
         """The whole kernel."""
         self._begin()
         self._over_keys()
-        self.text.release(self.architecture)
         self._end()
         body = self.text.function(name, ("error", *self.names))
         t = self.tile

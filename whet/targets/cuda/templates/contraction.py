@@ -104,7 +104,6 @@ class Code:
         self.text.wait(self.architecture)
         self._blocks()
         self.accumulate()
-        self.text.release(self.architecture)
         if parts:
             arguments += ["counters", "scratch"]
             self._join()
@@ -207,7 +206,10 @@ class Code:
             # A tile that is the same along a dimension still has it.
             at = e.size(offset).text
             wide = f"tl.broadcast_to(tl.cast({at}, {self.index}), {e.tile.shape(BOTH)})"
-            pointer, mask = f"{self.names[buffer]} + {wide}", " & ".join(masks.values())
+            pointer, mask = (
+                f"{self.names[buffer]} + {wide}",
+                " & ".join([*masks.values(), *(g.text for g in e.guards)]),
+            )
         text = f"tl.load({pointer}, mask={mask}, other=0)" if mask else f"tl.load({pointer})"
         return self.text.assign(text, "t")
 

@@ -183,7 +183,6 @@ class Code:
             text.line(f"acc{p} = tl.zeros(({t.rows}, {t.columns}), tl.float32)")
         with self.e.scope(places=places, masks=masks):
             self._over_taps(0, {})
-            text.release(self.architecture)
             for p in range(t.span):
                 self._store(p)
         body = text.function(name, ("error", *self.names))
