@@ -33,6 +33,7 @@ from whet.plan.kernel import (
     Let,
     Literal,
     Load,
+    Range,
     Reduction,
     Select,
     Store,
@@ -263,11 +264,8 @@ class Emitter:
         return self.text.assign(text) if computed and text != name else name
 
     def _select(self, select: Select) -> Place:
-        tests = [self._within(i, n) for i, n in select.ranges]
-        dims = NONE.union(*(t.dims for t in tests))
-        test = " & ".join(t.text for t in tests)
-        test = test if dims else f"tl.full((1, 1), 1, tl.int1) & ({test})"
-        inside = Place(self.text.assign(test, "m"), dims)
+        inside = self.inside(select.ranges)
+        dims = inside.dims
         outside = Place(self.text.assign(f"{inside.text} == 0", "m"), dims)
         with self.scope(guards=(*self.guards, inside)):
             a = self.emit(select.inside)
@@ -275,6 +273,14 @@ class Emitter:
             b = self.emit(select.outside)
         text = self.text.assign(f"tl.where({inside.text}, {a.text}, {b.text})")
         return Place(text, dims | a.dims | b.dims)
+
+    def inside(self, ranges: tuple[Range, ...]) -> Place:
+        """Whether all indices lie within their sizes."""
+        tests = [self._within(i, n) for i, n in ranges]
+        dims = NONE.union(*(t.dims for t in tests))
+        test = " & ".join(t.text for t in tests)
+        test = test if dims else f"tl.full((1, 1), 1, tl.int1) & ({test})"
+        return Place(self.text.assign(test, "m"), dims)
 
     def _within(self, i: Size, n: Size) -> Place:
         at, limit = self.size(i), self.size(n)

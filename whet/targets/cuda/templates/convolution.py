@@ -133,9 +133,8 @@ class Patches:
             places |= e.unjoin(tap, {a.name: a.size for a in self.taps})
             places["channel"] = channel
         with e.scope(places=places):
-            tests = [e._within(i, n) for i, n in self.ranges]
-            guards = [Place(text.assign(test.text, "m"), test.dims) for test in tests]
-            with e.scope(guards=tuple(guards)):
+            guards = tuple(e.inside((r,)) for r in self.ranges)
+            with e.scope(guards=guards):
                 offset = offset_of(self.view, self.index)
                 return code.load(e, self.view.buffer, offset, {d: m for d, m in masks.items() if m})
 

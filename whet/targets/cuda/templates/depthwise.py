@@ -238,8 +238,7 @@ class Code:
             if not pairs:
                 continue
             with self.e.scope(places=self.e.placed({**taps, "seen": Place(str(seen))})):
-                tests = [self.e._within(i, n) for i, n in ranges]
-                guards = tuple(Place(self.text.assign(t.text, "m"), t.dims) for t in tests)
+                guards = tuple(self.e.inside((r,)) for r in ranges)
                 with self.e.scope(guards=guards):
                     x = self._load(self.x.buffer, offset)
             for p, k in pairs:
