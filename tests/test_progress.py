@@ -137,3 +137,16 @@ def test_phases_are_timed_and_passed_on():
 def test_nobody_is_told_unless_asked():
     with phase("alone", 3) as step:
         step()
+
+
+def test_a_cancelled_save_leaves_what_was_there(model, tmp_path):
+    engine = whet.build(model)
+    path = tmp_path / "m.whet"
+    path.write_bytes(b"before")
+    with pytest.raises(whet.Cancelled):
+        engine.save(path, progress=Log(cancel_at=1))
+    assert [p.name for p in tmp_path.iterdir()] == ["m.whet"] and path.read_bytes() == b"before"
+    log = Log()
+    engine.save(path, progress=log)
+    check_order(log.calls)
+    assert log.calls[0][1] == "write weights"

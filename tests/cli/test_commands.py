@@ -208,3 +208,29 @@ def test_every_option_has_help():
         for action in command._actions:
             is_plain = action.dest in ("help", "action", "folder")
             assert action.help or is_plain, f"{command.prog} {action.dest}"
+
+
+def test_tensors_inside_are_read_out(whet, digits, engine, tmp_path):
+    done = whet("run", digits, "--debug", "conv2d", "-o", tmp_path / "y.npz", "--size", "batch=2")
+    assert done.status == 0 and "conv2d" in done.out and "float32[2,16,8,8]" in done.out
+    with np.load(tmp_path / "y.npz") as saved:
+        assert set(saved) == {"logits", "conv2d"}
+    done = whet("run", digits, "--debug", "conv2dd")
+    assert done.status == 2 and "'conv2d'" in done.err
+    assert whet("run", engine, "--debug", "conv2d").status == 2
+    marked = tmp_path / "marked.whet"
+    done = whet("build", digits, "--debug", "conv2d", "-o", marked)
+    assert done.status == 0 and "conv2d" in done.out
+    done = whet("run", marked, "--debug", "conv2d")
+    assert done.status == 0 and "conv2d" in done.out
+
+
+def test_timelines(whet, digits, tmp_path):
+    path = tmp_path / "run.json"
+    for command in (["run"], ["bench", "--rounds", 1, "--seconds", 0.05]):
+        done = whet(*command, digits, "--trace", path)
+        assert done.status == 0 and "ui.perfetto.dev" in done.err
+        events = json.loads(path.read_text())["traceEvents"]
+        names = {event["name"] for event in events}
+        assert {"read", "optimise"} <= names and any("convolution" in name for name in names)
+        path.unlink()

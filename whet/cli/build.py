@@ -10,7 +10,7 @@ from typing import Any
 from whet.cli import models
 from whet.cli.parser import a_size, names
 from whet.cli.status import OK, UsageError
-from whet.cli.terminal import duration, facts, say, size
+from whet.cli.terminal import duration, facts, say, size, working
 
 ABOUT = """\
 Reads an ONNX model, optimises its graph and writes one portable engine file.
@@ -58,6 +58,13 @@ def add(commands: Any) -> None:
         action="store_true",
         help="leave the weights out; `whet refit` gives them back, from MODEL or another",
     )
+    parser.add_argument(
+        "--debug",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="keep a tensor inside the model readable: `whet run model.whet --debug NAME`",
+    )
     parser.set_defaults(command=build)
 
 
@@ -73,11 +80,15 @@ def build(options: argparse.Namespace) -> int:
         raise UsageError("--strip and --not-refittable: such an engine could never get its weights")
     start = time.perf_counter()
     engine = models.open_model(
-        source, architectures=tuple(options.architectures), refittable=options.refittable
+        source,
+        architectures=tuple(options.architectures),
+        refittable=options.refittable,
+        debug=options.debug,
     )
     if options.size:
         engine = _with_profile(engine, dict(options.size))
-    engine.save(target, strip=options.strip)
+    with working(f"writing {target.name}"):
+        engine.save(target, strip=options.strip)
     taken = time.perf_counter() - start
     say(f"{source} -> {target}: {size(target.stat().st_size)} in {duration(taken)}")
     facts(
@@ -85,6 +96,7 @@ def build(options: argparse.Namespace) -> int:
             *(("input", f"{name}: {kind}") for name, kind in engine.inputs.items()),
             *(("output", f"{name}: {kind}") for name, kind in engine.outputs.items()),
             *((("kernels", f"{len(engine.kernels)} compiled"),) if engine.kernels else ()),
+            *(("debug", name) for name in engine.debug),
         ]
     )
     return OK

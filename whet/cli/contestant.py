@@ -50,25 +50,20 @@ class Whet:
     def run(self, feeds: Feeds) -> Mapping[str, Any]:
         return self.session.run(feeds)
 
-    def figures(self) -> dict[str, Any]:
-        """What only whet can tell of itself, after at least one run."""
-        plans = self.session.plans
+    def figures(self, feeds: Feeds) -> dict[str, Any]:
+        """What only whet can tell of itself."""
         return {
-            "kernels": sum(len(plan.steps) for plan in plans),
-            "arena": sum(plan.arena for plan in plans),
+            "kernels": len(self.session.trace(feeds).per_run(1)),
+            "arena": self.session.memory.arena,
             "reference ops": list(self.session.reference_ops),
             "threads": self.session.threads,
         }
 
     def kernels(self, feeds: Feeds, runs: int) -> list[tuple[str, str, float]]:
-        """Name, nodes and median seconds of each step."""
-        import numpy as np
-
-        traces = [self.session.trace(feeds).steps for _ in range(runs)]
-        taken = np.median([[seconds for _, seconds in steps] for steps in traces], axis=0)
+        """What each step does, its nodes, and its median seconds."""
+        found = self.session.inspect(feeds, runs)
         return [
-            (step.name, " + ".join(step.nodes) or str(step.value.op), float(seconds))
-            for (step, _), seconds in zip(traces[0], taken)
+            (k.title, " + ".join(k.nodes) or k.operator, k.seconds or 0.0) for k in found.kernels
         ]
 
 
@@ -189,7 +184,7 @@ class Contestant:
 
     def figures(self) -> dict[str, Any]:
         """The process's memory, and what the runner tells of itself."""
-        own = self.runner.figures() if hasattr(self.runner, "figures") else {}
+        own = self.runner.figures(self.feeds[0]) if hasattr(self.runner, "figures") else {}
         return {**own, "memory": private_memory()}
 
     def kernels(self, runs: int) -> list[tuple[str, str, float]]:

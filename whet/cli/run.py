@@ -13,7 +13,8 @@ from whet.cli import models
 from whet.cli.inputs import given_inputs
 from whet.cli.parser import a_count, add_device, add_inputs, add_model
 from whet.cli.status import OK, UsageError
-from whet.cli.terminal import duration, note, say, size, table
+from whet.cli.terminal import duration, note, say, size, table, working
+from whet.cli.timeline import add_trace, write_trace
 
 ABOUT = "Runs a model once and says what came out."
 
@@ -22,6 +23,8 @@ EXAMPLES = """\
   whet run model.onnx --size batch=4 --seed 7
   whet run model.whet --input x.npy --output results.npz
   whet run model.whet --input ids=a.npy --input mask=b.npy
+  whet run model.onnx --debug /layer1/add --debug /layer2/relu -o inside.npz
+  whet run model.onnx --trace run.json                   when each kernel ran, for Perfetto
   whet run resnet.onnx --input cat.jpg --imagenet --top 5 --labels names.txt"""
 
 
@@ -34,6 +37,15 @@ def add(commands: Any) -> None:
     parser.add_argument("-o", "--output", metavar="FILE", help="save the outputs as .npz")
     parser.add_argument("--top", metavar="K", type=a_count, help="the K largest of each row")
     parser.add_argument("--labels", metavar="FILE", help="names for --top, one to a line")
+    parser.add_argument(
+        "--debug",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="read out a tensor inside the model, too (`whet show MODEL --tensors` names them); "
+        "may be repeated",
+    )
+    add_trace(parser)
     add_inputs(parser)
     add_device(parser)
     parser.set_defaults(command=run)
@@ -46,7 +58,8 @@ def run(options: argparse.Namespace) -> int:
     arrays, origin = given_inputs(engine, options)
     start = time.perf_counter()
     session = models.open_session(engine, options)
-    outputs = session.run(arrays)
+    with working("running"):  # sizes that are open are compiled for now
+        outputs = session.run(arrays)
     ready = time.perf_counter()
     session.run(arrays)
     taken = time.perf_counter() - ready
@@ -54,6 +67,9 @@ def run(options: argparse.Namespace) -> int:
     if session.reference_ops:
         names = ", ".join(session.reference_ops[:5])
         note(f"slow: {len(session.reference_ops)} nodes run their NumPy reference: {names}")
+    if options.debug:
+        with working("reading out"):
+            outputs = {**outputs, **session.debug(arrays, options.debug)}
     _summarise(outputs)
     for name, array in outputs.items():
         if options.top:
@@ -61,6 +77,8 @@ def run(options: argparse.Namespace) -> int:
     if options.output:
         save(options.output, outputs)
         say(f"saved to {options.output}: {size(Path(options.output).stat().st_size)}")
+    if options.trace:
+        write_trace(options, arrays)
     return OK
 
 

@@ -18,6 +18,7 @@ from whet.engine.elements import byte_count, pack, unpack
 from whet.engine.plain import Plain, a_list, a_number, a_text, entries, from_json, need, record
 from whet.errors import Error, InvalidEngine, MissingWeights
 from whet.ir.types import NUMPY_DTYPES, TensorType
+from whet.progress import phase
 
 CHUNK = 1 << 20  # bytes under one checksum
 ALIGNMENT = 64
@@ -148,18 +149,21 @@ def write_weights(
     contents: list[Content] = []
     known: dict[tuple[int, tuple[int, ...]], int] = {}
     rows: list[Plain] = []
-    for name in names:
-        kind = store.types[name]
-        place = None
-        if name not in without:
-            data = _stored(_exactly(store.array(name), kind, name), kind.dtype)
-            key = data.size, _checksums(data)
-            place = known.get(key)
-            if place is None or not _is_there(file, base + contents[place].start, data):
-                place = known[key] = len(contents)
-                contents.append(Content(_append(file, base, data), *key))
-            store.release(name)
-        rows.append([name, kind.dtype, list(kind.shape), place])
+    names = list(names)
+    with phase("write weights", len(names)) as step:
+        for name in names:
+            kind = store.types[name]
+            place = None
+            if name not in without:
+                data = _stored(_exactly(store.array(name), kind, name), kind.dtype)
+                key = data.size, _checksums(data)
+                place = known.get(key)
+                if place is None or not _is_there(file, base + contents[place].start, data):
+                    place = known[key] = len(contents)
+                    contents.append(Content(_append(file, base, data), *key))
+                store.release(name)
+            rows.append([name, kind.dtype, list(kind.shape), place])
+            step()
     return {
         "chunk": CHUNK,
         "contents": [[c.start, c.count, list(c.checksums)] for c in contents],

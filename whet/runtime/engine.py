@@ -142,8 +142,13 @@ class Engine:
         threading.Thread(target=work, name="whet-refit", daemon=True).start()
         return done
 
-    def save(self, path: str | os.PathLike[str], strip: bool | WeightSource = False) -> None:
-        """Writes the engine; the file appears whole or not at all. Raises WriteError.
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        strip: bool | WeightSource = False,
+        progress: ProgressMonitor | None = None,
+    ) -> None:
+        """Writes the engine; the file appears whole or not at all. Raises WriteError, Cancelled.
 
         With `strip` it is written without the weights that `refit` can give it again; where that is
         a model or another source of weights, without those that are the same there.
@@ -154,16 +159,17 @@ class Engine:
             "unused": sorted(self.unused),
             **({"debug": list(self.debug)} if self.debug else {}),
         }
-        write_engine(
-            path,
-            self.graph,
-            self.weights,
-            metadata=metadata,
-            kernels=self.kernels,
-            architectures=self.architectures,
-            refittable=self.refittable,
-            without={*self.missing_weights, *self._stripped(strip)},
-        )
+        with monitored(progress):
+            write_engine(
+                path,
+                self.graph,
+                self.weights,
+                metadata=metadata,
+                kernels=self.kernels,
+                architectures=self.architectures,
+                refittable=self.refittable,
+                without={*self.missing_weights, *self._stripped(strip)},
+            )
 
     def _stripped(self, strip: bool | WeightSource) -> Collection[str]:
         """The weights to be left out of a file."""

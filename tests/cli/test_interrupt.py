@@ -1,0 +1,92 @@
+"""Ctrl-C: a command ends at once, with its own status, and leaves nothing behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+from tests.cli.conftest import save
+
+pytestmark = pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="needs Linux")
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """A model whose kernels take some seconds to compile: all of them are different."""
+    rng = np.random.default_rng(0)
+    nodes, weights, width = [], [], 16
+    for number in range(24):
+        wider = 16 + 8 * (number % 7)
+        weights.append((f"w{number}", rng.standard_normal((wider, width, 3, 3)).astype(np.float32)))
+        nodes.append(helper.make_node("Conv", [f"x{number}", f"w{number}"], [f"c{number}"]))
+        nodes.append(helper.make_node("Relu", [f"c{number}"], [f"x{number + 1}"]))
+        width = wider
+    path = tmp_path_factory.mktemp("large") / "large.onnx"
+    x = ("x0", TensorProto.FLOAT, [1, 16, 96, 96])
+    y = ("x24", TensorProto.FLOAT, [1, width, 48, 48])
+    return save(path, nodes, [x], [y], weights)
+
+
+def children(process):
+    """The processes that a process has started, and those that they have."""
+    found = []
+    for thread in Path(f"/proc/{process}/task").glob("*"):
+        with suppress(OSError):
+            for child in (thread / "children").read_text().split():
+                found += [int(child), *children(child)]
+    return found
+
+
+def is_alive(process):
+    try:
+        with open(f"/proc/{process}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.4])
+def test_while_compiling(large, tmp_path, delay):
+    cache = tmp_path / "cache"
+    environment = {**os.environ, "WHET_CACHE_DIR": str(cache)}
+    command = [sys.executable, "-m", "whet", "run", large, "-o", tmp_path / "y.npz"]
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    started = []
+    while not started and process.poll() is None and time.monotonic() < deadline:
+        started = children(process.pid)
+        time.sleep(0.01)
+    time.sleep(delay)
+    started = children(process.pid) or started
+    process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    _, errors = process.communicate(timeout=60)
+    if process.returncode == 0:
+        pytest.skip("it was faster than the interrupt")
+    assert process.returncode == 130 and "interrupted" in errors and "Traceback" not in errors
+    assert time.monotonic() - began < 10
+    assert not any(is_alive(child) for child in started)
+    assert not (tmp_path / "y.npz").exists()
+    assert not [p for p in cache.rglob("*") if p.suffix == ".tmp"]
+
+
+def test_build(large, tmp_path):
+    command = [sys.executable, "-m", "whet", "build", large, "-o", tmp_path / "m.whet",
+               "--architectures", "avx2,sse2"]  # fmt: skip
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    time.sleep(1.5)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    if process.returncode == 0:
+        pytest.skip("it was faster than the interrupt")
+    assert process.returncode == 130 and "interrupted" in errors and "Traceback" not in errors
+    assert not list(tmp_path.iterdir())
