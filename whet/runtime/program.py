@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
@@ -27,7 +28,7 @@ from whet.plan.target import Device, RangeDevice, RangeExecutable
 from whet.progress import phase
 from whet.runtime.memory import Memory
 from whet.runtime.prepared import Prepared, is_given
-from whet.runtime.ranges import Ranges, names_shown
+from whet.runtime.ranges import Demands, Ranges, names_shown
 
 logger = logging.getLogger("whet")
 
@@ -387,8 +388,8 @@ class Stage:
     ) -> list[Any]:
         """The graph's outputs; `sizes` are the named ones, as the model calls them."""
         told = self.ranges.values(sizes)
-        if told and self.runner.is_lazy:
-            self._specialise(sizes, told)
+        if told:
+            self._meet(sizes, told)
         if not self.frontier:
             return self.program.run(arrays, out, told)
         carried = self.program.run(arrays, {}, told)
@@ -396,15 +397,22 @@ class Stage:
         results = [r for v in self.frontier for r in self._compute(v, known, told)]
         return self.runner.execute(self.rest, (*carried, *results), out, told)
 
-    def _specialise(self, sizes: Mapping[str, int], told: Mapping[str, int]) -> None:
-        """Has kernels made for sizes that have come back."""
+    @cached_property
+    def demands(self) -> Demands:
+        """What its operators ask of sizes."""
+        return Demands(self.program.source)
+
+    def _meet(self, sizes: Mapping[str, int], told: Mapping[str, int]) -> None:
+        """Looks at sizes that are new, and has kernels made for those that have come back."""
         key = _stage_key(self.model, sizes)
-        if len(self._met) > MOST_MET:
-            self._met.clear()
+        if key not in self._met:
+            self.demands.check(told)
+            if len(self._met) > MOST_MET:
+                self._met.clear()
         self._met[key] += 1
-        if self._met[key] != ENOUGH_RUNS:
-            return
         runner = self.runner
+        if self._met[key] != ENOUGH_RUNS or not runner.is_lazy:
+            return
         if self.program.plan.reference_ops:
             cast(RangeDevice, runner.device).later(lambda: runner.stage(self.model, sizes))
         else:

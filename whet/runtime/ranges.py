@@ -9,11 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from whet.errors import ShapeError
+from whet.errors import Error, ShapeError, located
 from whet.ir.evaluate import bind_sizes
-from whet.ir.graph import Graph
-from whet.ir.sizes import Expr, Symbol, symbol
-from whet.ir.types import TensorType
+from whet.ir.graph import Graph, Input, Parameter, Value
+from whet.ir.sizes import Expr, Symbol, substitute, symbol
+from whet.ir.types import TensorType, Type, map_sizes
+from whet.ops import elementwise as ew
+from whet.ops.attention import Attention
+from whet.ops.contract import MatMul
+from whet.ops.movement import Concat, Reshape, Sizes, Transpose
+from whet.ops.reduce import Reduce
 from whet.runtime.profile import Profile
 
 _LOOP = re.compile(r"(?:[irgs]\d+[ab]*|row)")
@@ -106,3 +111,52 @@ def _sizes_at(graph: Graph, shapes: Mapping[str, Sequence[int]]) -> dict[str, in
             except ShapeError:
                 continue  # a profile whose shapes contradict each other bounds nothing
     return found
+
+
+GUARDED = (
+    ew.Elementwise,
+    ew.Pow,
+    ew.Where,
+    ew.Cast,
+    Attention,
+    MatMul,
+    Concat,
+    Reduce,
+    Reshape,
+    Sizes,
+    Transpose,
+)
+"""Operators of whose sizes the graph's guards say all."""
+
+
+class Demands:
+    """What a graph's operators ask of sizes beyond its guards: that one is not below another."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        firsts = dict.fromkeys(value.siblings[0] for value in graph.values)
+        self.values = [v for v in firsts if not isinstance(v.op, GUARDED) and _is_open(v)]
+
+    def check(self, sizes: Mapping[str, int]) -> None:
+        """Infers such operators at known sizes; raises what they raise, with the node's name."""
+        known: dict[Type, Type] = {}
+
+        def at(kind: Type) -> Type:
+            if kind not in known:
+                known[kind] = map_sizes(kind, lambda size: substitute(size, sizes))
+            return known[kind]
+
+        for value in self.values:
+            try:
+                op = value.op.bind(sizes, inner=False)
+                op.infer(*(None if i is None else at(i.type) for i in value.inputs))
+            except Error as error:
+                raise located(error, self.graph.node(value)) from error.__cause__
+
+
+def _is_open(value: Value) -> bool:
+    """Whether an operator's attributes or inputs have sizes that only runs tell."""
+    if isinstance(value.op, Input | Parameter):
+        return False
+    kinds = (i.type for i in value.inputs if i is not None and isinstance(i.type, TensorType))
+    return value.op.uses_sizes or not all(kind.is_static for kind in kinds)
