@@ -49,7 +49,7 @@ def test_what_is_no_model(tmp_path: Path) -> None:
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    for path in (tmp_path / "missing.onnx", tmp_path, tmp_path / "x\0y"):
+    for path in (tmp_path / "missing.onnx", tmp_path, tmp_path / "x\0y", "/dev/zero"):
         with pytest.raises(InvalidModel, match="cannot be read"):
             from_onnx(path)
 

@@ -156,8 +156,9 @@ def test_options_that_do_not_exist_are_refused(engine: whet.Engine) -> None:
         engine.session(device="tpu")
     with pytest.raises(whet.Error, match="processor level"):
         engine.session(device="cpu:mmx")
-    with pytest.raises(InvalidSetting, match="from 1 on"):
-        engine.session(threads=-1)
+    for threads in (-1, 0, 1.5, "two", True):
+        with pytest.raises(InvalidSetting, match="from 1 on"):
+            engine.session(threads=threads)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("level", ["avx512", "avx2", "sse2"])

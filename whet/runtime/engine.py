@@ -215,9 +215,9 @@ class Engine:
             raise InvalidSetting(
                 f"specialize={specialize!r}; one of {', '.join(SPECIALIZE)} is needed"
             )
-        count = threads or knobs.threads or host.default_threads()
-        if count < 1:
-            raise InvalidSetting(f"threads={threads}; a number from 1 on is needed")
+        count = knobs.threads or host.default_threads() if threads is None else threads
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise InvalidSetting(f"threads={threads!r}; a number from 1 on is needed")
         start = time.perf_counter()
         seconds = knobs.tune if tune is None else tune
         tries = specialize != "none"

@@ -70,6 +70,8 @@ def parse(
 def _contents(source: str | os.PathLike[str]) -> tuple[bytes, pathlib.Path]:
     try:
         path = pathlib.Path(source)
+        if path.is_char_device() or path.is_block_device():
+            raise OSError("it is a device, which may have no end")
         return path.read_bytes(), path.resolve().parent
     except (OSError, ValueError) as error:
         raise InvalidModel(f"{_where(source)} cannot be read: {error}") from None
