@@ -23,6 +23,12 @@ def test_strip_and_give_back(whet, digits, tmp_path):
     assert bare.read_bytes() == whole.read_bytes()
 
 
+def test_weights_in_a_file(whet, digits):
+    done = whet("run", digits, "--weight-budget", "50%", "--device", "cpu")
+    assert done.status == 0
+    assert whet("run", digits, "--weight-budget", "half", "--device", "cpu").status == 2
+
+
 def test_some_weights(whet, digits, engine, tmp_path):
     proto = onnx.load(digits)
     name = next(t.name for t in proto.graph.initializer if len(t.dims) > 1)

@@ -15,8 +15,9 @@ from onnx import TensorProto, helper, numpy_helper
 import whet
 from tests.runtime.models import attention, convolutions, model, value
 from tests.soak.refit import check, small_models
-from whet.errors import InvalidSetting, MissingWeights, RefitError
+from whet.errors import InvalidEngine, InvalidSetting, MissingWeights, OutOfMemory, RefitError
 from whet.runtime.cache import Cache
+from whet.targets.cpu.device import Device
 
 MODELS = {"convolutions": convolutions, "attention": attention}
 
@@ -201,6 +202,45 @@ def test_not_refittable(tmp_path: Path) -> None:
         engine.refit(convolutions(seed=1))
     with pytest.raises(InvalidSetting, match="stripped"):
         engine.save(tmp_path / "m.whet", strip=True)
+
+
+def test_a_refit_that_fails_half_way_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = whet.build(convolutions())
+    feeds, new = inputs_of(engine), convolutions(seed=13)
+    sessions = [engine.session(device=d, cache=False) for d in ("cpu", "cpu:sse2")]
+    before = [list(s.run(feeds).values()) for s in sessions]
+    calls, arrays = iter(range(99)), Device.arrays
+
+    def fails_the_second_time(self: Device, kinds: Any) -> Any:
+        if next(calls):
+            raise OutOfMemory("no memory is left")
+        return arrays(self, kinds)
+
+    monkeypatch.setattr(Device, "arrays", fails_the_second_time)
+    with pytest.raises(OutOfMemory):
+        engine.refit(new)
+    monkeypatch.undo()
+    for session, want in zip(sessions, before):
+        assert_same(list(session.run(feeds).values()), want)
+    engine.refit(new)
+    assert_same(list(sessions[0].run(feeds).values()), run(whet.build(new), feeds))
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_new_weights_that_are_damaged(prepared: bool, tmp_path: Path) -> None:
+    engine, other = whet.build(convolutions()), whet.build(convolutions(seed=14))
+    feeds = inputs_of(engine)
+    want = run(engine, feeds)
+    session = engine.session(device="cpu", cache=False) if prepared else None
+    other.save(tmp_path / "m.whet")
+    data = bytearray((tmp_path / "m.whet").read_bytes())
+    place = data.index(other.weights.array("w1").tobytes())
+    data[place + 100] ^= 4
+    (tmp_path / "m.whet").write_bytes(data)
+    with pytest.raises(InvalidEngine, match="'w1' is damaged"):
+        engine.refit(tmp_path / "m.whet")
+    assert_same(run(engine, feeds), want)
+    del session
 
 
 def test_on_a_thread_of_its_own() -> None:

@@ -37,7 +37,12 @@ def open_model(path: str | Path, allow_code: bool = False, **options: Any) -> En
 def open_session(engine: Engine, options: argparse.Namespace) -> Session:
     """The engine on the device that the options name; a bar counts the kernels."""
     with working("compiling"):
-        return engine.session(options.device, threads=options.threads, cache=options.cache)
+        return engine.session(
+            options.device,
+            threads=options.threads,
+            cache=options.cache,
+            weight_budget=getattr(options, "weight_budget", None),
+        )
 
 
 def stages(path: str | Path) -> list[tuple[str, Graph]]:

@@ -107,6 +107,11 @@ def add_device(parser: Parser) -> None:
         "--no-cache", dest="cache", action="store_const", const=False, help="compile everything"
     )
     group.add_argument(
+        "--weight-budget",
+        metavar="SIZE",
+        help="weights in memory at once: 500M, 50%%, auto; the others stay in a file (CPU)",
+    )
+    group.add_argument(
         "--allow-code", action="store_true", help="use the machine code in an engine file"
     )
 

@@ -261,6 +261,8 @@ class Shared:
         """Exchanges weights everywhere, once all that is made of them has been made anew."""
         with self._lock:
             store = weights.store.exchanged(given)
+            for source in () if self._prepared else given.values():
+                source.read()  # what is damaged must be found now
             new = [(p, p.renewed(store, given.keys())) for p in self._prepared.values()]
             weights.store = store
             for prepared, generation in new:
