@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from whet.engine.file import EngineFile, weight_names, write_engine
 from whet.engine.fold import fold_by_value
 from whet.engine.header import HEADER_BYTES, REFITTABLE
@@ -21,6 +23,7 @@ from whet.engine.sources import WeightSource, weights_in
 from whet.engine.validity import Validity, check_file, check_header
 from whet.engine.weights import ImportedWeights, WeightStore
 from whet.errors import DeviceError, InvalidSetting
+from whet.ir.evaluate import bind_sizes
 from whet.ir.graph import Graph
 from whet.ir.types import TensorType, Type
 from whet.knobs import knobs
@@ -262,7 +265,8 @@ def build(
     `model`: an ONNX file's path, its bytes, or a ModelProto. `profiles`: ranges of the symbolic
     sizes.
     `architectures`: for which kernels are compiled now and kept in the engine ("avx2",
-    "avx512+vnni"). `refittable=False` folds weights by value, and keeps only the results: a smaller
+    "avx512+vnni", "sm90"; "current": of the GPU at hand, or else the processor), for the most
+    likely sizes of each profile where sizes have names. `refittable=False` folds weights by value, and keeps only the results: a smaller
     engine that starts faster. `debug`: tensors of the model that sessions of the engine file, too,
     can read out; they are fused no further, and cost nothing more until asked for.
     `progress` is told of phases and steps, and can cancel.
@@ -290,7 +294,8 @@ def build(
         given = (profiles,) if isinstance(profiles, Profile) else tuple(profiles or ())
         check_profiles(given, graph)
         plain = without_outputs(graph, marked)
-        kernels = _prebuilt(plain, architectures, step) if architectures else None
+        architectures = tuple(map(_architecture, architectures))
+        kernels = _prebuilt(plain, architectures, step, given) if architectures else None
     if not refittable:
         return Engine(graph, weights, given, False, {}, kernels, (), tuple(architectures), marked)
     frozen = {n: digest(imported.weights[n]) for n in sorted(imported.frozen | numbers.frozen)}
@@ -445,17 +450,37 @@ def _report(device: Any, compiled: int, seconds: float) -> None:
         logger.info("ready in %.2f s, no kernel was compiled", seconds)
 
 
+def _architecture(name: str) -> str:
+    """The name of an architecture; `current` is the one at hand."""
+    return str(open_device("auto").architecture) if name == "current" else name
+
+
 def _prebuilt(
-    graph: Graph, architectures: Sequence[str], step: Callable[[], None]
+    graph: Graph,
+    architectures: Sequence[str],
+    step: Callable[[], None],
+    profiles: Sequence[Profile] = (),
 ) -> dict[str, bytes]:
     """Kernels for each of the architectures, by cache key."""
     from whet.runtime.program import compile_ahead
 
+    likely = [graph.bind(_likely_sizes(graph, profile)) for profile in profiles]
     kernels: dict[str, bytes] = {}
     for name in architectures:
-        kernels.update(compile_ahead(graph, _compiler_for(name)))
+        for bound in likely or [graph]:
+            kernels.update(compile_ahead(bound, _compiler_for(name)))
         step()
     return kernels
+
+
+def _likely_sizes(graph: Graph, profile: Profile) -> dict[str, int]:
+    """The named sizes of the shapes that a profile holds most likely."""
+    sizes: dict[str, int] = {}
+    for value in graph.inputs:
+        shape = profile.opt.get(value.op.name)  # type: ignore[attr-defined]
+        if shape is not None:
+            bind_sizes(value.type, np.broadcast_to(0, shape), sizes)
+    return sizes
 
 
 def _compiler_for(name: str) -> Device:
