@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from whet.errors import CompileError
 from whet.ir.graph import Value
 from whet.ir.types import TensorType
 from whet.knobs import knobs
@@ -28,7 +29,7 @@ from whet.targets.cuda.legalize import emits, legalize
 from whet.targets.cuda.tactics import Loaded, load
 from whet.targets.cuda.templates import TEMPLATES
 from whet.targets.cuda.two_steps import in_two_steps
-from whet.targets.cuda.workers import Job, compile_all
+from whet.targets.cuda.workers import MOST_WORKERS, Job, compile_all
 
 ALIGNMENT = driver.ALIGNMENT
 
@@ -128,6 +129,18 @@ class Device:
             for kernel in missing:
                 if kernel not in self._code:
                     self._code[kernel] = self._load(found[kernel] or jobs[kernel].code)
+
+    def compile_for_others(
+        self, kernels: Sequence[Kernel], workers: int = MOST_WORKERS
+    ) -> list[tuple[Kernel, CompileError]]:
+        """Fills the cache for machines that have such a device; gives what cannot be compiled."""
+        new = [k for k in dict.fromkeys(kernels) if self._found(self.key(k)) is None]
+        jobs = {k: Job(codegen.to_triton(k, self.architecture)) for k in new}
+        compile_all([], self.architecture, others=list(jobs.values()), seconds=1e9, workers=workers)
+        for kernel, job in jobs.items():
+            if job.code:
+                self._keep(kernel, job)
+        return [(kernel, job.error) for kernel, job in jobs.items() if job.error is not None]
 
     def _found(self, key: str) -> bytes | None:
         code = self.prebuilt.get(key)

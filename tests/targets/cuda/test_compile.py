@@ -1,0 +1,63 @@
+"""Every template, and loop nests of every kind, compile for every architecture: no GPU is needed.
+
+Objects are kept in a cache between runs, so that only what changed is compiled.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.targets.cuda.contractions import attentions, convolution, problem
+from whet.ir.graph import Graph, Input, make
+from whet.ir.types import TensorType
+from whet.knobs import user_cache_folder
+from whet.ops.contract import MatMul
+from whet.ops.movement import Gather, transpose
+from whet.ops.reduce import Cumulative, Softmax
+from whet.plan.plan import make_plan
+from whet.runtime.cache import Cache
+from whet.runtime.program import legal
+from whet.targets.cuda.architecture import Architecture
+from whet.targets.cuda.device import Device
+from whet.targets.cuda.templates import TEMPLATES
+
+ARCHITECTURES = ("sm80", "sm86", "sm89", "sm90", "sm100", "sm120")
+
+
+def graphs() -> dict[str, Graph]:
+    """One graph for each template, and some for loops."""
+    attention = next(p for p in attentions() if p.name == "attention-causal")
+    found = {
+        "product": problem("product", MatMul(), (64, 64), (64, 64)).graph,
+        "split": problem("split", MatMul(), (16, 2048), (2048, 64)).graph,
+        "convolution": convolution("conv", (1, 9, 9, 32), (32, 3, 3, 32), pad=1).graph,
+        "depthwise": convolution("depth", (1, 9, 9, 32), (32, 3, 3, 1), pad=1, groups=32).graph,
+        "attention": attention.graph,
+        "softmax": problem("softmax", Softmax(), (5, 300), dtype="float32").graph,
+        "scan": problem("scan", Cumulative("sum", 1), (5, 30), dtype="float32").graph,
+        "moved": problem("moved", lambda x: transpose(x, 1, 0) + 1.0, (70, 90)).graph,
+    }
+    x = make(Input("x", TensorType("float32", (5, 4))), ())[0]
+    i = make(Input("i", TensorType("int64", (3,))), ())[0]
+    return {**found, "gather": Graph((x, i), (Gather(0)(x, i),), ("y",))}
+
+
+def kernels(device: Device) -> list:
+    """The kernels of all graphs."""
+    plans = [make_plan(legal(g, device), device.capabilities) for g in graphs().values()]
+    return [step.kernel for plan in plans for step in plan.steps if step.kernel is not None]
+
+
+def test_every_template_is_here() -> None:
+    found = {type(k.op) for k in kernels(Device(Architecture.parse("sm90"))) if hasattr(k, "op")}
+    assert found == set(TEMPLATES)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_all_compile(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("triton", reason="kernels for NVIDIA GPUs are compiled by Triton")
+    folder = user_cache_folder() or tmp_path
+    device = Device(Architecture.parse(name), Cache(folder.with_name("whet-compiled")))
+    assert device.compile_for_others(kernels(device)) == []
