@@ -266,9 +266,10 @@ def build(
     sizes.
     `architectures`: for which kernels are compiled now and kept in the engine ("avx2",
     "avx512+vnni", "sm90"; "current": of the GPU at hand, or else the processor), for the most
-    likely sizes of each profile where sizes have names. `refittable=False` folds weights by value, and keeps only the results: a smaller
-    engine that starts faster. `debug`: tensors of the model that sessions of the engine file, too,
-    can read out; they are fused no further, and cost nothing more until asked for.
+    likely sizes of each profile where sizes have names. `refittable=False` folds weights by value,
+    and keeps only the results: a smaller engine that starts faster. `debug`: tensors of the model
+    that sessions of the engine file, too, can read out; they are fused no further, and cost nothing
+    more until asked for.
     `progress` is told of phases and steps, and can cancel.
     Raises InvalidModel for a damaged model, UnsupportedModel with all nodes that cannot be read,
     Cancelled.
