@@ -49,12 +49,31 @@ def products() -> Iterator[Case]:
         op = Convolution((2, 1), (1, 2), (1, 0), (0, 2), groups)
         w = x(6, 3, 2, 4 // groups)
         yield from rows(WIDE, f"convolution-{groups}", op, x(2, 7, 9, 4), w, named_sizes=False)
+    for taps in (1, 3):
+        image, gate = x(1, 25, 21, 20), x(1, 1, 1, 20)
+        yield from rows(
+            WIDE, f"convolution-gated-{taps}", gated(taps), image, gate, named_sizes=False
+        )
+    yield from rows(WIDE, "matmul-gated", gated(0), x(40, 20), x(20), named_sizes=False)
     square = x(2, 4, 4)
     for n in (1, 2, 3, 4):
         loose: dict[str, Any] = {"sums": 64.0, "named_sizes": n > 3}
         yield from rows(WIDE, f"determinant-{n}", Determinant(), x(2, n, n), **loose)
     yield from rows(WIDE, "inverse", regular_inverse, square, sums=64)
     yield Case("iota-up-to", lambda n: index.IotaUpTo(7)(n), (ints(low=7, high=7),))
+
+
+def gated(taps: int) -> Callable[[Value, Value], Value]:
+    """A factor for each channel, then a product with few constant weights: a matrix's for 0."""
+
+    def build(x: Value, gate: Value) -> Value:
+        weight = np.random.default_rng(3).uniform(-1, 1, (6, taps, taps, 20) if taps else (20, 4))
+        if not taps:
+            return MatMul()(gate * x, constant(weight, x.dtype))
+        op = Convolution((1, 1), (1, 1), (taps // 2,) * 2, (taps // 2,) * 2)
+        return op(x * gate, constant(weight, x.dtype))
+
+    return build
 
 
 def regular_inverse(x: Value) -> Value:

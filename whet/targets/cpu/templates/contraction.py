@@ -13,6 +13,7 @@ from whet.ir.graph import Op, Value, constant, operator
 from whet.ir.sizes import Size, product
 from whet.ir.types import TensorType
 from whet.ops.contract import Convolution, MatMul
+from whet.ops.elementwise import Mul
 from whet.ops.movement import Pad, Transpose, reshape, transpose
 from whet.plan.group import contiguous as contiguous_view
 from whet.plan.kernel import Axis, Load, Nest, Store, Template, View, walk
@@ -35,6 +36,9 @@ from whet.targets.cpu.templates.specification import contiguous
 MOST_STRIDED_CHANNELS = 4
 """With more channels than that, a copy with the channels side by side is faster than reading them
 apart."""
+
+LESS_WORK = 8
+"""How many times as many elements x must have as the weights, which come from further away."""
 
 
 @operator
@@ -125,6 +129,31 @@ def pack(weight: Value, packing: Packing) -> Value:
     return transpose(reshape(wide, *packing.split), *packing.order)
 
 
+def without_gate(x: Value, weights: int) -> tuple[Value, Value | None]:
+    """x without a factor that is one number for each of its channels, and that factor: where the
+    weights that it can go into instead are so few that this is less work."""
+    if not isinstance(x.op, Mul) or LESS_WORK * weights > likely_value(product(x.shape)):
+        return x, None
+    for place, gate in enumerate(x.inputs):
+        rest = x.inputs[1 - place]
+        assert gate is not None and rest is not None
+        one_by_channel = all(s == 1 for s in gate.shape[:-1]) and gate.shape[-1:] == x.shape[-1:]
+        if one_by_channel and rest.shape == x.shape:
+            return rest, gate
+    return x, None
+
+
+def scaled(packed: Value, packing: Packing, gate: Value | None) -> Value:
+    """Packed weights with each input channel times its factor."""
+    if gate is None:
+        return packed
+    shape = [1] * packed.rank
+    shape[packing.order.index(len(packing.split) - 1)] = -1
+    channels = gate.shape[-1]
+    y: Value = Mul()(packed, reshape(gate, *(channels if n == -1 else n for n in shape)))
+    return y
+
+
 def _apply_matrix(weight: Value, axis: int, matrix: tuple[tuple[float, ...], ...]) -> Value:
     """new[i] = the sum over j of matrix[i][j] * old[j] along an axis."""
     front = (axis, *(i for i in range(weight.rank) if i != axis))
@@ -187,6 +216,9 @@ class Contraction:
         if isinstance(x.op, Transpose) and op.groups == 1 and shape[-1] <= MOST_STRIDED_CHANNELS:
             order, (x,) = x.op.order, x.inputs  # type: ignore[assignment]
             assert x is not None
+        gate = None
+        if op.groups == 1 and order == tuple(range(x.rank)):
+            x, gate = without_gate(x, known(product(shape)))
         before, after = numbers(op.before), numbers(op.after)
         plain = PackedConvolution(
             shape[1:-1], shape[0], op.strides, op.dilations, before, after, op.groups, order, ()
@@ -196,7 +228,8 @@ class Contraction:
         wanted = tuple(map(likely_value, x.shape))
         spec = plain.specification(contiguous(wanted), wanted)
         schedule = kernels.candidates(spec, architecture, self.threads, transforms=True)[0]
-        packed = pack(w, kernels.packing(spec, schedule, architecture))
+        packing = kernels.packing(spec, schedule, architecture)
+        packed = scaled(pack(w, packing), packing, gate)
         return replace(plain, schedule=as_numbers(schedule))(x, packed)
 
     def _product(self, x: Value, w: Value, architecture: Architecture) -> Value | None:
@@ -207,12 +240,14 @@ class Contraction:
         weight = transpose(reshape(w, depth, columns), 1, 0)
         if not isinstance(x.shape[-1], int):
             return None
+        x, gate = without_gate(x, known(depth * columns))
         lead = tuple(map(likely_value, x.shape))
         spec = PackedProduct(columns, ()).specification(contiguous(lead), lead)
         flat = spec.flattened()
         schedule = kernels.candidates(flat, architecture, self.threads)[0]
         weight = reshape(weight, columns, *flat.kernel, depth)
-        packed = pack(weight, kernels.packing(flat, schedule, architecture))
+        packing = kernels.packing(flat, schedule, architecture)
+        packed = scaled(pack(weight, packing), packing, gate)
         return PackedProduct(columns, as_numbers(schedule))(x, packed)
 
     def specialised(self, kernel: Template, architecture: Architecture, ordered: bool) -> Template:
