@@ -29,7 +29,7 @@ from whet.targets.cpu.background import Background
 from whet.targets.cpu.executable import Executable
 from whet.targets.cpu.functions import LIBRARY
 from whet.targets.cpu.legalize import emits, legalize
-from whet.targets.cpu.templates import TEMPLATES
+from whet.targets.cpu.templates import PLANNED_THREADS, templates_for
 from whet.targets.cpu.workers import Job, compile_all
 
 logger = logging.getLogger("whet")
@@ -56,7 +56,10 @@ class Device:
     ) -> None:
         self.architecture = architecture or host.architecture()
         self.cache, self.prebuilt, self.threads = cache, prebuilt or {}, threads
-        self.capabilities = Capabilities("cpu", self.legalize, emits, TEMPLATES, ranges=True)
+        # Code that is there already was made for the number that is planned with in general.
+        planned = PLANNED_THREADS if self.prebuilt else max(threads, PLANNED_THREADS)
+        self.templates = templates_for(planned)
+        self.capabilities = Capabilities("cpu", self.legalize, emits, self.templates, ranges=True)
         self.compiled = 0
         self.tries = tries
         """Whether plans that run often try other kernels in their runs."""
@@ -68,9 +71,9 @@ class Device:
 
     def legalize(self, value: Value) -> Any:
         """An operator in this CPU's terms."""
-        if type(value.op) in TEMPLATES:
+        if type(value.op) in self.templates:
             return value
-        for template in dict.fromkeys(TEMPLATES.values()):
+        for template in dict.fromkeys(self.templates.values()):
             new = template.legalize(value, self.architecture)
             if new is not None:
                 return new
@@ -136,7 +139,7 @@ class Device:
             return kernel
         if isinstance(kernel, Loops):
             return kernel if ordered and adds_up(kernel) else bound(kernel, sizes)
-        make = getattr(TEMPLATES[type(kernel.op)], "specialised", None)
+        make = getattr(self.templates[type(kernel.op)], "specialised", None)
         if make is None:
             return kernel if ordered else bound(kernel, sizes)
         return make(bound(kernel, sizes), self.architecture, ordered)
@@ -181,7 +184,7 @@ class Device:
 
     def alike(self, kernel: Kernel) -> list[Kernel]:
         """Kernels that may be faster, and give the same bits from the same buffers."""
-        template = TEMPLATES.get(type(kernel.op)) if isinstance(kernel, Template) else None
+        template = self.templates.get(type(kernel.op)) if isinstance(kernel, Template) else None
         alike = getattr(template, "alike", None)
         return alike(kernel, self.architecture) if alike is not None else []
 

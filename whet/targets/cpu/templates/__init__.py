@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from whet.ir.graph import Op
@@ -22,19 +23,28 @@ from whet.targets.cpu.templates.recurrent import FusedRecurrent, RecurrentTempla
 from whet.targets.cpu.templates.sort import MergeSort, SortTemplate
 from whet.targets.cpu.templates.suppression import SortedSuppression, SuppressionTemplate
 
-_contraction = Contraction()
-_integer = IntegerContraction()
+PLANNED_THREADS = 2
+"""What schedules are chosen for where it is not known how many threads will run them: any number
+can."""
 
-TEMPLATES: dict[type[Op], Any] = {
-    PackedConvolution: _contraction,
-    PackedProduct: _contraction,
-    IntegerConvolution: _integer,
-    IntegerDepthwise: _integer,
-    IntegerProduct: _integer,
-    BlockQuantizedProduct: BlockQuantizedTemplate(),
-    Product: ProductTemplate(),
-    FlashAttention: AttentionTemplate(),
-    FusedRecurrent: RecurrentTemplate(),
-    MergeSort: SortTemplate(),
-    SortedSuppression: SuppressionTemplate(),
-}
+
+@cache
+def templates_for(threads: int) -> dict[type[Op], Any]:
+    """The templates, which choose schedules for so many threads."""
+    contraction, integer = Contraction(threads), IntegerContraction(threads)
+    return {
+        PackedConvolution: contraction,
+        PackedProduct: contraction,
+        IntegerConvolution: integer,
+        IntegerDepthwise: integer,
+        IntegerProduct: integer,
+        BlockQuantizedProduct: BlockQuantizedTemplate(),
+        Product: ProductTemplate(),
+        FlashAttention: AttentionTemplate(),
+        FusedRecurrent: RecurrentTemplate(),
+        MergeSort: SortTemplate(),
+        SortedSuppression: SuppressionTemplate(),
+    }
+
+
+TEMPLATES = templates_for(PLANNED_THREADS)
