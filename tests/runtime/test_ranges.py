@@ -162,3 +162,20 @@ def test_numbers_of_things_found_share_kernels(rng: np.random.Generator) -> None
         want = np.stack(np.nonzero(x)).astype(np.float32) ** 2
         np.testing.assert_array_equal(session.run({"x": x})["y"], want)
     assert session._runner.device.compiled == compiled
+
+
+def test_what_no_template_is_told_is_planned_for_its_sizes(rng: np.random.Generator) -> None:
+    node = helper.make_node("Conv", ["x", "w"], ["y"], pads=[1, 1, 1, 1])
+    weight = rng.standard_normal((8, 3, 3, 3), np.float32)
+    made = model([node], [value("x", [1, 3, "h", "w"])], [value("y", None)], {"w": weight})
+    engine = whet.build(made)
+    session = engine.session(cache=False)
+    for size in ((9, 12), (5, 7)):
+        x = {"x": rng.standard_normal((1, 3, *size), np.float32)}
+        np.testing.assert_allclose(session.run(x)["y"], judged(engine, x), atol=1e-4)
+    session.run(x)
+    deadline = time.monotonic() + 120
+    while len(session.plans) == 1:
+        assert time.monotonic() < deadline, "no plan was made in the background"
+        time.sleep(0.02)
+    np.testing.assert_allclose(session.run(x)["y"], judged(engine, x), atol=1e-4)

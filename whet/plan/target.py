@@ -47,6 +47,9 @@ class Capabilities:
     ranges: bool = False
     """Whether kernels take named sizes when they run, so that one serves every value of them."""
 
+    makeshift: Callable[[Value], bool] = lambda value: False
+    """Whether an operator is run in a slower way only because a run tells its sizes."""
+
 
 @dataclass(frozen=True)
 class Tactic:

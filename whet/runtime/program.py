@@ -145,8 +145,8 @@ class Runner:
         except Undecided as why:
             logger.debug("planned anew for each set of sizes: %s", why)
             return None
-        # Kernels for known sizes may stand in for the reference, and need not give the same bits.
-        return None if self.deterministic and stage.program.plan.reference_ops else stage
+        # What is slow here has other kernels for known sizes, which need not give the same bits.
+        return None if self.deterministic and stage.program.is_makeshift else stage
 
     def stage(self, graph: Graph, sizes: Mapping[str, int]) -> Stage:
         """The compiled form of a graph at given sizes."""
@@ -263,6 +263,10 @@ class Program:
         if not runner.weights.missing:
             runner.prepared.of_program(self, self.given)
         self.made = {v for step in self.plan.steps for v in step.writes}
+        makeshift = runner.device.capabilities.makeshift
+        slow = any(makeshift(v) for v in (*self.source.values, *graph.values))
+        self.is_makeshift = slow or bool(self.plan.reference_ops)
+        """Whether some of it would be faster if its sizes were known."""
         self._known_kinds: dict[tuple[tuple[str, int], ...], list[TensorType | None]] = {}
 
     def run(
@@ -413,7 +417,7 @@ class Stage:
         runner = self.runner
         if self._met[key] != ENOUGH_RUNS or not runner.is_lazy:
             return
-        if self.program.plan.reference_ops:
+        if self.program.is_makeshift and not self.frontier:
             cast(RangeDevice, runner.device).later(lambda: runner.stage(self.model, sizes))
         else:
             executable = cast(RangeExecutable, self.program.executable)

@@ -33,6 +33,11 @@ class Background:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
+    @property
+    def is_here(self) -> bool:
+        """Whether the caller runs in the background."""
+        return self._thread is threading.current_thread()
+
     def compile(self, kernels: Wanted, then: Callable[[], None]) -> None:
         """Makes sure of the kernels' code, then calls `then`, both on another thread; there the
         kernels are asked for, too, where they are given as a function.

@@ -28,7 +28,7 @@ from whet.targets.cpu.architecture import Architecture
 from whet.targets.cpu.background import Background
 from whet.targets.cpu.executable import Executable
 from whet.targets.cpu.functions import LIBRARY
-from whet.targets.cpu.legalize import emits, legalize
+from whet.targets.cpu.legalize import WHOLE, emits, legalize
 from whet.targets.cpu.templates import PLANNED_THREADS, templates_for
 from whet.targets.cpu.workers import Job, compile_all
 
@@ -59,7 +59,9 @@ class Device:
         # Code that is there already was made for the number that is planned with in general.
         planned = PLANNED_THREADS if self.prebuilt else max(threads, PLANNED_THREADS)
         self.templates = templates_for(planned)
-        self.capabilities = Capabilities("cpu", self.legalize, emits, self.templates, ranges=True)
+        self.capabilities = Capabilities(
+            "cpu", self.legalize, emits, self.templates, ranges=True, makeshift=self.makeshift
+        )
         self.compiled = 0
         self.tries = tries
         """Whether plans that run often try other kernels in their runs."""
@@ -128,6 +130,15 @@ class Device:
     def trim(self) -> None:
         """The allocator of the host needs no telling."""
 
+    def makeshift(self, value: Value) -> bool:
+        """Whether a template would run the operator if no run had to tell its sizes."""
+        if value.is_static or type(value.op) not in WHOLE:
+            return False
+        kinds = [i.type for i in value.inputs if i is not None]
+        told = any(isinstance(kind, TensorType) and not kind.is_static for kind in kinds)
+        templates = dict.fromkeys(self.templates.values())
+        return told and all(t.legalize(value, self.architecture) is None for t in templates)
+
     def later(self, task: Callable[[], Any]) -> None:
         """Does something on another thread, after what it does already."""
         self.background.compile(lambda: [task()] * 0, lambda: None)
@@ -161,6 +172,7 @@ class Device:
     def compile(self, kernels: Sequence[Kernel], idle: bool = False) -> None:
         """Makes sure of the code of many kernels, several processes compiling what is new; with
         `idle`, one that takes no time from others."""
+        idle = idle or self.background.is_here
         missing = [k for k in dict.fromkeys(kernels) if k not in self._code]
         found = {k: self._found(self.key(k)) for k in missing}
         new = [k for k, code in found.items() if code is None]

@@ -7,11 +7,15 @@ from typing import Any
 
 from whet.ir.graph import Value
 from whet.ir.types import FLOATS, TensorType
+from whet.ops.attention import Attention
 from whet.ops.bits import BitCast
 from whet.ops.cast import FEW_BITS
+from whet.ops.contract import Convolution, MatMul
 from whet.ops.elementwise import Cast, Pow, Where
 from whet.ops.gather import ScatterElements, ScatterND
+from whet.ops.recurrent import Recurrent
 from whet.ops.reduce import Cumulative
+from whet.ops.select import Order, Suppression
 from whet.plan.group import ELEMENTWISE, MOVEMENT, READS
 from whet.plan.lower import RULES
 from whet.plan.nests import NESTS
@@ -21,6 +25,9 @@ from whet.targets.cpu.unsigned import without_sign
 
 CARRIES = (*MOVEMENT, *READS, Where, BitCast, ScatterElements, ScatterND)
 """Operators that only carry elements, or their bits."""
+
+WHOLE = (Attention, Convolution, MatMul, Order, Recurrent, Suppression)
+"""Operators that templates run, where they can."""
 
 COMBINING = (Cumulative, ScatterElements, ScatterND)
 NARROW_FLOATS = FEW_BITS | {"float16", "bfloat16"}
