@@ -7,13 +7,13 @@ import sys
 from collections.abc import Sequence
 
 from whet.cli import bench, build, cache, check, devices, refit, run, show
-from whet.cli.parser import Parser
+from whet.cli.parser import Parser, check_targets
 from whet.cli.status import OK, explain
 
 COMMANDS = (build, run, bench, show, check, refit, devices, cache)
 
 ABOUT = """\
-whet compiles trained networks: ONNX in, machine code for the CPU at hand out.
+whet compiles trained networks: ONNX in, machine code for the CPU or GPU at hand out.
 
 A model file is an ONNX model (model.onnx) or an engine that `whet build` wrote (model.whet);
 every command takes either."""
@@ -67,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         whole.print_help()
         return OK
     try:
+        check_targets(options)
         status = int(options.command(options))
         sys.stdout.flush()
         return status

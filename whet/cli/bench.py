@@ -56,10 +56,18 @@ def add(commands: Any) -> None:
         default=[],
         help="onnxruntime, openvino, torch=FILE: those that are installed",
     )
-    parser.add_argument("--rounds", type=a_count, default=5, help="blocks of each runner (5)")
-    parser.add_argument("--seconds", type=seconds, default=1.0, help="length of a block (1)")
     parser.add_argument(
-        "--callers", type=a_count, default=1, help="threads that call at once for throughput (1)"
+        "--rounds", metavar="N", type=a_count, default=5, help="blocks of each runner (5)"
+    )
+    parser.add_argument(
+        "--seconds", metavar="S", type=seconds, default=1.0, help="length of a block (1)"
+    )
+    parser.add_argument(
+        "--callers",
+        metavar="N",
+        type=a_count,
+        default=1,
+        help="threads that call at once for throughput (1)",
     )
     parser.add_argument("--kernels", action="store_true", help="the time of each kernel")
     parser.add_argument("--json", metavar="FILE", help="write all figures there")
@@ -67,7 +75,9 @@ def add(commands: Any) -> None:
     add_inputs(parser)
     group = parser.add_argument_group("the session")
     group.add_argument("--device", default="auto", help="auto, cpu, a level such as cpu:avx2, cuda")
-    group.add_argument("--threads", type=a_count, help="of each runner (one per physical core)")
+    group.add_argument(
+        "--threads", metavar="N", type=a_count, help="of each runner (one per physical core)"
+    )
     parser.set_defaults(command=run, allow_code=False)
 
 

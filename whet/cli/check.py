@@ -13,7 +13,7 @@ import numpy as np
 from whet.cli import models
 from whet.cli.inputs import given_inputs, random_inputs
 from whet.cli.judge import Finding, compare
-from whet.cli.parser import a_count, add_device, add_inputs, add_model
+from whet.cli.parser import a_count, a_difference, add_device, add_inputs, add_model
 from whet.cli.status import DIFFERS, OK, UsageError
 from whet.cli.terminal import note, say, size, table, working
 
@@ -48,9 +48,14 @@ def add(commands: Any) -> None:
         help="what the outputs are compared with",
     )
     parser.add_argument(
-        "--tolerance", type=float, help="the largest difference allowed (1e-3 for float32)"
+        "--tolerance",
+        metavar="X",
+        type=a_difference,
+        help="the largest difference allowed (1e-3 for float32)",
     )
-    parser.add_argument("--runs", type=a_count, default=3, help="random inputs to try (3)")
+    parser.add_argument(
+        "--runs", metavar="N", type=a_count, default=3, help="random inputs to try (3)"
+    )
     parser.add_argument(
         "--per-layer",
         action="store_true",
@@ -67,6 +72,8 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Compares and reports; 1 where something differs."""
     if options.file:
+        if options.per_layer:
+            raise UsageError("--file runs nothing: leave --per-layer out")
         return check_file(options.model, options.device)
     engine = models.open_model(options.model, options.allow_code)
     feeds = _feeds(engine, options)

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from whet.cli.status import MACHINE, OK
-from whet.cli.terminal import output, say, size
+from whet.cli.terminal import amount, output, say, size, working
 from whet.errors import Error
 
 ABOUT = """\
 The doctor: the processor's features and which of them are used, cores, memory, the cache,
-versions, and whether a kernel can be compiled and run. Each problem comes with what to do."""
+versions, whether a kernel can be compiled and run, and how fast the machine is just now. Each
+problem comes with what to do."""
 
 EXAMPLES = """\
   whet devices
@@ -60,7 +61,9 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Looks at everything and reports."""
-    lines = [*processor(), *cores(), *memory(), *gpus(), *packages(), *cache(), trial()]
+    lines = [*processor(), *cores(), *memory(), *gpus(), *packages(), *cache()]
+    with working("trying the compiler"):
+        lines += [trial(), *limits()]
     if options.json:
         say(json.dumps([vars(line) for line in lines], indent=1))
     else:
@@ -209,6 +212,22 @@ def cache() -> list[Line]:
     return [
         Line("cache", "folder", str(found.folder or "none"), found.problem),
         Line("cache", "content", full),
+    ]
+
+
+def limits() -> list[Line]:
+    """What all threads reach together, measured now: what `whet show --times` compares with."""
+    from whet.runtime.cache import Cache
+    from whet.targets.cpu import host
+    from whet.targets.cpu.device import Device
+
+    try:
+        found = Device(cache=Cache.default(), threads=host.default_threads()).limits()
+    except Error as error:
+        return [Line("limits", "none", str(error))]
+    return [
+        Line("limits", "arithmetic", f"{amount(found.operations['float32'])}FLOP/s in float32"),
+        Line("limits", "memory", f"{amount(found.bytes)}B/s from beyond the cores' own caches"),
     ]
 
 

@@ -41,6 +41,8 @@ def open_session(engine: Engine, options: argparse.Namespace) -> Session:
             options.device,
             threads=options.threads,
             cache=options.cache,
+            specialize=getattr(options, "specialize", "lazy"),
+            deterministic=getattr(options, "deterministic", False),
             weight_budget=getattr(options, "weight_budget", None),
         )
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from whet.cli.status import WRONG_USE
+from whet.errors import WriteError
 
 
 class Parser(argparse.ArgumentParser):
@@ -34,7 +37,7 @@ def a_size(text: str) -> tuple[str, tuple[int, int, int]]:
     """`batch=4`, or `batch=1:4:16` for the least, the likely and the greatest."""
     name, _, numbers = text.rpartition("=")
     if not name or not re.fullmatch(r"\d+(:\d+:\d+)?", numbers):
-        raise argparse.ArgumentTypeError(f"{text!r} is none; say batch=4, or batch=1:4:16")
+        raise argparse.ArgumentTypeError(f"{text!r} says no size; say batch=4, or batch=1:4:16")
     low, likely, high = ([int(n) for n in numbers.split(":")] * 3)[:3]
     if not low <= likely <= high:
         raise argparse.ArgumentTypeError(f"{text!r} falls: say least:likely:greatest")
@@ -46,6 +49,17 @@ def a_count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
     return int(text)
+
+
+def a_difference(text: str) -> float:
+    """A number from 0 on."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not value >= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 on, such as 1e-3")
+    return value
 
 
 def seconds(text: str) -> float:
@@ -98,8 +112,18 @@ def add_device(parser: Parser) -> None:
         "--device", default="auto", help="auto, cpu, a lower level of it such as cpu:avx2, or cuda"
     )
     group.add_argument(
-        "--threads", type=a_count, help="how many take part in a run (one per physical core)"
+        "--threads",
+        metavar="N",
+        type=a_count,
+        help="how many take part in a run (one per physical core)",
     )
+    group.add_argument(
+        "--specialize",
+        choices=("lazy", "eager", "none"),
+        default="lazy",
+        help="kernels for the very sizes met: in the background, before a run ends, or never",
+    )
+    group.add_argument("--deterministic", action="store_true", help="the same bits in every run")
     group.add_argument(
         "--cache", metavar="FOLDER", default="default", help="where compiled kernels are kept"
     )
@@ -126,7 +150,7 @@ def add_inputs(parser: Parser) -> None:
         default=[],
         help=".npy, .npz (arrays by name) or a picture; random without it; may be repeated",
     )
-    group.add_argument("--seed", type=int, default=0, help="of random inputs (0)")
+    group.add_argument("--seed", metavar="N", type=int, default=0, help="of random inputs (0)")
     group.add_argument(
         "--cast", action="store_true", help="convert arrays of another dtype instead of refusing"
     )
@@ -138,13 +162,25 @@ def add_inputs(parser: Parser) -> None:
         help="how a picture comes to the model's height and width (crop: the middle of it)",
     )
     pictures.add_argument(
-        "--scale", type=numbers, default=[1 / 255], help="what pixels are multiplied by (1/255)"
+        "--scale",
+        metavar="LIST",
+        type=numbers,
+        default=[1 / 255],
+        help="what pixels are multiplied by (1/255)",
     )
     pictures.add_argument(
-        "--mean", type=numbers, default=[0.0], help="then subtracted, one for each channel (0)"
+        "--mean",
+        metavar="LIST",
+        type=numbers,
+        default=[0.0],
+        help="then subtracted, one for each channel (0)",
     )
     pictures.add_argument(
-        "--std", type=numbers, default=[1.0], help="then divided by, one for each channel (1)"
+        "--std",
+        metavar="LIST",
+        type=numbers,
+        default=[1.0],
+        help="then divided by, one for each channel (1)",
     )
     pictures.add_argument(
         "--imagenet",
@@ -152,6 +188,23 @@ def add_inputs(parser: Parser) -> None:
         help="the mean and the deviation that torchvision and timm train with",
     )
     pictures.add_argument("--bgr", action="store_true", help="blue first, as OpenCV has it")
+
+
+TARGETS = ("output", "json", "trace", "html", "svg")
+"""Options that name a file to be written."""
+
+
+def check_targets(options: argparse.Namespace) -> None:
+    """Raises WriteError now for a file that could not be written at the end of long work."""
+    for name in TARGETS:
+        path = getattr(options, name, None)
+        if not isinstance(path, str) or path == "-":
+            continue
+        folder = Path(path).resolve().parent
+        if not folder.is_dir():
+            raise WriteError(f"{path!r} cannot be written: there is no folder {folder}")
+        if not os.access(folder, os.W_OK) or Path(path).is_dir():
+            raise WriteError(f"{path!r} cannot be written; choose another place")
 
 
 def chosen(sizes: Sequence[tuple[str, tuple[int, int, int]]]) -> dict[str, int]:

@@ -42,17 +42,18 @@ def add(commands: Any) -> None:
         "show", help="what became of a model", about=ABOUT, examples=EXAMPLES
     )
     add_model(parser)
-    parser.add_argument(
+    view = parser.add_mutually_exclusive_group()
+    view.add_argument(
+        "--kernels", action="store_true", help="each kernel's work, and how it was chosen"
+    )
+    view.add_argument("--code", action="store_true", help="what each kernel computes")
+    view.add_argument("--memory", action="store_true", help="the memory plan")
+    view.add_argument("--tensors", action="store_true", help="the tensors by their names")
+    view.add_argument(
         "--after",
         metavar="PASS",
         help="the graph after a pass (`import`: as it was read; `list`: which there are)",
     )
-    parser.add_argument(
-        "--kernels", action="store_true", help="each kernel's work, and how it was chosen"
-    )
-    parser.add_argument("--code", action="store_true", help="what each kernel computes")
-    parser.add_argument("--memory", action="store_true", help="the memory plan")
-    parser.add_argument("--tensors", action="store_true", help="the tensors by their names")
     parser.add_argument("--json", metavar="FILE", help="write what the inspector found; - prints")
     parser.add_argument("--html", metavar="FILE", help="write a self-contained page")
     parser.add_argument("--svg", metavar="FILE", help="write a picture")
@@ -70,6 +71,8 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Shows the graph or the kernels in the forms asked for."""
+    if (options.after or options.tensors) and (options.times or options.json):
+        raise UsageError("--times and --json are about kernels: leave --after and --tensors out")
     if options.after == "list":
         return _list_passes()
     if options.after:

@@ -146,7 +146,7 @@ def _unmarked(names: Sequence[str], graph: Graph) -> str:
     inside = [name for name in names if name in made or name.partition("_output_")[0] in made]
     fused = f" ({', '.join(map(repr, inside))} was fused into a kernel)" if inside else ""
     return (
-        f"the engine file does not keep the names of the tensors {listed}{fused}: give the ONNX "
-        "file too, session.debug(inputs, names, model='model.onnx'), or mark them with "
-        f"whet.build(model, debug={list(names)})"
+        f"the engine file does not keep the names of the tensors {listed}{fused}: use the ONNX "
+        "file (session.debug(inputs, names, model='model.onnx')), or mark them when the engine is "
+        f"built (debug={list(names)}, whet build --debug {names[0]})"
     )
