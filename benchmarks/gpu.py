@@ -8,7 +8,6 @@ both by PyTorch in float32. Prints a table; --report writes it as Markdown.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata as metadata
 import json
 import statistics
 import subprocess
@@ -32,6 +31,8 @@ NETWORKS = (
     "bert_base",
 )
 SETS = 8  # of inputs, each at its own address
+AUTOTUNED = "max-autotune"
+PEERS = ("eager", "reduce-overhead", AUTOTUNED)
 CHANNELS_LAST = {"resnet50", "mobilenetv3_large_100", "efficientnet_b0", "convnext_tiny"}
 
 
@@ -41,27 +42,47 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batches", default="1,16")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "whet-gpu")
     parser.add_argument("--against", default="eager,reduce-overhead,max-autotune")
-    parser.add_argument("--tune", type=float, default=0, help="seconds for measuring kernels")
+    parser.add_argument(
+        "--autotune", type=float, default=3600, help="seconds after which no more is autotuned"
+    )
     parser.add_argument("--kernels", type=int, default=0, help="print that many slowest kernels")
+    parser.add_argument("--products", action="store_true", help="matrix products and attention too")
     parser.add_argument("--report", type=Path, help="a Markdown file to write")
     parser.add_argument("--json", type=Path, help="every figure")
     options = parser.parse_args(argv)
+    begin = time.perf_counter()
     export_all(options.names, options.folder)
+    batches = [int(b) for b in options.batches.split(",")]
     rows: list[dict[str, Any]] = []
     for name in options.names:
-        for batch in map(int, options.batches.split(",")):
-            try:
-                rows.append(measure(name, batch, options))
-            except Exception as error:
-                traceback.print_exc(limit=-5)
-                rows.append({"network": name, "batch": batch, "failed": f"{error!r:.200}"})
+        for batch in batches:
+            rows.append({"network": name, "batch": batch})
+            attempt(rows[-1], lambda row: measure(row, options))
             print(line(rows[-1]), flush=True)
-    print("\n" + "\n".join(map(line, rows)))
+    if AUTOTUNED in options.against:
+        for row in rows:
+            # It takes longest by far: with too little time, some rows go without.
+            if time.perf_counter() - begin < options.autotune:
+                attempt(row, lambda row: against(row, [AUTOTUNED]))
+                print(line(row), flush=True)
+    from benchmarks import gpu_products, gpu_report
+
+    products = list(gpu_products.rows(4)) if options.products else []
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1))
     if options.report:
-        options.report.write_text(report(rows))
+        options.report.write_text(gpu_report.report(rows, products))
+    print("\n" + "\n".join([*map(line, rows), *products]))
     return int(any("failed" in row for row in rows))
+
+
+def attempt(row: dict[str, Any], run: Callable[[dict[str, Any]], None]) -> None:
+    """Fills in a row; what fails is told in it."""
+    try:
+        run(row)
+    except Exception as error:
+        traceback.print_exc(limit=-5)
+        row["failed"] = f"{error!r:.200}"
 
 
 def export_all(names: Sequence[str], folder: Path) -> None:
@@ -81,32 +102,37 @@ def path_of(name: str, folder: Path) -> Path:
     return folder / f"{name}_half_dyn.onnx"
 
 
-def measure(name: str, batch: int, options: argparse.Namespace) -> dict[str, Any]:
-    """All figures of one network at one batch size."""
-    import torch
+def measure(row: dict[str, Any], options: argparse.Namespace) -> None:
+    """whet's figures of one network at one batch size, and those of PyTorch that are quick."""
+    model, sets, judge = task(row)
+    ours(row, sets, judge, options)
+    del model, sets, judge
+    against(row, [k for k in options.against.split(",") if k and k != AUTOTUNED])
 
+
+def task(row: dict[str, Any]) -> tuple[Any, list[dict[str, Any]], Any]:
+    """A row's network, sets of inputs, and what float32 gives for the first of them."""
     from benchmarks.networks import create, fill_zero_matrices
 
-    row: dict[str, Any] = {"network": name, "batch": batch}
-    model, examples = create(name, half=True)
+    model, examples = create(row["network"], half=True)
     fill_zero_matrices(model)
     model = model.eval().cuda()
-    sets = [fresh(examples, batch, seed) for seed in range(SETS)]
-    judge = wide(model, sets[0])
-    ours(name, batch, sets, judge, options, row)
-    peers: dict[str, Callable[[], float]] = {
-        kind: partial(theirs, kind, name, model, sets, judge, row)
-        for kind in options.against.split(",")
-        if kind
-    }
-    for kind, run in peers.items():
+    sets = [fresh(examples, row["batch"], seed) for seed in range(SETS)]
+    return model, sets, wide(model, sets[0])
+
+
+def against(row: dict[str, Any], kinds: Sequence[str]) -> None:
+    """PyTorch's figures in some of its modes."""
+    import torch
+
+    model, sets, judge = task(row)
+    for kind in kinds:
         try:
-            row[kind] = run()
+            row[kind] = theirs(kind, row["network"], model, sets, judge, row)
         except Exception as error:
             row[f"{kind} failed"] = f"{error!r:.200}"
-    del model
+    del model, sets, judge
     torch.cuda.empty_cache()
-    return row
 
 
 def fresh(examples: dict[str, Any], batch: int, seed: int) -> dict[str, Any]:
@@ -144,32 +170,97 @@ def error_of(got: Any, judge: Any) -> float:
 
 
 def ours(
-    name: str,
-    batch: int,
-    sets: list[dict[str, Any]],
-    judge: Any,
-    options: argparse.Namespace,
-    row: dict[str, Any],
+    row: dict[str, Any], sets: list[dict[str, Any]], judge: Any, options: argparse.Namespace
 ) -> None:
-    """whet's time, error, and what compiling took."""
+    """whet's time, error, memory, and what compiling and starting took."""
     import torch
 
     import whet
 
-    start, used = time.perf_counter(), processor_seconds()
-    session = whet.build(path_of(name, options.folder)).session(
-        device="cuda", cache=False, tune=options.tune
-    )
-    got = torch.from_dlpack(session.run(sets[0])["output"])
-    row["cold s"] = time.perf_counter() - start
-    row["cold processor s"] = processor_seconds() - used
-    row["error"] = error_of(got, judge)
-    row["references"] = len(session.reference_ops)
-    row["kernels"] = sum(len(p.steps) for p in session.plans)
-    row["whet"] = median(lambda i: session.run(sets[i % SETS]))
-    row["device only"] = 1e3 * graph_time(session)
-    if options.kernels:
-        slowest(session, sets[0], options.kernels)
+    engine = whet.build(path_of(row["network"], options.folder))
+    with tempfile.TemporaryDirectory(prefix="whet-bench-") as folder:
+        cache = Path(folder) / "cache"
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        free, _ = torch.cuda.mem_get_info()
+        start, used = time.perf_counter(), processor_seconds()
+        session = engine.session(device="cuda", cache=cache)
+        got = torch.from_dlpack(session.run(sets[0])["output"])
+        row["cold s"] = time.perf_counter() - start
+        row["cold processor s"] = processor_seconds() - used
+        row["memory"] = free - torch.cuda.mem_get_info()[0] - got.nbytes
+        row["planned"] = planned(session)
+        row["arena"], row["live"] = arena(session)
+        row["error"] = error_of(got, judge)
+        again = torch.from_dlpack(session.run(sets[0])["output"])
+        row["same bits"] = bool(torch.equal(got, again))
+        row["references"] = len(session.reference_ops)
+        row["kernels"] = len(session.plans[-1].steps)
+        stream = torch.cuda.current_stream()
+        run = partial(turn, session, sets, stream)
+        row["whet"] = median(run)
+        row["host us"] = 1e6 * host_time(run)
+        row["device only"] = 1e3 * graph_time(session)
+        if options.kernels:
+            slowest(session, sets[0], options.kernels)
+        file = Path(folder) / "engine.whet"
+        engine.save(file)
+        del session, run
+        row["warm s"], row["warm compiled"] = warm_start(file, cache, row["batch"])
+
+
+def turn(session: Any, sets: list[dict[str, Any]], stream: Any, number: int) -> Any:
+    """One run, with inputs other than those of the run before."""
+    return session.run(sets[number % SETS], stream=stream)
+
+
+def planned(session: Any) -> int:
+    """The bytes that weights and the arena take."""
+    context = _context(session)
+    weights = {id(a.owner): a.nbytes for a in context.static[1] if hasattr(a, "owner")}
+    return sum(weights.values()) + sum(m.size for m in context.memory)
+
+
+def arena(session: Any) -> tuple[int, int]:
+    """The arena's bytes, and the largest sum of tensors in it that are alive at once."""
+    from whet.plan.plan import nbytes
+
+    plan = session.plans[-1]
+    last = {v: n for n, step in enumerate(plan.steps) for v in (*step.reads, *step.writes)}
+    alive, most = set(), 0
+    for number, step in enumerate(plan.steps):
+        alive |= {v for v in step.writes if v in plan.offsets}
+        most = max(most, sum(nbytes(v.tensor) for v in alive))
+        alive -= {v for v in alive if last[v] <= number}
+    return plan.arena, most
+
+
+def _context(session: Any) -> Any:
+    (stage,) = list(session._runner._stages.values())[-1:]
+    return stage.program.executable._free[0]
+
+
+def warm_start(engine: Path, cache: Path, batch: int) -> tuple[float, int]:
+    """Seconds to the first result of a new process, and how many kernels it compiled."""
+    command = [sys.executable, "-m", "benchmarks.gpu_start", str(engine), str(cache), str(batch)]
+    root = Path(__file__).parents[1]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    seconds, compiled = done.stdout.split()
+    return float(seconds), int(compiled)
+
+
+def host_time(run: Callable[[int], Any], turns: int = 200) -> float:
+    """The median of the seconds until a run has been asked for, the device being idle before."""
+    import torch
+
+    times: list[float] = []
+    for i in range(turns):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        run(i)
+        times.append(time.perf_counter() - start)
+    torch.cuda.synchronize()
+    return statistics.median(times)
 
 
 def processor_seconds() -> float:
@@ -267,51 +358,27 @@ def compiled(mode: str, model: Any) -> Callable[[dict[str, Any]], Any]:
     return run
 
 
+def best_of(row: dict[str, Any]) -> str | None:
+    """PyTorch's fastest mode."""
+    return min((k for k in PEERS if k in row), key=row.__getitem__, default=None)
+
+
 def line(row: dict[str, Any]) -> str:
     """A row as text."""
     if "failed" in row:
         return f"{row['network']:24} {row['batch']:3} FAILED {row['failed']}"
-    peers = [k for k in ("eager", "reduce-overhead", "max-autotune") if k in row]
-    best = min((row[k] for k in peers), default=float("nan"))
-    error = min((row[f"{k} error"] for k in peers), default=float("nan"))
+    best = best_of(row)
+    peers = " ".join(f"{k} {row[k]:.3f}" for k in PEERS if k in row)
+    ratio = f"{row['whet'] / row[best]:.2f} of {best}" if best else ""
+    error = f" against {row[f'{best} error']:.1e}" if best else ""
     return (
-        f"{row['network']:24} {row['batch']:3} whet {row['whet']:.3f} ms "
-        f"(device {row['device only']:.3f}),"
-        f" best of PyTorch {best:.3f} = {row['whet'] / best:.2f};"
-        f" {' '.join(f'{k} {row[k]:.3f}' for k in peers)};"
-        f" error {row['error']:.1e} against {error:.1e}; {row['kernels']} kernels,"
-        f" {row['references']} on the host; cold {row['cold s']:.1f} s,"
-        f" {row['cold processor s']:.1f} processor s"
+        f"{row['network']:24} {row['batch']:3} whet {row['whet']:.3f} ms (device "
+        f"{row['device only']:.3f}) {ratio}; {peers}; error {row['error']:.1e}{error}; "
+        f"{row['kernels']} kernels, {row['references']} on the host; cold {row['cold s']:.1f} s "
+        f"({row['cold processor s']:.0f}), warm {row['warm s']:.2f} s ({row['warm compiled']}), "
+        f"host {row['host us']:.0f} us, memory {row['memory'] / row['planned']:.2f} of "
+        f"{row['planned'] / 1e6:.0f} MB{'' if row['same bits'] else ', OTHER BITS'}"
     )
-
-
-def report(rows: list[dict[str, Any]]) -> str:
-    """The table as Markdown, with what it was measured on."""
-    import torch
-
-    from whet.targets.cuda import driver
-
-    found = driver.find(0)
-    versions = ", ".join(f"{n} {metadata.version(n)}" for n in ("torch", "triton", "timm"))
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout
-    head = [
-        "# Networks on a GPU\n",
-        f"{time.strftime('%Y-%m-%d')}, {found.name}, driver {found.driver}, CUDA "
-        f"{torch.version.cuda}, {versions}, commit {commit.strip()[:12] or 'unknown'}; written by "
-        "scripts/bench-gpu.\n",
-        "| network | batch | whet, ms | best of PyTorch, ms | ratio | error | PyTorch's |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for row in rows:
-        peers = [k for k in ("eager", "reduce-overhead", "max-autotune") if k in row]
-        if "failed" in row or not peers:
-            continue
-        best = min(peers, key=row.__getitem__)
-        head.append(
-            f"| {row['network']} | {row['batch']} | {row['whet']:.3f} | {row[best]:.3f} ({best}) | "
-            f"{row['whet'] / row[best]:.2f} | {row['error']:.1e} | {row[f'{best} error']:.1e} |"
-        )
-    return "\n".join(head) + "\n"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Matrix products and attention in float16 on a GPU, against PyTorch's (cuBLAS, its best attention).
+"""Matrix products and attention in float16 on a GPU, against PyTorch's (cuBLAS, fast attention).
 
 python -m benchmarks.gpu_products [--tune SECONDS]: a line for each shape with both times; each is
 the mean over several products of different operands in one CUDA graph, the best of some launches.
@@ -84,8 +84,8 @@ def compare(
     errors = [float((y.float() - wanted).norm() / wanted.norm()) for y in (got, peer)]
     return (
         f"{name:36} whet {1e6 * mine:8.1f} us {work / mine * 1e-12:6.1f} TFLOP/s, PyTorch "
-        f"{1e6 * other:8.1f} us {work / other * 1e-12:6.1f}: {other / mine:.2f} of its speed; error "
-        f"{errors[0]:.1e} against {errors[1]:.1e}"
+        f"{1e6 * other:8.1f} us {work / other * 1e-12:6.1f}: {other / mine:.2f} of its speed; "
+        f"error {errors[0]:.1e} against {errors[1]:.1e}"
     )
 
 

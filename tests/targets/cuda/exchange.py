@@ -13,7 +13,7 @@ from whet.errors import DeviceError, Error, InvalidInput
 from whet.ir.graph import Graph, Input, Value, make
 from whet.ir.types import TensorType
 from whet.ops.contract import MatMul
-from whet.ops.movement import Gather
+from whet.ops.movement import Broadcast, Gather, reshape
 from whet.ops.reduce import Softmax
 from whet.runtime.engine import Engine
 
@@ -190,6 +190,37 @@ def no_stream_is_refused() -> None:
         raise AssertionError("a string was taken for a stream")
 
 
+def engines_for_other_architectures() -> None:
+    from dataclasses import replace
+
+    from whet.runtime.program import compile_ahead
+    from whet.targets.cuda.architecture import Architecture
+    from whet.targets.cuda.device import Device
+
+    made = engine(64, 64)
+    for architecture, compiles in (("sm80", True), (str(Device().architecture), False)):
+        kernels = compile_ahead(made.graph, Device(Architecture.parse(architecture)))
+        session = replace(made, kernels=kernels).session(device="cuda", cache=False)
+        x = drawn(8, 64, 64)
+        close(session.run({"x": x})["y"], x)
+        assert bool(session._runner.device.compiled) == compiles, architecture
+
+
+def too_much_memory_is_said() -> None:
+    import torch
+
+    x = make(Input("x", TensorType("float16", (1 << 16,))), ())[0]
+    y: Value = Broadcast((1 << 24, 1 << 16))(reshape(x, 1, 1 << 16)) + 1.0  # two terabytes
+    try:
+        made = Engine(Graph((x,), (y,), ("y",)), ImportedWeights({}))
+        made.session(device="cuda", cache=False).run({"x": torch.zeros(1 << 16).half().cuda()})
+    except Error as error:
+        assert "bytes" in str(error), error
+    else:
+        raise AssertionError("two terabytes were found")
+    numpy_arrays()  # other sessions go on
+
+
 def many_threads() -> None:
     session = engine(64, 64).session(device="cuda", cache=False)
     errors: list[BaseException] = []
@@ -232,6 +263,8 @@ ALL = (
     on_the_callers_stream,
     indices_outside_are_told_later,
     no_stream_is_refused,
+    engines_for_other_architectures,
+    too_much_memory_is_said,
     many_threads,
     a_missing_device_is_named,
 )

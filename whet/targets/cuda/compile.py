@@ -74,9 +74,15 @@ def _executed(text: str) -> dict[str, Any]:
 
 @contextmanager
 def _no_files(triton: Any) -> Iterator[None]:
-    """Triton's own cache in a folder that goes away again: ours holds what comes out."""
-    with tempfile.TemporaryDirectory(prefix="whet-") as folder, triton.knobs.cache.scope():
+    """Triton's own cache in a folder that goes away again: ours holds what comes out, without the
+    numbers of the text's lines."""
+    with (
+        tempfile.TemporaryDirectory(prefix="whet-") as folder,
+        triton.knobs.cache.scope(),
+        triton.knobs.compilation.scope(),
+    ):
         triton.knobs.cache.dir = folder
+        triton.knobs.compilation.disable_line_info = True
         yield
 
 

@@ -122,7 +122,9 @@ class Device:
         more = [job for _, job in others]
         with phase("compile kernels", len(jobs)) as step:
             compile_all(list(jobs.values()), self.architecture, step, more, self.tune)
-        jobs |= tactics.fastest(self.context, jobs, others) if others else {}
+        if others:
+            jobs |= tactics.fastest(self.context, jobs, others)
+            self.trim()
         for kernel, job in jobs.items():
             self._keep(kernel, job)
         with self._lock:

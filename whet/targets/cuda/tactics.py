@@ -33,6 +33,8 @@ REGION = 160 << 20  # bytes, more than any second-level cache holds
 MOST_SPREAD = 4  # blocks on a multiprocessor
 RESERVED = 1024  # bytes of shared memory that every block has besides its own
 
+FEWEST_BYTES = 64 << 10  # that a kernel reaches: below, every way is as fast
+
 MOST_OTHERS = 5  # ways to run a kernel, besides the first
 
 Loaded = list[tuple[Function, Module]]
@@ -59,8 +61,10 @@ def others(
     kernels: Iterable[Kernel], counts: Mapping[Kernel, int], architecture: Architecture
 ) -> list[tuple[Template, Job]]:
     """Other ways to run kernels, those first that may gain most."""
-    tiles = {k: codegen.tiles(k, architecture) for k in kernels if isinstance(k, Template)}
-    order = sorted(tiles, key=lambda k: -counts[k] * sum(extents(k)))
+    sizes = {k: sum(extents(k)) for k in kernels if isinstance(k, Template)}
+    worth = [k for k, size in sizes.items() if size >= FEWEST_BYTES]
+    tiles = {k: codegen.tiles(k, architecture) for k in worth}
+    order = sorted(tiles, key=lambda k: -counts[k] * sizes[k])
     return [
         (k, Job(codegen.to_triton(k, architecture, tiles[k][rank])))
         for rank in range(1, MOST_OTHERS + 1)

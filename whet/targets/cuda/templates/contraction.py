@@ -26,7 +26,7 @@ from whet.targets.cuda.expressions import (
     is_rough,
     size_bound,
 )
-from whet.targets.cuda.source import HEADER, Launch, Source
+from whet.targets.cuda.source import HEADER, Launch, Slot, Source
 from whet.targets.cuda.templates import tiling
 from whet.targets.cuda.text import Text
 
@@ -75,6 +75,15 @@ def turns(axes: tuple[Axis, ...]) -> int:
     return total
 
 
+@dataclass(frozen=True)
+class Work:
+    """A function's blocks, the counters that they need, and the bytes of scratch memory."""
+
+    grid: tuple[int, int, int]
+    counters: int = 0
+    scratch: int = 0
+
+
 @dataclass
 class Code:
     """The function being written."""
@@ -91,51 +100,63 @@ class Code:
         self.names = [f"b{n}" for n in range(len(self.kernel.buffers))]
         self.rows, self.columns = turns(p.rows), integer(p.column.size)
         self.tiles = (-(-self.rows // self.tile.rows), -(-self.columns // self.tile.columns))
+        self.count = self.tiles[0] * self.tiles[1] * turns(p.batch)
+        self.steps = -(-p.depth // self.tile.depth)
         sizes = [p.output, *p.offsets, *sizes_in(p.epilogue)]
         self.index = "tl.int32" if size_bound(iter(sizes)) < SAFE else "tl.int64"
 
     def generate(self, name: str = "kernel") -> Source:
         """The whole kernel."""
-        t, p = self.tile, self.problem
-        arguments = ["error", *self.names]
-        parts = t.split > 1
+        arguments: list[str] = ["error", *self.names]
+        types = ["*i32", *(arithmetic.POINTER[d] for d in self.kernel.buffers)]
+        slots: list[Slot] = ["error", *range(len(self.names))]
         if self.architecture.has_dependent_launch:
             self._prefetch()
         self.text.wait(self.architecture)
-        self._blocks()
-        self.accumulate()
-        if parts:
+        work = self.work()
+        if work.counters:
             arguments += ["counters", "scratch"]
-            self._join()
-        else:
-            self._epilogue()
+            types, slots = [*types, "*i32", "*fp32"], [*slots, "counters", "scratch"]
         body = self.text.function(name, tuple(arguments))
-        tiles = self.tiles[0] * self.tiles[1] * turns(p.batch)
-        types = ("*i32", *(arithmetic.POINTER[d] for d in self.kernel.buffers))
-        slots = ("error", *range(len(self.names)))
-        if parts:
-            types, slots = (*types, "*i32", "*fp32"), (*slots, "counters", "scratch")
         launch = Launch(
             name,
-            (tiles, t.split, 1),
-            slots,
-            types,
-            t.warps,
-            t.stages,
-            tiles if parts else 0,
-            4 * tiles * t.split * t.rows * t.columns if parts else 0,
+            work.grid,
+            tuple(slots),
+            tuple(types),
+            self.tile.warps,
+            self.tile.stages,
+            work.counters,
+            work.scratch,
             spread=True,
         )
         return Source(HEADER + arithmetic.helpers(body) + body, (launch,))
 
+    def work(self) -> Work:
+        """A tile, or a part of its sum, for each block."""
+        text, t = self.text, self.tile
+        text.line("pid = tl.program_id(0)")
+        self.place("pid")
+        if t.split == 1:
+            self.accumulate("0", str(self.steps))
+            self.epilogue()
+            return Work((self.count, 1, 1))
+        each, more = divmod(self.steps, t.split)
+        text.line("part = tl.program_id(1)")
+        begin = text.assign(f"part * {each} + tl.minimum(part, {more})", "p")
+        end = text.assign(f"{begin} + {each} + (part < {more}).to(tl.int32)", "p")
+        self.accumulate(begin, end)
+        self._join()
+        scratch = 4 * self.count * t.split * t.rows * t.columns
+        return Work((self.count, t.split, 1), self.count, scratch)
+
     def _prefetch(self) -> None:
         """Asks for the right side, which is most often a weight that nobody read for a while."""
-        p, tiles = self.problem, self.tiles[0] * self.tiles[1] * turns(self.problem.batch)
-        buffer, offset = p.weight
+        buffer, offset = self.problem.weight
         size = int(size_bound(iter([offset])) + 1) * NUMPY_DTYPES[self.dtype].itemsize
         if size <= MOST_PREFETCHED:
-            block = "tl.program_id(0)" + f" + tl.program_id(1) * {tiles}" * (self.tile.split > 1)
-            self.text.prefetch(self.names[buffer], size, block, tiles * self.tile.split)
+            parts = max(1, self.tile.split)
+            block = "tl.program_id(0)" + f" + tl.program_id(1) * {self.count}" * (parts > 1)
+            self.text.prefetch(self.names[buffer], size, block, self.count * parts)
 
     def emitter(self, x: int, r: int) -> Emitter:
         rough = is_rough([self.problem.epilogue])
@@ -147,15 +168,13 @@ class Code:
         lanes = lanes if self.index == "tl.int32" else f"{lanes}.to(tl.int64)"
         return f"{begin} + {lanes}"
 
-    def _blocks(self) -> None:
-        """Which tile of which product this block computes."""
+    def place(self, block: str) -> None:
+        """Which tile of which product the one of a number is."""
         text, t, (down, across) = self.text, self.tile, self.tiles
-        text.line("pid = tl.program_id(0)")
-        block = "pid"
         batch = turns(self.problem.batch)
         if batch > 1:
-            text.line(f"batch = pid // {down * across}")
-            block = text.assign(f"pid % {down * across}", "p")
+            text.line(f"batch = {block} // {down * across}")
+            block = text.assign(f"{block} % {down * across}", "p")
         if down > 1 and across > 1:
             group = text.assign(f"{block} // {GROUP * across}", "p")
             first = text.assign(f"{group} * {GROUP}", "p")
@@ -176,18 +195,10 @@ class Code:
         self.batch = e.unjoin(Place("batch" if batch > 1 else "0"), sizes) if sizes else {}
         self.by_row = e.unjoin(Place("m", X), {a.name: a.size for a in self.problem.rows})
 
-    def accumulate(self) -> None:
-        """The loop over the depth."""
+    def accumulate(self, begin: str, end: str) -> None:
+        """The loop over the depth, from one step to another."""
         text, t, p = self.text, self.tile, self.problem
-        shape = f"({t.rows}, {t.columns})"
-        text.line(f"acc = tl.zeros({shape}, tl.float32)")
-        steps = -(-p.depth // t.depth)
-        begin, end = "0", str(steps)
-        if t.split > 1:
-            each, more = divmod(steps, t.split)
-            text.line("part = tl.program_id(1)")
-            begin = text.assign(f"part * {each} + tl.minimum(part, {more})", "p")
-            end = text.assign(f"{begin} + {each} + (part < {more}).to(tl.int32)", "p")
+        text.line(f"acc = tl.zeros(({t.rows}, {t.columns}), tl.float32)")
         with text.block(f"for step in range({begin}, {end}):"):
             a = p.left(self, self.emitter(t.rows, t.depth), "step")
             b = p.right(self, self.emitter(t.depth, t.columns), "step")
@@ -230,9 +241,10 @@ class Code:
             with text.block(f"for k in range({t.split}):"):
                 text.line(f'acc += tl.load(parts + k * {area} + lane, cache_modifier=".cg")')
             text.line("tl.store(counters + pid, 0)")
-            self._epilogue()
+            self.epilogue()
 
-    def _epilogue(self) -> None:
+    def epilogue(self) -> None:
+        """What is computed from the tile's sums."""
         t, p = self.tile, self.problem
         e = self.emitter(t.rows, t.columns)
         masks = {"x": self.row_mask, "r": self.column_mask}

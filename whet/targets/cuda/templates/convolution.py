@@ -22,6 +22,7 @@ from whet.targets.cuda.source import Source
 from whet.targets.cuda.templates import tiling
 from whet.targets.cuda.templates.contraction import Code, Problem, integer
 from whet.targets.cuda.templates.matmul import DTYPES, dtype_of, offset_of, shape_of
+from whet.targets.cuda.templates.stream import StreamCode
 
 
 @operator
@@ -76,7 +77,8 @@ class ConvolutionTemplate:
         return tiling.ranked(shape_of(problem_of(kernel), dtype_of(kernel)), architecture)
 
     def generate(self, kernel: Template, architecture: Architecture, tile: tiling.Tile) -> Source:
-        return Code(kernel, problem_of(kernel), tile, architecture, dtype_of(kernel)).generate()
+        code = StreamCode if tile.split == tiling.STREAM else Code
+        return code(kernel, problem_of(kernel), tile, architecture, dtype_of(kernel)).generate()
 
 
 FEWEST_PER_GROUP = 32

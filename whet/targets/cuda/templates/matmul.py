@@ -15,6 +15,7 @@ from whet.targets.cuda.expressions import Emitter, Place, R, X
 from whet.targets.cuda.source import Source
 from whet.targets.cuda.templates import tiling
 from whet.targets.cuda.templates.contraction import Code, Problem, integer, turns
+from whet.targets.cuda.templates.stream import StreamCode
 
 DTYPES = ("float16", "bfloat16", "float32")
 
@@ -45,7 +46,8 @@ class ProductTemplate:
         return tiling.ranked(shape_of(problem_of(kernel), dtype_of(kernel)), architecture)
 
     def generate(self, kernel: Template, architecture: Architecture, tile: tiling.Tile) -> Source:
-        return Code(kernel, problem_of(kernel), tile, architecture, dtype_of(kernel)).generate()
+        code = StreamCode if tile.split == tiling.STREAM else Code
+        return code(kernel, problem_of(kernel), tile, architecture, dtype_of(kernel)).generate()
 
 
 def dtype_of(kernel: Template) -> str:

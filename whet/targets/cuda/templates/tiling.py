@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from whet.targets.cuda.architecture import Architecture
 
@@ -86,6 +86,24 @@ def candidates(
                     tile = Tile(rows, columns, depth, split, warps, stages)
                     if split == 1 or (steps >= 2 * split and scratch(shape, tile) <= MOST_SCRATCH):
                         yield tile
+                if (
+                    rows * columns >= 64 * 64
+                    and steps >= 8
+                    and _may_stream(shape, tile, architecture)
+                ):
+                    yield replace(tile, split=STREAM)
+
+
+def _may_stream(shape: Shape, tile: Tile, architecture: Architecture) -> bool:
+    """Whether the last of a few waves of blocks may leave many multiprocessors idle."""
+    tiles = shape.batch * -(-shape.rows // tile.rows) * -(-shape.columns // tile.columns)
+    return 0.5 <= tiles / architecture.multiprocessors <= 8
+
+
+def streams(tile: Tile, architecture: Architecture, steps: int) -> int:
+    """How many blocks share so many steps."""
+    together = 2 if tile.rows * tile.columns <= 64 * 128 else 1
+    return min(steps, architecture.multiprocessors * together)
 
 
 def scratch(shape: Shape, tile: Tile) -> int:
@@ -116,6 +134,9 @@ TILES = (
     (128, 256, 8),
     (256, 128, 8),
 )
+STREAM = 0
+"""In place of a number of parts: every block does as many steps, from any tile to any other."""
+
 SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
 
 
@@ -130,13 +151,12 @@ def _plain(shape: Shape) -> Iterator[Tile]:
 def cost(shape: Shape, tile: Tile, architecture: Architecture) -> float:
     """About how many nanoseconds the product takes."""
     tiles = shape.batch * -(-shape.rows // tile.rows) * -(-shape.columns // tile.columns)
+    if tile.split == STREAM:
+        return _stream_cost(shape, tile, architecture, tiles)
     blocks = tiles * tile.split
     each = -(-blocks // architecture.multiprocessors)
     steps = -(-shape.depth // (tile.depth * tile.split))
-    work = 2.0 * tile.rows * tile.columns * tile.depth
-    moved = (tile.rows + tile.columns) * tile.depth * shape.bytes
-    rate = MATRIX_RATE * _efficiency(tile) if shape.bytes <= 2 else PLAIN_RATE
-    step = max(work / rate, moved / L2_RATE) + OVERHEAD
+    step = _step(shape, tile)
     result = tile.rows * tile.columns * shape.bytes / RESULT_RATE
     together = min(each, _resident(tile, shape, architecture))
     alone = steps * step + START + result
@@ -148,6 +168,22 @@ def cost(shape: Shape, tile: Tile, architecture: Architecture) -> float:
         partial = SPLIT + bytes_of_sums / PARTIAL_RATE + PART * tile.split
     sides = shape.rows * shape.depth + shape.depth * shape.columns + shape.rows * shape.columns
     return max(busy, shape.batch * sides * shape.bytes / MEMORY_RATE) + partial
+
+
+def _step(shape: Shape, tile: Tile) -> float:
+    work = 2.0 * tile.rows * tile.columns * tile.depth
+    moved = (tile.rows + tile.columns) * tile.depth * shape.bytes
+    rate = MATRIX_RATE * _efficiency(tile) if shape.bytes <= 2 else PLAIN_RATE
+    return max(work / rate, moved / L2_RATE) + OVERHEAD
+
+
+def _stream_cost(shape: Shape, tile: Tile, architecture: Architecture, tiles: int) -> float:
+    steps = tiles * -(-shape.depth // tile.depth)
+    share = steps / architecture.multiprocessors * _step(shape, tile)
+    result = tile.rows * tile.columns * shape.bytes / RESULT_RATE
+    parts = 16.0 * streams(tile, architecture, steps) * tile.rows * tile.columns / PARTIAL_RATE
+    results = result * (tiles / architecture.multiprocessors + 1)
+    return share + START + results + SPLIT + 2 * PART + parts
 
 
 def _efficiency(tile: Tile) -> float:

@@ -1,0 +1,122 @@
+"""The figures of scripts/bench-gpu as Markdown, with what they were measured on."""
+
+from __future__ import annotations
+
+import importlib.metadata as metadata
+import os
+import subprocess
+import time
+from typing import Any
+
+Row = dict[str, Any]
+
+HEAD = """\
+# Networks on a GPU
+
+{date}, {device}, driver {driver}, CUDA {cuda}, {versions}, commit {commit}.
+
+Written by `scripts/bench-gpu --products --report docs/gpu-report.md`; every figure is measured by
+it, in one run. float16; times are medians, in milliseconds, from asking for a run to its end on the
+device, with fresh inputs at other addresses each time. PyTorch: eager in a CUDA graph,
+`torch.compile` with reduce-overhead and with max-autotune, channels last for convolutional
+networks. Errors are the norm of the difference from PyTorch in float32 by its norm.
+"""
+
+
+def report(rows: list[Row], products: list[str]) -> str:
+    """All tables."""
+    parts = [head(), times(rows), starts(rows), memory(rows)]
+    if products:
+        lines = "\n".join(products)
+        parts.append(
+            f"## Products and attention\n\nPyTorch's products are cuBLAS's.\n\n```\n{lines}\n```\n"
+        )
+    return "\n".join(parts)
+
+
+def head() -> str:
+    """What it was measured on."""
+    import torch
+
+    from whet.targets.cuda import driver
+
+    found = driver.find(0)
+    names = ("torch", "triton", "timm", "transformers", "cuda-bindings")
+    command = ["git", "rev-parse", "HEAD"]
+    commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    return HEAD.format(
+        date=time.strftime("%Y-%m-%d"),
+        device=found.name,
+        driver=found.driver,
+        cuda=torch.version.cuda,
+        versions=", ".join(f"{n} {metadata.version(n)}" for n in names),
+        commit=(commit or os.environ.get("WHET_COMMIT", "unknown"))[:12],
+    )
+
+
+def times(rows: list[Row]) -> str:
+    """Times and errors."""
+    text = [
+        "| network | batch | whet | device alone | eager | reduce-overhead | max-autotune | "
+        "of the best | error | PyTorch's |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        if "failed" in row:
+            text.append(f"| {row['network']} | {row['batch']} | failed: {row['failed']} |")
+            continue
+        peers = {k: row[k] for k in ("eager", "reduce-overhead", "max-autotune") if k in row}
+        best = min(peers, key=peers.__getitem__, default=None)
+        theirs = " | ".join(
+            f"{peers[k]:.3f}" if k in peers else "not run" if f"{k} failed" not in row else "failed"
+            for k in ("eager", "reduce-overhead", "max-autotune")
+        )
+        ratio = f"{row['whet'] / peers[best]:.2f}" if best else ""
+        error = f"{row[f'{best} error']:.1e}" if best else ""
+        text.append(
+            f"| {row['network']} | {row['batch']} | {row['whet']:.3f} | {row['device only']:.3f} | "
+            f"{theirs} | {ratio} | {row['error']:.1e} | {error} |"
+        )
+    return "\n".join(text) + "\n"
+
+
+def starts(rows: list[Row]) -> str:
+    """Compiling and starting."""
+    text = [
+        "## Starting\n",
+        "Cold: a session with an empty cache, up to its first result, by wall clock and in seconds "
+        "of all processors, 4 compile workers, with up to 3 seconds for other tiles than the "
+        "model of costs chose. Warm: a new process with the engine's file and that cache, from "
+        "before `import whet` to the first result on the host. Host: from asking for a run until "
+        "it is asked for.\n",
+        "| network | batch | kernels | host steps | cold, s | processors, s | warm, s | host, us | "
+        "same bits twice |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    text += [
+        f"| {r['network']} | {r['batch']} | {r['kernels']} | {r['references']} | "
+        f"{r['cold s']:.1f} | {r['cold processor s']:.0f} | {r['warm s']:.2f} | {r['host us']:.0f} | "
+        f"{'yes' if r['same bits'] else 'NO'} |"
+        for r in rows
+        if "failed" not in r
+    ]
+    return "\n".join(text) + "\n"
+
+
+def memory(rows: list[Row]) -> str:
+    """What is taken on the device."""
+    text = [
+        "## Memory\n",
+        "Used: free memory of the device before the session less that after its first run. "
+        "Planned: weights as kernels read them, the arena, counters and partial sums.\n",
+        "| network | batch | used, MB | planned, MB | used / planned | arena, MB | "
+        "alive at once, MB |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    text += [
+        f"| {r['network']} | {r['batch']} | {r['memory'] / 1e6:.1f} | {r['planned'] / 1e6:.1f} | "
+        f"{r['memory'] / r['planned']:.2f} | {r['arena'] / 1e6:.1f} | {r['live'] / 1e6:.1f} |"
+        for r in rows
+        if "failed" not in r
+    ]
+    return "\n".join(text) + "\n"
