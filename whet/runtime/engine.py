@@ -27,8 +27,11 @@ from whet.ir.evaluate import bind_sizes
 from whet.ir.graph import Graph
 from whet.ir.types import TensorType, Type
 from whet.knobs import knobs
+from whet.passes.fold import fold_constants
 from whet.passes.pipeline import Watch, optimise
+from whet.passes.precision import lowered
 from whet.passes.recognise import Numbers
+from whet.passes.simplify import simplify
 from whet.progress import ProgressMonitor, monitored, phase
 from whet.runtime.cache import Cache
 from whet.runtime.debug import Source, Tensors, without_outputs
@@ -264,6 +267,9 @@ def build(
 
     `model`: an ONNX file's path, its bytes, or a ModelProto. `profiles`: ranges of the symbolic
     sizes.
+    `precision`: None keeps what the model states; "float16" or "bfloat16" does float32 products,
+    convolutions and attention in 16 bits, with sums in float32, and what is safe between them;
+    inputs, outputs and weights to refit stay float32.
     `architectures`: for which kernels are compiled now and kept in the engine ("avx2",
     "avx512+vnni", "sm90"; "current": of the GPU at hand, or else the processor), for the most
     likely sizes of each profile where sizes have names. `refittable=False` folds weights by value,
@@ -276,11 +282,6 @@ def build(
     """
     from whet.frontends.onnx import from_onnx
 
-    if precision is not None:
-        raise InvalidSetting(
-            f"precision={precision!r}: whet keeps the precision that the model states; "
-            "convert the model instead"
-        )
     with monitored(progress), phase("build", 2 + len(architectures)) as step:
         imported = from_onnx(model)
         step()
@@ -288,6 +289,8 @@ def build(
         numbers = Numbers(lambda name: weights.array(name))
         source = Source(imported.graph, imported.tensors)
         graph = optimise(source.with_outputs(debug), _dump(), numbers)
+        if precision is not None:
+            graph = optimise(lowered(graph, precision), _dump(), passes=(fold_constants, simplify))
         marked = tuple(n for n in graph.output_names if n not in imported.graph.output_names)
         if not refittable:
             graph, weights = fold_by_value(graph, weights)
