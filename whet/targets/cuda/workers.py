@@ -11,8 +11,6 @@ import contextlib
 import json
 import os
 import struct
-import subprocess
-import sys
 import threading
 import time
 from collections import deque
@@ -21,12 +19,12 @@ from dataclasses import asdict, dataclass
 from typing import IO, Any
 
 from whet.errors import CompileError
+from whet.targets.crew import READY, Crew, exactly
 from whet.targets.cuda.architecture import Architecture
 from whet.targets.cuda.compile import to_object
 from whet.targets.cuda.source import Launch, Source
 
 _JOB, _RESULT = struct.Struct("<I"), struct.Struct("<BI")
-_READY = b"whet compile worker\n"
 
 FEWEST_FOR_WORKERS = 4
 MOST_WORKERS = 4
@@ -73,7 +71,7 @@ class Queue:
 def compile_all(
     jobs: Sequence[Job],
     architecture: Architecture,
-    done: Callable[[], None] = lambda: None,
+    step: Callable[[], None] = lambda: None,
     others: Sequence[Job] = (),
     seconds: float = 0,
     workers: int = MOST_WORKERS,
@@ -81,32 +79,19 @@ def compile_all(
     """Compiles all jobs, here and in as many worker processes as there are spare processors; then,
     for so many seconds, as many of the others as that is enough for.
 
-    `done` is called after each job that this process compiles. Raises the first CompileError of the
-    jobs that must be done.
+    `step` is called once for each of the jobs that must be done; what it raises ends the workers.
+    Raises the first CompileError of these jobs.
     """
+
+    def ask(job: Job, requests: IO[bytes], results: IO[bytes]) -> None:
+        _ask(job, architecture, requests, results)
+
     queue = Queue(jobs, others, seconds)
-    helpers: list[threading.Thread] = []
+    crew = Crew("cuda", queue.pop, lambda job: job.compile(architecture), ask)
+    helpers = 0
     if len(jobs) + len(others) >= FEWEST_FOR_WORKERS:
-        for _ in range(min(_processors() - 1, workers)):
-            helpers.append(threading.Thread(target=_feed, args=(queue, architecture), daemon=True))
-            helpers[-1].start()
-
-    def here(job: Job) -> None:
-        job.compile(architecture)
-        done()
-
-    if helpers and _processors() > workers:
-        for helper in helpers:
-            helper.join()
-    _drain(queue, here)
-    for helper in helpers:
-        helper.join()
-    # A worker that died has left its job undone.
-    for job in jobs:
-        if not job.code and job.error is None:
-            job.compile(architecture)
-        if job.error is not None:
-            raise job.error
+        helpers = min(_processors() - 1, workers)
+    crew.compile(jobs, helpers, step, waits=helpers > 0 and _processors() > workers)
 
 
 def _processors() -> int:
@@ -116,62 +101,27 @@ def _processors() -> int:
         return os.cpu_count() or 1
 
 
-def _drain(queue: Queue, run: Callable[[Job], None]) -> None:
-    while (job := queue.pop()) is not None:
-        run(job)
-
-
-def _feed(queue: Queue, architecture: Architecture) -> None:
-    """Starts a worker and gives it jobs until there are none left, or it fails."""
-    command = [sys.executable, "-m", "whet.compile_worker", "cuda"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    try:
-        worker = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=environment,
-        )
-    except OSError:
-        return
-    assert worker.stdin is not None and worker.stdout is not None
-    with worker, worker.stdin as jobs, worker.stdout as results:
-        try:
-            if results.read(len(_READY)) == _READY:
-                _drain(queue, lambda job: _ask(job, architecture, jobs, results))
-        except (OSError, EOFError):
-            worker.kill()  # its job is done again in this process
-
-
-def _ask(job: Job, architecture: Architecture, jobs: IO[bytes], results: IO[bytes]) -> None:
+def _ask(job: Job, architecture: Architecture, requests: IO[bytes], results: IO[bytes]) -> None:
     launches = [asdict(launch) for launch in job.source.launches]
     data = json.dumps([str(architecture), job.source.text, launches]).encode()
-    jobs.write(_JOB.pack(len(data)) + data)
-    jobs.flush()
-    status, size = _RESULT.unpack(_exactly(results, _RESULT.size))
-    answer = _exactly(results, size)
+    requests.write(_JOB.pack(len(data)) + data)
+    requests.flush()
+    status, size = _RESULT.unpack(exactly(results, _RESULT.size))
+    answer = exactly(results, size)
     if status:
         job.error = CompileError(answer.decode())
     else:
         job.code = answer
 
 
-def _exactly(file: IO[bytes], size: int) -> bytes:
-    data = file.read(size)
-    if len(data) != size:
-        raise EOFError
-    return data
-
-
 def serve(jobs: IO[bytes], results: IO[bytes]) -> None:
     """A worker's whole life: compiles what it is given until there is no more."""
     with contextlib.suppress(OSError, AttributeError):
         os.nice(10)
-    results.write(_READY)
+    results.write(READY)
     results.flush()
     while head := jobs.read(_JOB.size):
-        name, text, launches = json.loads(_exactly(jobs, *_JOB.unpack(head)))
+        name, text, launches = json.loads(exactly(jobs, *_JOB.unpack(head)))
         job = Job(Source(text, tuple(_launch(fields) for fields in launches)))
         job.compile(Architecture.parse(name))
         data = str(job.error).encode() if job.error else job.code
