@@ -1,6 +1,6 @@
-"""The start of a session in a process of its own.
+"""The start of a session in a process of its own: gpu_start ENGINE CACHE BATCH.
 
-python -m benchmarks.gpu_start ENGINE CACHE BATCH prints the seconds from before `import whet` to the first result in the host's memory, and how many
+Prints the seconds from before `import whet` to the first result in the host's memory, and how many
 kernels had to be compiled.
 """
 
