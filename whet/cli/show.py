@@ -161,7 +161,7 @@ def _inspect(engine: Engine, options: argparse.Namespace) -> Inspection:
     """What the inspector finds at the sizes asked for; with --times, in a run."""
     from whet.cli.inputs import given_inputs
     from whet.runtime.cache import Cache
-    from whet.runtime.engine import open_device
+    from whet.runtime.devices import open_device
     from whet.runtime.inspect import inspect
     from whet.runtime.program import plan_ahead
     from whet.targets.cpu import host

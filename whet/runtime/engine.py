@@ -22,7 +22,7 @@ from whet.engine.refit import CurrentWeights, LayeredWeights, Names, digest, sam
 from whet.engine.sources import WeightSource, weights_in
 from whet.engine.validity import Validity, check_file, check_header
 from whet.engine.weights import ImportedWeights, WeightStore
-from whet.errors import DeviceError, InvalidSetting
+from whet.errors import InvalidSetting
 from whet.ir.evaluate import bind_sizes
 from whet.ir.graph import Graph
 from whet.ir.types import TensorType, Type
@@ -35,6 +35,14 @@ from whet.passes.simplify import simplify
 from whet.progress import ProgressMonitor, monitored, phase
 from whet.runtime.cache import Cache
 from whet.runtime.debug import Source, Tensors, without_outputs
+from whet.runtime.devices import (
+    architecture_called,
+    cache_of,
+    compiler_for,
+    only_cpu,
+    open_device,
+    stream_for,
+)
 from whet.runtime.memory import Allocator, checked
 from whet.runtime.prepared import Shared
 from whet.runtime.profile import Profile, check_profiles
@@ -228,10 +236,10 @@ class Engine:
         seconds = knobs.tune if tune is None else tune
         tries = specialize != "none"
         how = (self.kernels, count, seconds, tries)
-        opened = self._device(device, _cache(cache), how, allocator)
+        opened = self._device(device, cache_of(cache), how, allocator)
         before = opened.compiled
         with monitored(progress), phase("session", 1) as step:
-            stream = None if weight_budget is None else _stream(opened, weight_budget)
+            stream = None if weight_budget is None else stream_for(opened, weight_budget)
             prepared = self.shared.prepared(opened, self._current, count, stream)
             tensors, way = Tensors(self.graph, self.debug, self.source), (specialize, deterministic)
             session = Session(tensors, prepared, opened, count, self.profiles, *way)
@@ -248,7 +256,7 @@ class Engine:
             key = (name, None if cache is None else cache.folder, *how[1:])
             return self.shared.device(key, lambda: open_device(name, cache, *how))
         opened = open_device(name, cache, *how)
-        _only_cpu(opened, "allocator")
+        only_cpu(opened, "allocator")
         opened.allocate = checked(allocator)  # type: ignore[attr-defined]
         return opened
 
@@ -298,7 +306,7 @@ def build(
         given = (profiles,) if isinstance(profiles, Profile) else tuple(profiles or ())
         check_profiles(given, graph)
         plain = without_outputs(graph, marked)
-        architectures = tuple(map(_architecture, architectures))
+        architectures = tuple(map(architecture_called, architectures))
         kernels = _prebuilt(plain, architectures, step, given) if architectures else None
     if not refittable:
         return Engine(graph, weights, given, False, {}, kernels, (), tuple(architectures), marked)
@@ -390,73 +398,12 @@ def _dump() -> Watch | None:
     return dump
 
 
-def open_device(
-    name: str,
-    cache: Cache | None = None,
-    kernels: Mapping[str, bytes] | None = None,
-    threads: int = 1,
-    tune: float = 0,
-    tries: bool = False,
-) -> Device:
-    """The device of a name: auto, cpu, cpu:avx2, cuda, cuda:1. Raises DeviceError for any other.
-
-    `tune` is for a GPU: seconds for measuring. A CPU that `tries` does so in the runs asked for.
-    """
-    kind, _, which = name.partition(":")
-    if kind == "cuda" or (kind == "auto" and not which and _has_gpu()):
-        from whet.targets.cuda.device import Device as Gpu
-
-        if which and not which.isdecimal():
-            raise DeviceError(f"there is no device {name!r}; GPUs are written cuda:0, cuda:1, …")
-        return Gpu(None, cache, kernels, int(which or 0), tune)
-    if kind not in ("auto", "cpu"):
-        raise DeviceError(
-            f"there is no device {name!r}; whet runs on auto, cpu, cpu:avx2, cpu:sse2, cuda, cuda:1"
-        )
-    from whet.targets.cpu import host
-    from whet.targets.cpu.device import Device as Cpu
-
-    return Cpu(host.architecture(which or None), cache, kernels, threads, tries)
-
-
-def _has_gpu() -> bool:
-    from whet.targets.cuda import driver
-
-    return driver.count() > 0
-
-
-def _cache(cache: str | os.PathLike[str] | Cache | bool) -> Cache | None:
-    if isinstance(cache, Cache):
-        return cache
-    if cache is False:
-        return None
-    return Cache.default() if cache in ("default", True) else Cache(cache)  # type: ignore[arg-type]
-
-
-def _stream(device: Any, budget: int | str) -> Any:
-    """Room for weights outside of memory, beside the kernel cache."""
-    _only_cpu(device, "weight_budget")
-    from whet.targets.cpu.stream import Stream
-
-    return Stream(budget, getattr(device.cache, "folder", None))
-
-
-def _only_cpu(device: Any, setting: str) -> None:
-    if device.capabilities.name != "cpu":
-        raise InvalidSetting(f"{setting}= is for sessions on a CPU")
-
-
 def _report(device: Any, compiled: int, seconds: float) -> None:
     if compiled:
         where = f", cached in {device.cache.folder}" if device.cache is not None else ""
         logger.info("compiled %d kernels in %.1f s%s", compiled, seconds, where)
     else:
         logger.info("ready in %.2f s, no kernel was compiled", seconds)
-
-
-def _architecture(name: str) -> str:
-    """The name of an architecture; `current` is the one at hand."""
-    return str(open_device("auto").architecture) if name == "current" else name
 
 
 def _prebuilt(
@@ -472,7 +419,7 @@ def _prebuilt(
     kernels: dict[str, bytes] = {}
     for name in architectures:
         for bound in likely or [graph]:
-            kernels.update(compile_ahead(bound, _compiler_for(name)))
+            kernels.update(compile_ahead(bound, compiler_for(name)))
         step()
     return kernels
 
@@ -485,16 +432,3 @@ def _likely_sizes(graph: Graph, profile: Profile) -> dict[str, int]:
         if shape is not None:
             bind_sizes(value.type, np.broadcast_to(0, shape), sizes)
     return sizes
-
-
-def _compiler_for(name: str) -> Device:
-    """A device of an architecture that need not be here: avx2, avx512+vnni, sm90."""
-    if name.startswith("sm"):
-        from whet.targets.cuda import architecture as gpu
-        from whet.targets.cuda.device import Device as Gpu
-
-        return Gpu(gpu.Architecture.parse(name))
-    from whet.targets.cpu import architecture as cpu
-    from whet.targets.cpu.device import Device as Cpu
-
-    return Cpu(cpu.Architecture.parse(name))

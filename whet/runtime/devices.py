@@ -1,0 +1,89 @@
+"""Devices by name: those at hand, and those that code is compiled for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from whet.errors import DeviceError, InvalidSetting
+from whet.runtime.cache import Cache
+
+if TYPE_CHECKING:
+    from whet.plan.target import Device
+
+
+def open_device(
+    name: str,
+    cache: Cache | None = None,
+    kernels: Mapping[str, bytes] | None = None,
+    threads: int = 1,
+    tune: float = 0,
+    tries: bool = False,
+) -> Device:
+    """The device of a name: auto, cpu, cpu:avx2, cuda, cuda:1. Raises DeviceError for any other.
+
+    `tune` is for a GPU: seconds for measuring. A CPU that `tries` does so in the runs asked for.
+    """
+    kind, _, which = name.partition(":")
+    if kind == "cuda" or (kind == "auto" and not which and _has_gpu()):
+        from whet.targets.cuda.device import Device as Gpu
+
+        if which and not which.isdecimal():
+            raise DeviceError(f"there is no device {name!r}; GPUs are written cuda:0, cuda:1, …")
+        return Gpu(None, cache, kernels, int(which or 0), tune)
+    if kind not in ("auto", "cpu"):
+        raise DeviceError(
+            f"there is no device {name!r}; whet runs on auto, cpu, cpu:avx2, cpu:sse2, cuda, cuda:1"
+        )
+    from whet.targets.cpu import host
+    from whet.targets.cpu.device import Device as Cpu
+
+    return Cpu(host.architecture(which or None), cache, kernels, threads, tries)
+
+
+def _has_gpu() -> bool:
+    from whet.targets.cuda import driver
+
+    return driver.count() > 0
+
+
+def compiler_for(name: str) -> Device:
+    """A device of an architecture that need not be here: avx2, avx512+vnni, sm90."""
+    if name.startswith("sm"):
+        from whet.targets.cuda import architecture as gpu
+        from whet.targets.cuda.device import Device as Gpu
+
+        return Gpu(gpu.Architecture.parse(name))
+    from whet.targets.cpu import architecture as cpu
+    from whet.targets.cpu.device import Device as Cpu
+
+    return Cpu(cpu.Architecture.parse(name))
+
+
+def architecture_called(name: str) -> str:
+    """The name of an architecture; `current` is the one at hand."""
+    return str(open_device("auto").architecture) if name == "current" else name
+
+
+def cache_of(cache: str | os.PathLike[str] | Cache | bool) -> Cache | None:
+    """The cache that a session is to use: the default one, a folder's, a given one, or none."""
+    if isinstance(cache, Cache):
+        return cache
+    if cache is False:
+        return None
+    return Cache.default() if cache in ("default", True) else Cache(cache)  # type: ignore[arg-type]
+
+
+def stream_for(device: Any, budget: int | str) -> Any:
+    """Room for weights outside of memory, beside the kernel cache."""
+    only_cpu(device, "weight_budget")
+    from whet.targets.cpu.stream import Stream
+
+    return Stream(budget, getattr(device.cache, "folder", None))
+
+
+def only_cpu(device: Any, setting: str) -> None:
+    """Refuses a setting that other devices do not have."""
+    if device.capabilities.name != "cpu":
+        raise InvalidSetting(f"{setting}= is for sessions on a CPU")
