@@ -217,7 +217,7 @@ def turn(session: Any, sets: list[dict[str, Any]], stream: Any, number: int) -> 
 def planned(session: Any) -> int:
     """The bytes that weights and the arena take."""
     context = _context(session)
-    weights = {id(a.owner): a.nbytes for a in context.static[1] if hasattr(a, "owner")}
+    weights = {a.pointer: a.nbytes for a in context.static[1] if hasattr(a, "pointer")}
     return sum(weights.values()) + sum(m.size for m in context.memory)
 
 
