@@ -16,7 +16,9 @@ import pytest
 from tests.targets.cpu.kernels import expected, tensor
 from whet.engine.weights import ImportedWeights
 from whet.errors import DeviceError
+from whet.ir.evaluate import evaluate
 from whet.ir.graph import Graph, Value, constant
+from whet.ir.sizes import symbol
 from whet.ir.types import NUMPY_DTYPES
 from whet.ops.contract import Convolution, MatMul
 from whet.ops.elementwise import Cast, Relu
@@ -122,6 +124,53 @@ def test_any_product(level: str, number: int) -> None:
     y = MatMul("int32")(x, w)
     agrees(y, {x: any_of(rng, dtype, *x.shape)}, level)  # type: ignore[arg-type]
     assert kernels(y, (x,), level)[-1] == "integerproduct"
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("kind", ["product", "convolution", "depthwise"])
+def test_sizes_that_runs_tell(kind: str, level: str) -> None:
+    """A batch and rows with names: kernels that serve every size, and those for one."""
+    rng = np.random.default_rng(SEED)
+    n, rows = symbol("n"), symbol("rows")
+    shape = (n, rows, 70) if kind == "product" else (n, 9, 7, 24)
+    x = tensor("x", "uint8", *shape)  # type: ignore[arg-type]
+    if kind == "product":
+        y = MatMul("int32")(x, weight_of(rng, "int8", 70, 40))
+    else:
+        groups = 24 if kind == "depthwise" else 1
+        w = weight_of(rng, "int8", 24, 3, 3, 24 // groups)
+        y = Convolution((2, 1), (1, 1), (1, 1), (1, 1), groups, "int32")(x, w)
+    y = Quantize("uint8")(Cast("float32")(y) * 1e-3, constant(0.7, "float32"))
+    graph = Graph((x,), (y,))
+    for specialize in ("none", "eager"):
+        runner = Runner(device(level), ImportedWeights({}), 2, specialize)
+        for sizes in ((1, 1), (2, 3), (3, 50)):
+            given = any_of(rng, "uint8", *sizes, 70) if kind == "product" else None
+            given = any_of(rng, "uint8", sizes[0], 9, 7, 24) if given is None else given
+            (got,) = runner.execute(graph, [given])
+            (want,) = evaluate(graph, {x: given})
+            assert np.array_equal(got, want)
+        assert not runner.reference_ops
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_other_schedules_give_the_same(level: str) -> None:
+    """What is tried in place of a kernel reads the same weights, and sums integers, too."""
+    rng = np.random.default_rng(SEED)
+    x = tensor("x", "uint8", 1, 14, 14, 512)
+    y = Convolution((1, 1), (1, 1), (1, 1), (1, 1), 1, "int32")(
+        x, weight_of(rng, "int8", 70, 3, 3, 512)
+    )
+    to = device(level)
+    plan = make_plan(legal(Graph((x,), (y,)), to), to.capabilities)
+    kernel = plan.steps[-1].kernel
+    assert kernel is not None
+    others = to.alike(kernel)
+    assert others
+    for other in others:
+        to.prefer(kernel, other)
+        agrees(y, {x: any_of(rng, "uint8", 1, 14, 14, 512)}, level)
+    to.prefer(kernel, kernel)
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -112,6 +112,7 @@ class IntegerDense(Dense):
         self.weight_bytes = 4 if self.quick else 8
         self.quads = quads_of(convolution)
         self.tile_class = IntegerTile
+        schedule = replace(schedule, depth=0)  # no sum waits in memory
         super().__init__(convolution, schedule, architecture, epilogue, name, None, ONE_BLOCK)
 
     @property

@@ -12,17 +12,19 @@ from whet.ops.elementwise import Cast, Sub
 from whet.ops.movement import Pad, reshape, transpose
 from whet.passes.qdq import EIGHT_BITS, sums
 from whet.plan.group import contiguous as contiguous_view
-from whet.plan.kernel import View
+from whet.plan.kernel import Template, View
 from whet.plan.likely import likely_value
 from whet.targets.cpu.architecture import Architecture
 from whet.targets.cpu.templates import convolution as kernels
 from whet.targets.cpu.templates import integer
 from whet.targets.cpu.templates.contraction import (
+    MOST_TRIED,
     Contraction,
     Packed,
     PackedConvolution,
     PackedProduct,
     as_numbers,
+    as_schedule,
     is_packable,
     is_steady,
     numbers,
@@ -150,6 +152,34 @@ class IntegerContraction(Contraction):
         if x.dtype == "uint8":
             return total
         return total - sums(op, reshape(w, depth, columns)) * 128
+
+    def specialised(self, kernel: Template, architecture: Architecture, ordered: bool) -> Template:
+        """The kernel of known sizes with the best schedule for them that reads the same weights;
+        sums of integers are the same in any order."""
+        if isinstance(kernel.op, IntegerDepthwise):
+            return super().specialised(kernel, architecture, ordered)
+        return next(iter(self._alike(kernel, architecture)), kernel)
+
+    def alike(self, kernel: Template, architecture: Architecture) -> list[Template]:
+        """The kernel with other schedules that may be faster."""
+        if isinstance(kernel.op, IntegerDepthwise):
+            return super().alike(kernel, architecture)
+        return [k for k in self._alike(kernel, architecture) if k != kernel][:MOST_TRIED]
+
+    def _alike(self, kernel: Template, architecture: Architecture) -> list[Template]:
+        """The kernel with every schedule that reads the same weights, the best guess first."""
+        op, x = kernel.op, kernel.inputs[0]
+        assert isinstance(op, IntegerConvolution | IntegerProduct) and x is not None
+        if not all(isinstance(size, int) for size in x.shape):
+            return []
+        spec = op.specification(contiguous(x.shape), x.shape)
+        spec = spec.flattened() if isinstance(op, IntegerProduct) else spec
+        before = integer.packing(spec, as_schedule(op.schedule), architecture, op.weight)
+        return [
+            replace(kernel, op=replace(op, schedule=as_numbers(schedule)))
+            for schedule in integer.candidates(spec, architecture, self.threads)
+            if integer.packing(spec, schedule, architecture, op.weight) == before
+        ]
 
     def code(
         self,
