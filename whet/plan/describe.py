@@ -21,6 +21,10 @@ WORDS = {
 }
 
 
+TARGETS_OWN = ("Packed", "Flash", "Implicit", "Fused", "Sorted")
+"""What targets put before the names of the operators that they run whole."""
+
+
 def kind_of_name(name: str) -> str:
     for kind, words in WORDS.items():
         if any(word in name.lower() for word in words):
@@ -62,7 +66,10 @@ def title_of(step: Step) -> str:
 
 
 def _operator(op: Any) -> str:
-    name = type(op).__name__.removeprefix("Packed").removeprefix("Flash").lower()
+    name = type(op).__name__
+    for own in TARGETS_OWN:
+        name = name.removeprefix(own)
+    name = name.lower()
     kernel = getattr(op, "kernel", None)
     if kernel is None:
         return name

@@ -120,8 +120,9 @@ class Device:
         jobs = {k: Job(codegen.to_triton(k, self.architecture)) for k in new}
         others = tactics.others(jobs, Counter(kernels), self.architecture) if self.tune else []
         more = [job for _, job in others]
-        with phase("compile kernels", len(jobs)) as step:
-            compile_all(list(jobs.values()), self.architecture, step, more, self.tune)
+        if jobs:
+            with phase("compile kernels", len(jobs)) as step:
+                compile_all(list(jobs.values()), self.architecture, step, more, self.tune)
         if others:
             jobs |= tactics.fastest(self.context, jobs, others)
             self.trim()
