@@ -59,6 +59,8 @@ class Tactic:
     name: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     cost: float | None = None
+    by: str = "cost model"
+    """Who chose it, or would: the cost model, or a measurement."""
 
 
 @dataclass(frozen=True)

@@ -134,7 +134,7 @@ def _limit(kernel: Kernel) -> list[str]:
 def _tactics(kernel: Kernel) -> str:
     """The chosen tactic, and the others with their cost over its own."""
     assert kernel.tactic is not None
-    lines = [tactic_text(kernel.tactic)]
+    lines = [f"{tactic_text(kernel.tactic)}, by {kernel.tactic.by}"]
     for other in kernel.alternatives:
         known = other.cost is not None and kernel.tactic.cost
         more = f"{other.cost / kernel.tactic.cost:.2f} x the cost" if known else "not compared"  # type: ignore[operator]

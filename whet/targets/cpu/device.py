@@ -8,6 +8,7 @@ import ctypes.util
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from hashlib import blake2b
 from typing import Any, Protocol
@@ -157,7 +158,11 @@ class Device:
 
     def tactics(self, kernel: Kernel) -> list[Tactic]:
         """The ways to run a kernel that were weighed, the chosen one first."""
-        return tactics.tactics(kernel, self.architecture, self.threads)
+        ran = self.favourite(kernel)
+        found = tactics.tactics(ran, self.architecture, self.threads)
+        if ran is not kernel and found:
+            found[0] = replace(found[0], by="measurement")
+        return found
 
     def limits(self) -> Limits:
         """What this CPU can do at most, measured once."""

@@ -31,7 +31,7 @@ def tactics(kernel: Kernel, architecture: Architecture, threads: int) -> list[Ta
     if type(op) in (PackedConvolution, PackedProduct):
         return _packed(kernel, architecture, threads)
     if isinstance(op, PackedConvolution | PackedProduct):
-        return [Tactic("integer", asdict(as_schedule(op.schedule)))]
+        return [Tactic(type(op).__name__.lower(), asdict(as_schedule(op.schedule)))]
     if isinstance(op, matmul.Product):
         problem = matmul.problem_of(kernel, architecture)
         schedule = matmul.schedule_of(problem, architecture)

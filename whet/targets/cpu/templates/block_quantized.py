@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from whet.ir.graph import Op, Value, constant, operator
+from whet.ir.sizes import Size, product
 from whet.ir.types import TensorType
 from whet.ops.block_quantized import BlockQuantizedMatMul
 from whet.ops.movement import Pad, reshape, transpose
@@ -42,6 +43,9 @@ class BlockQuantizedProduct(Op):
         self, a: TensorType, codes: TensorType, scales: TensorType, zeros: TensorType | None = None
     ) -> TensorType:
         return a.with_shape(*a.shape[:-1], self.columns)
+
+    def operations(self, a: TensorType, *weights: TensorType | None) -> Size:
+        return 2 * product(a.shape) * self.columns
 
 
 class BlockQuantizedTemplate:
