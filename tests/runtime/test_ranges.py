@@ -179,3 +179,37 @@ def test_what_no_template_is_told_is_planned_for_its_sizes(rng: np.random.Genera
         assert time.monotonic() < deadline, "no plan was made in the background"
         time.sleep(0.02)
     np.testing.assert_allclose(session.run(x)["y"], judged(engine, x), atol=1e-4)
+
+
+def test_boxes_of_any_number_share_kernels(rng: np.random.Generator) -> None:
+    nodes = [
+        helper.make_node("NonMaxSuppression", ["boxes", "scores", "most", "overlap"], ["rows"]),
+        helper.make_node("Cast", ["rows"], ["y"], to=TensorProto.FLOAT),
+    ]
+    given = [value("boxes", [1, "n", 4]), value("scores", [1, 2, "n"])]
+    limits = {"most": np.array([8]), "overlap": np.array([0.4], np.float32)}
+    engine = whet.build(model(nodes, given, [value("y", None)], limits))
+    session = engine.session(cache=False, specialize="none")
+    assert session.reference_ops == ()
+    compiled = None
+    for n in (3, 40, 17):
+        corners = rng.random((1, n, 2), np.float32)
+        boxes = np.concatenate([corners, corners + 0.3], 2)
+        inputs = {"boxes": boxes, "scores": rng.random((1, 2, n), np.float32)}
+        np.testing.assert_array_equal(session.run(inputs)["y"], judged(engine, inputs))
+        assert compiled in (None, session._runner.device.compiled)
+        compiled = session._runner.device.compiled
+
+
+def test_lines_of_any_length_are_sorted(rng: np.random.Generator) -> None:
+    nodes = [
+        helper.make_node("TopK", ["x", "k"], ["values", "places"]),
+        helper.make_node("Cast", ["places"], ["y"], to=TensorProto.FLOAT),
+    ]
+    made = model(nodes, [value("x", ["m", "n"])], [value("y", None)], {"k": np.array([1])})
+    engine = whet.build(made)
+    session = engine.session(cache=False, specialize="none")
+    assert session.reference_ops == ()
+    for shape in ((3, 1), (1, 2), (4, 33), (2, 64)):
+        inputs = {"x": rng.standard_normal(shape, np.float32)}
+        np.testing.assert_array_equal(session.run(inputs)["y"], judged(engine, inputs))

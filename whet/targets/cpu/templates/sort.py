@@ -14,7 +14,7 @@ from whet.ops.select import Order
 from whet.plan.kernel import Template, View
 from whet.targets.cpu.architecture import Architecture
 from whet.targets.cpu.llvm import Function, Index, Module
-from whet.targets.cpu.templates.matmul import integer
+from whet.targets.cpu.templates.results import named_sizes
 
 KEYS = {"int32": "i32", "int64": "i64"}
 
@@ -45,8 +45,6 @@ class SortTemplate:
         (x, *_) = value.inputs or (None,)
         if type(value.op) is not Order or value.op.descending or x is None or x.dtype not in KEYS:
             return None
-        if not x.tensor.is_static:
-            return None
         order: Value = MergeSort()(x)[0]
         return order
 
@@ -55,11 +53,12 @@ class SortTemplate:
         f = module.function(name, {"args": "ptr noalias", "thread": "i64", "threads": "i64"})
         (keys,) = kernel.inputs
         assert keys is not None
-        *lead, size = (integer(s) for s in keys.shape)
+        named = named_sizes(kernel)
+        *lead, size = (named.index(f, s) for s in keys.shape)
         pointers = [f.load("ptr", "%args", 8 * (n + 1)) for n in range(3)]
-        rows = 1
+        rows: Index = 1
         for count in lead:
-            rows *= count
+            rows = f.mul(count, rows)
         low = f.op(f"udiv i64 {f.mul('%thread', rows)}, %threads")
         high = f.op(f"udiv i64 {f.mul(f.add('%thread', 1), rows)}, %threads")
         kind = KEYS[keys.dtype]
@@ -67,17 +66,34 @@ class SortTemplate:
 
         def line(row: str, _: list[str]) -> None:
             steps = (wide, 8, 8)
-            at, *buffers = (f.address(p, f.mul(row, size * n)) for p, n in zip(pointers, steps))
-            passes = (size - 1).bit_length()
+            start = f.mul(row, size)
+            at, *buffers = (f.address(p, f.mul(start, n)) for p, n in zip(pointers, steps))
+            passes = passes_for(f, size)
             # The last pass must end in the result, which is the first of the buffers.
-            first, second = buffers if passes % 2 == 0 else buffers[::-1]
+            first, second = in_turns(f, passes, buffers)
             f.loop(0, size, 1, lambda i, _: f.store("i64", i, first, f.mul(i, 8)))
             Line(f, kind, at, size).merge_passes(first, second, passes)
 
-        if size:
+        if size != 0:
             f.loop(low, high, 1, line)
         f.end()
         return module
+
+
+def passes_for(f: Function, count: Index) -> Index:
+    """As many passes as the number of elements, less one, has bits."""
+    if isinstance(count, int):
+        return (count - 1).bit_length()
+    below = str(f.max(f.sub(count, 1), 0))
+    return f.sub(64, f.call("i64", "llvm.ctlz.i64", [("i64", below), ("i1", "false")]))
+
+
+def in_turns(f: Function, passes: Index, buffers: list[str]) -> list[str]:
+    """The buffers in the order in which so many passes end in the first one."""
+    if isinstance(passes, int):
+        return buffers if passes % 2 == 0 else buffers[::-1]
+    even = f.op(f"icmp eq i64 {f.rem(passes, 2)}, 0")
+    return [f.select(even, "ptr", a, b) for a, b in zip(buffers, buffers[::-1])]
 
 
 class Line:

@@ -15,8 +15,8 @@ from whet.plan.kernel import Template, View
 from whet.targets.cpu.architecture import Architecture
 from whet.targets.cpu.llvm import Function, Index, Module, literal, vector
 from whet.targets.cpu.reductions import lane_mask
-from whet.targets.cpu.templates.matmul import are_static, integer
-from whet.targets.cpu.templates.sort import Line
+from whet.targets.cpu.templates.results import named_sizes
+from whet.targets.cpu.templates.sort import Line, passes_for
 
 ROOM = 10
 """32-bit words that a box takes to work with: two places, a key, four corners and an area; and to
@@ -29,8 +29,7 @@ class SortedSuppression(Suppression):
     """Suppression that this target runs whole; the third result is room to work in."""
 
     def infer(self, boxes: TensorType, scores: TensorType, *limits: TensorType | None) -> Any:
-        count = integer(boxes.shape[1])
-        room = TensorType("int32", (ROOM * (count + 16),))
+        room = TensorType("int32", ((boxes.shape[1] + 16) * ROOM,))
         return (*super().infer(boxes, scores, *limits), room)
 
     def reference(self, boxes: Any, scores: Any, *limits: Any) -> Any:
@@ -47,7 +46,7 @@ class SuppressionTemplate:
         return False
 
     def legalize(self, value: Value, architecture: Architecture) -> Any:
-        if type(value.op) is not Suppression or not are_static(value):
+        if type(value.op) is not Suppression:
             return None
         rows, number, _ = SortedSuppression(value.op.center)(*value.inputs)
         return rows, number
@@ -70,8 +69,8 @@ class SuppressionCode:
         views = (*kernel.inputs, *(None,) * (5 - len(kernel.inputs)))
         boxes, scores = views[:2]
         assert boxes is not None and scores is not None
-        self.batches, self.count = integer(boxes.shape[0]), integer(boxes.shape[1])
-        self.classes = integer(scores.shape[1])
+        sizes = (*boxes.shape[:2], scores.shape[1])
+        self.batches, self.count, self.classes = (named_sizes(kernel).index(f, s) for s in sizes)
         pointers = [f.load("ptr", "%args", 8 * (n + 1)) for n in range(len(kernel.buffers))]
         inputs = [None if v is None else pointers[v.buffer] for v in views]
         self.boxes, self.scores = inputs[0] or "", inputs[1] or ""
@@ -79,28 +78,25 @@ class SuppressionCode:
         self.overlap = f.load("float", inputs[3]) if inputs[3] else literal("float", 0.0)
         self.score = f.load("float", inputs[4]) if inputs[4] else None
         self.rows, self.number, room = pointers[-3:]
-        padded = self.count + 16
-        self.places = [f.address(room, 8 * padded * n) for n in range(2)]
-        self.keys = f.address(room, 16 * padded)
-        self.kept = [f.address(room, (20 + 4 * n) * padded) for n in range(SIDES)]
+        padded = f.add(self.count, 16)
+        self.places = [f.address(room, f.mul(padded, 8 * n)) for n in range(2)]
+        self.keys = f.address(room, f.mul(padded, 16))
+        self.kept = [f.address(room, f.mul(padded, 20 + 4 * n)) for n in range(SIDES)]
 
     def emit(self) -> None:
         f = self.f
 
         def one(n: str, carried: list[str]) -> list[str]:
             batch = f.div(n, self.classes)
-            boxes = f.address(self.boxes, f.mul(batch, 16 * self.count))
-            found = self.candidates(f.address(self.scores, f.mul(n, 4 * self.count)))
-            # As many passes as the number of candidates, less one, has bits.
-            below = f.max(f.sub(found, 1), 0)
-            zeros = f.call("i64", "llvm.ctlz.i64", [("i64", below), ("i1", "false")])
+            boxes = f.address(self.boxes, f.mul(batch, f.mul(self.count, 16)))
+            found = self.candidates(f.address(self.scores, f.mul(n, f.mul(self.count, 4))))
             line = Line(f, "i32", self.keys, found)
             first, second = self.places
-            order = line.merge_passes(first, second, f.sub(64, zeros))
+            order = line.merge_passes(first, second, passes_for(f, found))
             row = (batch, f.rem(n, self.classes))
             return [self.keep(boxes, order, found, row, carried[0])]
 
-        (total,) = f.loop(0, self.batches * self.classes, 1, one, [("i64", "0")])
+        (total,) = f.loop(0, f.mul(self.batches, self.classes), 1, one, [("i64", "0")])
         f.store("i64", total, self.number)
 
     def candidates(self, scores: str) -> str:
