@@ -6,7 +6,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from whet.ir.graph import MOST_CONTENTS, Op, Value, constant, operator
+from whet.ir.contents import MOST_CONTENTS
+from whet.ir.graph import Op, Value, constant, operator
 from whet.ir.sizes import Size
 from whet.ir.types import NUMPY_DTYPES, TensorType
 from whet.ops.elementwise import Cast

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from whet.frontends.onnx.model import Tensor
+from whet.ir.contents import MOST_CONTENTS
 from whet.ir.evaluate import Run
 from whet.ir.graph import (
-    MOST_CONTENTS,
     Graph,
     Input,
     Parameter,

@@ -14,7 +14,8 @@ from whet.frontends.onnx.families.dynamic import dynamic_range
 from whet.frontends.onnx.families.movement import one_size, zero
 from whet.frontends.onnx.model import DTYPES, Tensor
 from whet.frontends.onnx.registry import Refused, onnx_op
-from whet.ir.graph import MOST_CONTENTS, Value, constant
+from whet.ir.contents import MOST_CONTENTS
+from whet.ir.graph import Value, constant
 from whet.ir.sizes import Expr, Size, ceil_divide, maximum, product
 from whet.ir.types import FLOATS
 from whet.ops import elementwise as ew
