@@ -195,7 +195,8 @@ def schedule_of(p: Problem, architecture: Architecture) -> Schedule:
     most = 14 if many and p.left.outer * 4 % PAGE else 6
     tiles = _split(rows, most)
     tall = max(tiles, default=1)
-    wide = min(8, max(2, (24 if many else 12) // tall))
+    # A single row streams the right side: the longer the stretches of its rows, the better.
+    wide = min(8 if tall > 1 else 24, max(2, (24 if many else 12) // tall))
     if len(tiles) == 1:
         # Panels are all there is to share: leave several to each thread.
         batch = math.prod(integer(axis.size) for axis in p.batch)
@@ -207,7 +208,8 @@ def schedule_of(p: Problem, architecture: Architecture) -> Schedule:
         wide = max(panels, default=1)
         blocks = -(-p.depth * 4 * lanes * wide // PANEL_BYTES)
         block = -(-p.depth // max(1, blocks) // lanes) * lanes if blocks > 1 else p.depth
-    return Schedule(tiles, panels, max(block, 1), packs, False, 2 if tall > 6 else 4)
+    unroll = 2 if tall > 6 or max(panels, default=1) > 12 else 4
+    return Schedule(tiles, panels, max(block, 1), packs, False, unroll)
 
 
 def _split(total: int, most: int) -> tuple[int, ...]:
