@@ -76,6 +76,20 @@ def test_the_header_says_what_the_kernels_are_for(tmp_path):
     assert EngineFile.open(tmp_path / "bare.whet").header.architectures == ()
 
 
+def test_kernels_without_weights(tmp_path):
+    """Built for a machine that is not there, shipped without weights, run without compiling."""
+    target = host.architecture("sse2" if host.machine() == "x86_64" else None)
+    engine = whet.build(MODELS["convolutions"](), architectures=[str(target)])
+    engine.save(tmp_path / "m.whet", strip=True)
+    stripped = whet.load(tmp_path / "m.whet", allow_code=True)
+    session = stripped.session(device=f"cpu:{target}", cache=False)
+    assert session._runner.device.compiled <= 1, "the worker pool's own code"  # type: ignore[attr-defined]
+    stripped.refit(MODELS["convolutions"]())
+    feeds = inputs_of(engine)
+    want = engine.session(device=f"cpu:{target}", cache=False).run(feeds)["y"]
+    np.testing.assert_array_equal(session.run(feeds)["y"], want)
+
+
 def of_version(data: bytes, version: int) -> bytes:
     """The engine as another version's would begin."""
     head = bytearray(data[:60])

@@ -15,7 +15,14 @@ from onnx import TensorProto, helper, numpy_helper
 import whet
 from tests.runtime.models import attention, convolutions, model, value
 from tests.soak.refit import check, small_models
-from whet.errors import InvalidEngine, InvalidSetting, MissingWeights, OutOfMemory, RefitError
+from whet.errors import (
+    InvalidEngine,
+    InvalidInput,
+    InvalidSetting,
+    MissingWeights,
+    OutOfMemory,
+    RefitError,
+)
 from whet.runtime.cache import Cache
 from whet.targets.cpu.device import Device
 
@@ -241,6 +248,12 @@ def test_new_weights_that_are_damaged(prepared: bool, tmp_path: Path) -> None:
         engine.refit(tmp_path / "m.whet")
     assert_same(run(engine, feeds), want)
     del session
+
+
+@pytest.mark.parametrize("source", [5, None, [np.ones(3)], {"w1": object()}, {"w1": [[1, "a"]]}])
+def test_what_is_no_source_of_weights(source: Any) -> None:
+    with pytest.raises((InvalidInput, RefitError)):
+        whet.build(convolutions()).refit(source)
 
 
 def test_on_a_thread_of_its_own() -> None:

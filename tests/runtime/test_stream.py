@@ -15,7 +15,7 @@ from onnx import helper
 
 import whet
 from tests.runtime.models import model, value
-from whet.errors import InvalidSetting, OutOfMemory
+from whet.errors import IndexOutOfRange, InvalidSetting, OutOfMemory
 from whet.targets.cpu import host
 
 WIDTH, LAYERS = 512, 12  # a mebibyte of weights in each layer
@@ -24,7 +24,7 @@ MEBI = 1 << 20
 pytestmark = pytest.mark.skipif(host.system() != "linux", reason="looks into /proc")
 
 
-def layers(seed: int = 0, table: int = 0) -> onnx.ModelProto:
+def layers(seed: int = 0, table: int = 0, rows: int | str = 4) -> onnx.ModelProto:
     """Products one after the other; with `table`, of rows that are chosen from one of that size."""
     rng = np.random.default_rng(seed)
     weights = {
@@ -41,9 +41,9 @@ def layers(seed: int = 0, table: int = 0) -> onnx.ModelProto:
             helper.make_node("Tanh", [f"a{i}"], [f"b{i}"]),
         ]
         last = f"b{i}"
-    given = value("ids", [4], 7) if table else value("x", [4, WIDTH])
+    given = value("ids", [rows], 7) if table else value("x", [rows, WIDTH])
     nodes[-1].output[0] = "y"
-    return model(nodes, [given], [value("y", [4, WIDTH])], weights)
+    return model(nodes, [given], [value("y", [rows, WIDTH])], weights)
 
 
 def resident() -> int:
@@ -121,6 +121,21 @@ def test_rows_of_a_table_are_all_that_comes_in() -> None:
     with Watch() as watch:
         np.testing.assert_array_equal(session.run(ids)["y"], want)
     assert watch.most <= 4 * MEBI + (512 << 10)
+
+
+def test_open_sizes_traces_and_errors() -> None:
+    engine = whet.build(layers(table=1 << 12, rows="n"))
+    options: dict[str, Any] = {"device": "cpu", "cache": False, "specialize": "none"}
+    session, plain = engine.session(**options, weight_budget=4 * MEBI), engine.session(**options)
+    rng = np.random.default_rng(0)
+    with Watch() as watch:
+        for n in (4, 1, 9, 4):
+            ids = {"ids": rng.integers(0, 1 << 12, n)}
+            np.testing.assert_array_equal(session.run(ids)["y"], plain.run(ids)["y"])
+            session.trace(ids)
+            with pytest.raises(IndexOutOfRange):
+                session.run({"ids": np.array([1 << 12])})
+    assert watch.most <= 5 * MEBI
 
 
 def test_refit_and_many_callers() -> None:

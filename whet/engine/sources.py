@@ -41,6 +41,11 @@ def weights_in(source: WeightSource) -> NewWeights:
     if isinstance(source, Mapping):
         return NewWeights({name: _array(name, x) for name, x in source.items()})
     if not isinstance(source, str | os.PathLike):
+        if not isinstance(source, bytes) and not hasattr(source, "SerializeToString"):
+            raise InvalidInput(
+                f"weights cannot come from a {type(source).__name__}; give arrays by name, or a "
+                ".safetensors, .npz, ONNX or engine file"
+            )
         return NewWeights(_of_model(source), True)
     path = Path(source)
     with open(path, "rb") as file:

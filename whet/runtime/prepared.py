@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakValueDictionary
@@ -67,6 +67,23 @@ class Recipe:
         return replace(self.plan, graph=graph, steps=tuple(reversed(steps)))
 
 
+class Pin:
+    """Holds a thread to one generation; a class of its own, as every run enters one."""
+
+    __slots__ = ("before", "generation", "prepared")
+
+    def __init__(self, prepared: Prepared, generation: Generation | None) -> None:
+        self.prepared, self.generation = prepared, generation
+
+    def __enter__(self) -> None:
+        seen = self.prepared.seen
+        self.before = getattr(seen, "generation", None)
+        seen.generation = self.generation or self.before or self.prepared.current
+
+    def __exit__(self, *error: object) -> None:
+        self.prepared.seen.generation = self.before
+
+
 class Prepared:
     """Weights as one device's kernels read them: folded, transposed, packed, merged."""
 
@@ -78,12 +95,13 @@ class Prepared:
         self._recipes: dict[Value, Recipe] = {}
         self._planned: dict[Value, None] = {}
         self._lock = threading.RLock()
-        self._pinned = threading.local()
+        self.seen = threading.local()
+        """The generation that a thread's run began with, while there is one."""
 
     @property
     def generation(self) -> Generation:
         """The one that the calling thread's run began with; outside of runs, the newest."""
-        found: Generation | None = getattr(self._pinned, "generation", None)
+        found: Generation | None = getattr(self.seen, "generation", None)
         return found or self.current
 
     @property
@@ -91,15 +109,9 @@ class Prepared:
         """The weights of the generation."""
         return self.generation.weights
 
-    @contextmanager
-    def pinned(self, generation: Generation | None = None) -> Iterator[None]:
+    def pinned(self, generation: Generation | None = None) -> Pin:
         """Within it, this thread sees one generation."""
-        before = getattr(self._pinned, "generation", None)
-        self._pinned.generation = generation or before or self.current
-        try:
-            yield
-        finally:
-            self._pinned.generation = before
+        return Pin(self, generation)
 
     def plan(self, values: Sequence[Value]) -> None:
         """Compiles what computes the Values, which needs no weights."""

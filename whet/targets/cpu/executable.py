@@ -378,9 +378,9 @@ class _Context:
         """As `run` does it, with the time of each step taken."""
         assert self.bound is not None
         steps, threads = self.executable.plan.steps, self.executable.threads
-        segments, sizes = self.executable.segments, self.bound.sizes
+        segments, sizes = self.executable.paced(values), self.bound.sizes
         if watched.look is not None:
-            segments = [(number, number + 1) for number in range(len(steps))]
+            segments = ((n, n + 1) for begin, end in segments for n in range(begin, end))
         for begin, end in segments:
             if steps[begin].is_host:
                 start = time.perf_counter()
