@@ -59,6 +59,31 @@ def test_a_run_calls_back_in_order():
     np.testing.assert_allclose(again["y"], outputs["y"], rtol=1e-4, atol=1e-5)
 
 
+def test_what_was_computed_before_a_failure_is_seen():
+    nodes = [
+        helper.make_node("Exp", ["x"], ["scaled"], name="scale"),
+        helper.make_node("Cast", ["scaled"], ["ids"], name="ids", to=TensorProto.INT64),
+        helper.make_node("Gather", ["table", "ids"], ["y"], name="look up"),
+    ]
+    table = np.zeros((4, 64), np.float32)
+    model = models.model(
+        nodes, [models.value("x", [3])], [models.value("y", [3, 64])], {"table": table}
+    )
+    session = whet.build(model).session("cpu", cache=False)
+    seen = {}
+    x = np.array([0, 1, 5], np.float32)
+    with pytest.raises(IndexError, match="look up"):
+        session.run({"x": x}, debug={"ids": lambda ids: seen.update(ids=ids)})
+    assert seen["ids"].tolist() == np.exp(x).astype(np.int64).tolist()
+
+
+def test_each_tensor_is_told_once():
+    session = whet.build(models.convolutions()).session("cpu", cache=False)
+    seen = []
+    session.run(draw(7), debug={n: lambda _, n=n: seen.append(n) for n in ("x", "y", "c", "w0")})
+    assert sorted(seen) == ["c", "w0", "x", "y"]
+
+
 def test_marked_tensors_survive_in_the_file(tmp_path):
     model, inputs = models.convolutions(), draw(3)
     engine = whet.build(model, debug=["d", "b"])

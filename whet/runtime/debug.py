@@ -7,16 +7,17 @@ more with that value as a further output.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from whet.engine.weights import WeightStore
 from whet.errors import InvalidInput
 from whet.ir.graph import Graph, Value
 from whet.passes.pipeline import optimise
 from whet.passes.recognise import Numbers
+from whet.plan.plan import Plan, Step
 
 if TYPE_CHECKING:
     import onnx
@@ -121,6 +122,43 @@ class Tensors:
         if model is not None:
             _require_same_inputs(source.graph, self.graph)
         return optimise(source.with_outputs(names), numbers=Numbers(weights.array))
+
+
+class Readout:
+    """Calls back for each tensor when the step that writes it is done; for those that no step does
+    (inputs, weights, what lies between two plans) at the end of the run."""
+
+    def __init__(
+        self, callbacks: Mapping[str, Callable[[Any], None]], plans: Callable[[], Sequence[Plan]]
+    ) -> None:
+        self.callbacks, self.plans = dict(callbacks), plans
+        self.written: dict[Step, list[tuple[str, Value]]] = {}
+        self.known: set[Plan] = set()
+
+    def look(self, step: Step, values: Mapping[Value, Any]) -> None:
+        """Is shown each step when it is done."""
+        if step not in self.written:
+            self._learn()
+        for name, value in self.written.get(step, ()):
+            callback = self.callbacks.pop(name, None)
+            if callback is not None:
+                callback(values[value])
+
+    def finish(self, named: Mapping[str, Any]) -> None:
+        """Is shown all that the run gave."""
+        for name in [name for name in named if name in self.callbacks]:
+            self.callbacks.pop(name)(named[name])
+
+    def _learn(self) -> None:
+        """Which step writes which of the tensors, in plans that are new."""
+        for plan in self.plans():
+            if plan in self.known:
+                continue
+            self.known.add(plan)
+            wanted = dict(zip(plan.graph.outputs, plan.graph.output_names))
+            last = {v: step for step in plan.steps for v in step.writes if v in wanted}
+            for value, step in last.items():
+                self.written.setdefault(step, []).append((wanted[value], value))
 
 
 def _require_same_inputs(given: Graph, engine: Graph) -> None:

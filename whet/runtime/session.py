@@ -17,7 +17,7 @@ from whet.ir.types import TensorType, Type, dtype_name
 from whet.passes.pipeline import optimise
 from whet.plan.plan import Plan
 from whet.plan.trace import Look, Trace, tracing
-from whet.runtime.debug import Tensors
+from whet.runtime.debug import Readout, Tensors
 from whet.runtime.inspect import Inspection, inspect, inspect_run
 from whet.runtime.memory import Memory
 from whet.runtime.prepared import Prepared
@@ -141,16 +141,19 @@ class Session:
         On a GPU, `stream` is the caller's, for inputs that lie there: a handle, or an object that
         has one (PyTorch's, CuPy's, cuda.core's). The run is then only asked for, in order with all
         else on that stream, and so are its results; without it they are there when this returns.
-        `debug`: callbacks by the names of tensors in the ONNX file; each is given its array once
-        the run is over, in the order in which the model computes them. See `debug`.
+        `debug`: callbacks by the names of tensors in the ONNX file; each is given its array when
+        the kernel that computes it is done, and so also where a later one fails. See `debug`.
         Raises InvalidInput for wrong names, dtypes or numbers of axes, ShapeError for sizes that do
         not fit, IndexOutOfRange for an index outside of its axis, OutOfMemory.
         """
-        graph = self._tensors.graph_of(debug, self.weights) if debug else self.graph
-        named = self._run(graph, inputs, out, stream)
-        for name in dict.fromkeys((*graph.output_names, *self._outputs)):
-            if debug and name in debug:
-                debug[name](named[name])
+        if not debug:
+            named = self._run(self.graph, inputs, out, stream)
+            return {name: named[name] for name in self._outputs}
+        graph = self._tensors.graph_of(debug, self.weights)
+        readout = Readout(debug, lambda: self.plans)
+        with tracing(Trace(readout.look)):
+            named = self._run(graph, inputs, out, stream)
+        readout.finish(named)
         return {name: named[name] for name in self._outputs}
 
     def debug(
