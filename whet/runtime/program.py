@@ -428,7 +428,7 @@ class Stage:
     ) -> tuple[Any, ...]:
         static = [i for i in value.inputs if i is not None and i.is_static]
         known = {**known, **self.runner.prepared.of(static)}
-        arrays = [None if i is None else known[i] for i in value.inputs]
+        arrays = [None if i is None else _on_host(known[i]) for i in value.inputs]
         extra = [self.runner.run_graph] if value.op.runs_graphs else []
         start = time.perf_counter()
         try:
@@ -448,6 +448,11 @@ def _host_step(graph: Graph, value: Value) -> Step:
     """An operator between two plans, as a trace tells it."""
     reads = tuple(dict.fromkeys(i for i in value.inputs if i is not None))
     return Step(None, reads, value.siblings, value, tuple(graph.origins.get(value, ())))
+
+
+def _on_host(x: Any) -> Any:
+    """A tensor as operators on the host take it, wherever it lies."""
+    return np.asarray(x) if hasattr(x, "__dlpack__") and not isinstance(x, np.ndarray) else x
 
 
 def _contiguous(x: Any) -> Any:
