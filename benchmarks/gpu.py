@@ -180,16 +180,11 @@ def ours(
     engine = whet.build(path_of(row["network"], options.folder))
     with tempfile.TemporaryDirectory(prefix="whet-bench-") as folder:
         cache = Path(folder) / "cache"
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
-        free, _ = torch.cuda.mem_get_info()
         start, used = time.perf_counter(), processor_seconds()
         session = engine.session(device="cuda", cache=cache)
         got = torch.from_dlpack(session.run(sets[0])["output"])
         row["cold s"] = time.perf_counter() - start
         row["cold processor s"] = processor_seconds() - used
-        row["memory"] = free - torch.cuda.mem_get_info()[0] - got.nbytes
-        row["planned"] = planned(session)
         row["arena"], row["live"] = arena(session)
         row["error"] = error_of(got, judge)
         again = torch.from_dlpack(session.run(sets[0])["output"])
@@ -206,19 +201,12 @@ def ours(
         file = Path(folder) / "engine.whet"
         engine.save(file)
         del session, run
-        row["warm s"], row["warm compiled"] = warm_start(file, cache, row["batch"])
+        row |= warm_start(file, cache, row["batch"])
 
 
 def turn(session: Any, sets: list[dict[str, Any]], stream: Any, number: int) -> Any:
     """One run, with inputs other than those of the run before."""
     return session.run(sets[number % SETS], stream=stream)
-
-
-def planned(session: Any) -> int:
-    """The bytes that weights and the arena take."""
-    context = _context(session)
-    weights = {a.pointer: a.nbytes for a in context.static[1] if hasattr(a, "pointer")}
-    return sum(weights.values()) + sum(m.size for m in context.memory)
 
 
 def arena(session: Any) -> tuple[int, int]:
@@ -235,18 +223,15 @@ def arena(session: Any) -> tuple[int, int]:
     return plan.arena, most
 
 
-def _context(session: Any) -> Any:
-    (stage,) = list(session._runner._stages.values())[-1:]
-    return stage.program.executable._free[0]
-
-
-def warm_start(engine: Path, cache: Path, batch: int) -> tuple[float, int]:
-    """Seconds to the first result of a new process, and how many kernels it compiled."""
+def warm_start(engine: Path, cache: Path, batch: int) -> dict[str, Any]:
+    """Seconds to the first result of a new process, how many kernels it compiled, and its memory on
+    the device."""
     command = [sys.executable, "-m", "benchmarks.gpu_start", str(engine), str(cache), str(batch)]
     root = Path(__file__).parents[1]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
-    seconds, compiled = done.stdout.split()
-    return float(seconds), int(compiled)
+    seconds, *numbers = done.stdout.split()
+    names = ("warm compiled", "memory", "planned")
+    return {"warm s": float(seconds), **dict(zip(names, map(int, numbers)))}
 
 
 def host_time(run: Callable[[int], Any], turns: int = 200) -> float:
@@ -326,6 +311,7 @@ def eager_graph(model: Any, example: dict[str, Any]) -> Callable[[dict[str, Any]
     import torch
 
     static = {k: v.clone() for k, v in example.items()}
+    torch.cuda.synchronize()
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         for _ in range(3):

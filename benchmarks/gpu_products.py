@@ -111,6 +111,7 @@ def pytorch(run: Any, sets: list[list[Any]]) -> tuple[float, Any]:
     """Seconds of one problem in PyTorch, and the first one's result."""
     import torch
 
+    torch.cuda.synchronize()
     with torch.cuda.stream(torch.cuda.Stream()):
         for s in sets:
             run(*s)

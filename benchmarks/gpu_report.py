@@ -107,8 +107,9 @@ def memory(rows: list[Row]) -> str:
     """What is taken on the device."""
     text = [
         "## Memory\n",
-        "Used: free memory of the device before the session less that after its first run. "
-        "Planned: weights as kernels read them, the arena, counters and partial sums.\n",
+        "In a new process. Used: free memory of the device once it is open, less that after the "
+        "first run. Planned: weights as kernels read them, the arena, counters, partial sums, and "
+        "inputs and outputs that come from the host.\n",
         "| network | batch | used, MB | planned, MB | used / planned | arena, MB | "
         "alive at once, MB |",
         "| --- | --- | --- | --- | --- | --- | --- |",

@@ -1,13 +1,14 @@
 """The start of a session in a process of its own: gpu_start ENGINE CACHE BATCH.
 
-Prints the seconds from before `import whet` to the first result in the host's memory, and how many
-kernels had to be compiled.
+Prints the seconds from before `import whet` to the first result in the host's memory, how many
+kernels had to be compiled, and the bytes of the device that are taken and that were planned.
 """
 
 from __future__ import annotations
 
 import sys
 import time
+from typing import Any
 
 
 def main(engine: str, cache: str, batch: int) -> None:
@@ -17,6 +18,9 @@ def main(engine: str, cache: str, batch: int) -> None:
     import whet
 
     session = whet.load(engine, allow_code=True).session(device="cuda", cache=cache)
+    device: Any = session._runner.device
+    context = device.context  # its own memory is not the session's
+    free = context.free_bytes()
     rng, inputs = np.random.default_rng(0), {}
     for name, kind in session.inputs.items():
         shape = [n if isinstance(n, int) else 128 for n in kind.shape]  # type: ignore[union-attr]
@@ -24,7 +28,16 @@ def main(engine: str, cache: str, batch: int) -> None:
         inputs[name] = made.astype(kind.numpy)  # type: ignore[union-attr]
     session.run(inputs)
     taken = time.perf_counter() - start
-    print(f"{taken:.3f} {session._runner.device.compiled}")
+    used = free - context.free_bytes()
+    print(f"{taken:.3f} {session._runner.device.compiled} {used} {planned(session)}")
+
+
+def planned(session: Any) -> int:
+    """The bytes that weights, the arena and staged inputs and outputs take."""
+    (stage,) = list(session._runner._stages.values())[-1:]
+    found = stage.program.executable._free[0]
+    weights = {a.pointer: a.nbytes for a in found.static[1] if hasattr(a, "pointer")}
+    return sum(weights.values()) + sum(m.size for m in found.memory)
 
 
 if __name__ == "__main__":

@@ -197,8 +197,8 @@ def engines_for_other_architectures() -> None:
     from whet.targets.cuda.architecture import Architecture
     from whet.targets.cuda.device import Device
 
-    made = engine(64, 64)
     for architecture, compiles in (("sm80", True), (str(Device().architecture), False)):
+        made = engine(64, 64)
         kernels = compile_ahead(made.graph, Device(Architecture.parse(architecture)))
         session = replace(made, kernels=kernels).session(device="cuda", cache=False)
         x = drawn(8, 64, 64)

@@ -384,4 +384,4 @@ def helpers(text: str) -> str:
     found += ERROR_FUNCTION * ("_one_and_erf(" in text)
     if any(name in text for name in ("_maximum", "_minimum", "_product", "_both", "_either")):
         found += MIXED
-    return found + "".join(v for k, v in ARGUMENTS.items() if f"{k})" in text)
+    return found + "".join(v for k, v in ARGUMENTS.items() if f"{k})" in text or f"{k}(" in text)

@@ -20,7 +20,7 @@ from whet.targets.cuda.driver import Context, Stream, api, check
 CUDA, CUDA_HOST, CUDA_MANAGED = 2, 3, 13
 CODES = {"i": 0, "u": 1, "f": 2, "b": 6}
 BFLOAT = 4
-LEGACY = 1  # how DLPack says stream 0
+UNORDERED = -1  # DLPack: the exporter leaves streams alone
 
 
 class DLTensor(ctypes.Structure):
@@ -241,7 +241,9 @@ def adopt(
             f"{what} lies on device {number} of DLPack's kind {kind}; the session runs on "
             f"cuda:{context.found.number}: copy it there"
         )
-    capsule = x.__dlpack__(stream=(stream or context.stream).number or LEGACY)
+    # What is on the caller's stream needs no other order than that.
+    wanted = context.stream.number if stream is None else UNORDERED
+    capsule = x.__dlpack__(stream=wanted)
     managed = ctypes.cast(_pointer(capsule, NAME), ctypes.POINTER(DLManagedTensor))
     _rename(capsule, USED)
     owner = _Taken(managed)
