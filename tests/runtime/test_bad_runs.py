@@ -142,6 +142,20 @@ def test_zero_elements() -> None:
         assert session.run({"x": np.ones((n, 4), np.float32), "w": w})["y"].shape == (n, 2)
 
 
+@pytest.mark.parametrize(
+    "nodes, inputs",
+    [
+        ("y, z = Split(x, s)", {"x": np.zeros(0, np.float32), "s": ints(0, 0)}),
+        (
+            "y = Reshape<allowzero = 1>(x, s)",
+            {"x": np.zeros((0, 3, 4), np.float32), "s": ints(3, 4, 0)},
+        ),
+    ],
+)
+def test_sizes_that_can_only_be_zero(nodes: str, inputs: dict[str, np.ndarray]) -> None:
+    assert opened(nodes, **inputs).run(inputs)["y"].size == 0
+
+
 def test_an_output_of_another_element_type() -> None:
     with pytest.raises(InvalidModel, match="declares it as int64"):
         whet.build(written("g (float[2] x) => (int64[2] y) { y = Relu(x) }"))

@@ -14,7 +14,7 @@ from typing import Any, cast
 import numpy as np
 
 from whet.engine.weights import WeightStore
-from whet.errors import Error, InvalidInput, located
+from whet.errors import Error, InvalidInput, ShapeError, located
 from whet.ir.evaluate import bind_sizes, check_guards, compute
 from whet.ir.graph import Graph, Input, Parameter, Value, make, topological
 from whet.ir.sizes import Undecided, substitute
@@ -142,7 +142,8 @@ class Runner:
         try:
             with likely(ranges.likely):
                 stage = Stage(self, graph.bind(ranges.sizes), ranges, graph)
-        except Undecided as why:
+        except (Undecided, ShapeError) as why:
+            # Sizes from 1 on, as kernels take them, may not fit where 0 does.
             logger.debug("planned anew for each set of sizes: %s", why)
             return None
         # What is slow here has other kernels for known sizes, which need not give the same bits.
