@@ -23,7 +23,7 @@ class Whet:
         import whet
 
         engine = whet.load(path) if path.suffix == ".whet" else whet.build(path)
-        self.session = engine.session(threads=threads)
+        self.session = engine.session(threads=threads, specialize="eager")
 
     def run(self, feeds: Feeds) -> list[Any]:
         return list(self.session.run(feeds).values())

@@ -22,7 +22,7 @@ def build_whet(path: str, scratch: str, feeds: Feeds, threads: int) -> dict[str,
     start = time.perf_counter()
     engine = whet.build(path)
     built = time.perf_counter()
-    engine.session(threads=threads, cache=Path(scratch) / "cache").run(feeds)
+    engine.session(threads=threads, cache=Path(scratch) / "cache", specialize="eager").run(feeds)
     compiled = time.perf_counter()
     engine.save(Path(scratch) / "model.whet")
     return {"build": built - start, "build + cold compile": compiled - start}
@@ -47,7 +47,7 @@ def run_whet(path: str, scratch: str, threads: int) -> Any:
     import whet
 
     engine = whet.load(Path(scratch) / "model.whet")
-    return engine.session(threads=threads, cache=Path(scratch) / "cache").run
+    return engine.session(threads=threads, cache=Path(scratch) / "cache", specialize="eager").run
 
 
 def run_onnxruntime(path: str, scratch: str, threads: int) -> Any:

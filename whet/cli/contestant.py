@@ -45,7 +45,9 @@ class Whet:
         import whet
 
         engine = whet.load(task.engine)
-        self.session = engine.session(task.device, threads=task.threads, cache=task.scratch)
+        self.session = engine.session(
+            task.device, threads=task.threads, cache=task.scratch, specialize="eager"
+        )
 
     def run(self, feeds: Feeds) -> Mapping[str, Any]:
         return self.session.run(feeds)

@@ -34,14 +34,16 @@ def open_model(path: str | Path, allow_code: bool = False, **options: Any) -> En
         return build(path, **options)
 
 
-def open_session(engine: Engine, options: argparse.Namespace) -> Session:
+def open_session(
+    engine: Engine, options: argparse.Namespace, specialize: str | None = None
+) -> Session:
     """The engine on the device that the options name; a bar counts the kernels."""
     with working("compiling"):
         return engine.session(
             options.device,
             threads=options.threads,
             cache=options.cache,
-            specialize=getattr(options, "specialize", "lazy"),
+            specialize=getattr(options, "specialize", "lazy") if specialize is None else specialize,
             deterministic=getattr(options, "deterministic", False),
             weight_budget=getattr(options, "weight_budget", None),
         )

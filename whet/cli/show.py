@@ -168,7 +168,7 @@ def _inspect(engine: Engine, options: argparse.Namespace) -> Inspection:
 
     if options.times:
         feeds, _ = given_inputs(engine, options)
-        session = models.open_session(engine, options)
+        session = models.open_session(engine, options, specialize="eager")
         with working("measuring"):
             found = session.inspect(feeds, RUNS)
         if len(session.plans) > 1:

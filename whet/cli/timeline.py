@@ -36,7 +36,9 @@ def write_trace(options: argparse.Namespace, inputs: Mapping[str, Any]) -> None:
             is_engine = models.is_engine(options.model)
             engine = load(options.model) if is_engine else build(options.model)
             cache = getattr(options, "cache", False)  # `whet bench` has one of its own: none
-            session = engine.session(options.device, threads=options.threads, cache=cache)
+            session = engine.session(
+                options.device, threads=options.threads, cache=cache, specialize="eager"
+            )
             session.run(inputs)
         trace = session.trace(inputs, runs=RUNS)
     slices = [*timeline.of_phases(recorder.phases), *timeline.of_trace(trace)]
