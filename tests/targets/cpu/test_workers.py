@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from whet.errors import CompileError
+from whet.plan.kernel import Axis, Literal, Loops, Nest, Store
 from whet.targets.cpu import host, jit
 from whet.targets.cpu.workers import Job, compile_all
 from whet.targets.crew import READY
@@ -18,7 +19,7 @@ from whet.targets.crew import READY
 
 def jobs(count: int) -> list[Job]:
     text = "define i64 @add{0}(i64 %x) {{\n %y = add i64 %x, {0}\n ret i64 %y\n}}\n"
-    return [Job(text.format(n), ()) for n in range(count)]
+    return [Job(text.format(n)) for n in range(count)]
 
 
 def test_workers_give_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,12 +27,25 @@ def test_workers_give_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     made = jobs(40)
     compile_all(made, host.architecture())
     for job in made:
-        assert job.code == jit.to_object(job.text, host.architecture())
+        assert job.code == jit.to_object(job.text(host.architecture()), host.architecture())
+
+
+def test_workers_generate_the_same_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "cores", lambda: 3)
+    kernels = [
+        Loops(("float32",), 1, (Nest((Axis("i0", n),), (Store(0, 0, Literal(0.5, "float32")),)),))
+        for n in range(1, 20)
+    ]
+    made, here = [[Job(kernel) for kernel in kernels] for _ in range(2)]
+    compile_all(made, host.architecture())
+    for job in here:
+        job.compile(host.architecture())
+    assert [job.code for job in made] == [job.code for job in here]
 
 
 def test_an_error_names_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "cores", lambda: 2)
-    bad = Job("define void @broken() {\n ret i64 0\n}\n", ())
+    bad = Job("define void @broken() {\n ret i64 0\n}\n")
     with pytest.raises(CompileError, match="broken"):
         compile_all([*jobs(20), bad], host.architecture())
 

@@ -183,16 +183,13 @@ class Device:
         new = [k for k, code in found.items() if code is None]
         jobs: dict[Kernel, Job] = {}
         if new:
-            with phase("generate code", len(new)) as step:
-                for kernel in new:
-                    jobs[kernel] = self._job(kernel)
-                    step()
+            jobs = {kernel: Job(kernel) for kernel in new}
             with phase("compile kernels", len(new)) as step:
                 compile_all(list(jobs.values()), self.architecture, step, idle)
         for kernel, job in jobs.items():
             self._keep(self.key(kernel), job.code)
             if knobs.dump is not None:
-                self._dump(kernel, job.text, job.code)
+                self._dump(kernel, job.text(self.architecture), job.code)
         with self._lock:
             for kernel in missing:
                 if kernel not in self._code:
@@ -249,10 +246,6 @@ class Device:
         self.compiled += 1
         if self.cache is not None:
             self.cache.put(key, code, self.about)
-
-    def _job(self, kernel: Kernel) -> Job:
-        text = codegen.to_llvm(kernel, self.architecture)
-        return Job(text, codegen.imports(text))
 
     def _cached(self, key: str, make: Callable[[], bytes]) -> bytes:
         code = self._found(key)

@@ -1,12 +1,14 @@
-"""Compiling in several processes: LLVM holds one lock in each, so that threads gain nothing.
+"""Compiling in several processes: LLVM and Python hold one lock in each; threads gain nothing.
 
-What a worker of the crew is sent: two lengths, a header in JSON and LLVM text; what it answers: a
-status, a length, and object bytes or the message of an error.
+What a worker of the crew is sent: two lengths, a header in JSON and a pickled kernel; what it
+answers: a status, a length, and object bytes or the message of an error. Both ends are this
+program, of one version, and nobody else reads or writes the pipes.
 """
 
 from __future__ import annotations
 
 import json
+import pickle
 import struct
 import threading
 from collections import deque
@@ -15,7 +17,8 @@ from dataclasses import dataclass, field
 from typing import IO
 
 from whet.errors import CompileError
-from whet.targets.cpu import host, jit
+from whet.plan.kernel import Kernel, Template
+from whet.targets.cpu import codegen, host, jit
 from whet.targets.cpu.architecture import Architecture
 from whet.targets.crew import READY, Crew, exactly
 
@@ -29,19 +32,29 @@ MOST_WORKERS = 3
 
 @dataclass(eq=False)
 class Job:
-    """LLVM text to compile; afterwards its object code, or what went wrong."""
+    """A kernel, or LLVM text, to compile; afterwards its object code, or what went wrong."""
 
-    text: str
-    imports: Sequence[str]
+    source: Kernel | str
     code: bytes = b""
     error: CompileError | None = field(default=None)
+
+    def text(self, architecture: Architecture) -> str:
+        """What LLVM is given."""
+        source = self.source
+        return source if isinstance(source, str) else codegen.to_llvm(source, architecture)
 
     def compile(self, architecture: Architecture) -> None:
         """Compiles it in this process."""
         try:
-            self.code = jit.to_object(self.text, architecture, self.imports)
+            text = self.text(architecture)
+            self.code = jit.to_object(text, architecture, codegen.imports(text))
         except CompileError as error:
             self.error = error
+
+    @property
+    def size(self) -> tuple[bool, int]:
+        """Which of two jobs takes longer, most likely."""
+        return isinstance(self.source, Template), len(str(self.source))
 
 
 def compile_all(
@@ -56,7 +69,7 @@ def compile_all(
     there is one worker, which runs where nobody else wants the processor.
     """
     # The longest first, so that the last to finish is a short one.
-    queue = deque(sorted(jobs, key=lambda job: -len(job.text)))
+    queue = deque(sorted(jobs, key=lambda job: job.size, reverse=True))
     lock = threading.Lock()
 
     def take() -> Job | None:
@@ -72,9 +85,9 @@ def compile_all(
 
 
 def _ask(job: Job, architecture: Architecture, requests: IO[bytes], results: IO[bytes]) -> None:
-    header = json.dumps([str(architecture), architecture.system, list(job.imports)]).encode()
-    text = job.text.encode()
-    requests.write(_JOB.pack(len(header), len(text)) + header + text)
+    header = json.dumps([str(architecture), architecture.system]).encode()
+    source = pickle.dumps(job.source)
+    requests.write(_JOB.pack(len(header), len(source)) + header + source)
     requests.flush()
     status, size = _RESULT.unpack(exactly(results, _RESULT.size))
     data = exactly(results, size)
@@ -89,9 +102,9 @@ def serve(jobs: IO[bytes], results: IO[bytes]) -> None:
     results.write(READY)
     results.flush()
     while head := jobs.read(_JOB.size):
-        header_size, text_size = _JOB.unpack(head)
-        name, system, imports = json.loads(exactly(jobs, header_size))
-        job = Job(exactly(jobs, text_size).decode(), imports)
+        header_size, source_size = _JOB.unpack(head)
+        name, system = json.loads(exactly(jobs, header_size))
+        job = Job(pickle.loads(exactly(jobs, source_size)))
         job.compile(Architecture.parse(name, system))
         data = str(job.error).encode() if job.error else job.code
         results.write(_RESULT.pack(job.error is not None, len(data)) + data)
