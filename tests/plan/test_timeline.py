@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 import whet
 from tests.runtime import models
 from whet.plan import timeline
-from whet.plan.trace import Timing, Trace
+from whet.plan.trace import Timing
 from whet.progress import Recorder
 
 
@@ -106,7 +106,7 @@ def test_host_steps_have_their_own_track(tmp_path):
 def test_a_step_without_a_clock_is_left_out(session, tmp_path):
     made, _ = session
     (plan,) = made.plans
-    trace = Trace(timings=[Timing(plan.steps[0], 1e-3)])
+    trace = timeline.Recording(timings=[Timing(plan.steps[0], 1e-3)])
     trace.to_perfetto(tmp_path / "t.json")
     assert not check_format(tmp_path / "t.json")
 

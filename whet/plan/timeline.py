@@ -33,6 +33,15 @@ class Slice:
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
+class Recording(Trace):
+    """A Trace that can be looked at."""
+
+    def to_perfetto(self, path: str | os.PathLike[str]) -> None:
+        """Writes a timeline that https://ui.perfetto.dev and chrome://tracing open: threads are
+        tracks, kernels are slices. Raises WriteError."""
+        write(path, of_trace(self))
+
+
 def of_phases(phases: Iterable[Phase], track: str = "build and compile") -> list[Slice]:
     """What a `whet.progress.Recorder` kept."""
     return [Slice(track, p.name, "phase", p.start, p.seconds) for p in phases]

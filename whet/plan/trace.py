@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -59,13 +58,6 @@ class Trace:
         self.timings.append(timing)
         if self.look is not None:
             self.look(timing.step, values)
-
-    def to_perfetto(self, path: str | os.PathLike[str]) -> None:
-        """Writes a timeline that https://ui.perfetto.dev and chrome://tracing open: threads are
-        tracks, kernels are slices. Raises WriteError."""
-        from whet.plan.timeline import of_trace, write
-
-        write(path, of_trace(self))
 
 
 current: ContextVar[Trace | None] = ContextVar("current", default=None)

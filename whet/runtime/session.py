@@ -16,6 +16,7 @@ from whet.ir.graph import Graph, Value
 from whet.ir.types import TensorType, Type, dtype_name
 from whet.passes.pipeline import optimise
 from whet.plan.plan import Plan
+from whet.plan.timeline import Recording
 from whet.plan.trace import Look, Trace, tracing
 from whet.runtime.debug import Readout, Tensors
 from whet.runtime.inspect import Inspection, inspect, inspect_run
@@ -96,13 +97,15 @@ class Session:
         """The graph that one of `plans` computes, and which of its Values the plan's stand for."""
         return self._runner.source(plan)
 
-    def trace(self, inputs: Mapping[str, Any], look: Look | None = None, runs: int = 1) -> Trace:
+    def trace(
+        self, inputs: Mapping[str, Any], look: Look | None = None, runs: int = 1
+    ) -> Recording:
         """Runs and gives the times of each step; `look` is shown what each one wrote.
 
         Raises what `run` raises. Runs of other threads are not in it.
         `session.trace(inputs).to_perfetto("run.json")` writes a timeline.
         """
-        trace = Trace(look)
+        trace = Recording(look)
         with tracing(trace):
             for _ in range(runs):
                 self.run(inputs)
