@@ -296,7 +296,10 @@ class Grouping:
         seen = view_of(value, lambda v: v not in self.required)
         if seen is not None and template.takes(reader.op, position, seen[1]):
             return seen
-        return value, contiguous(value)
+        base = value
+        while isinstance(base.op, movement.Reshape) and base not in self.required:
+            (base,) = base.inputs  # type: ignore[assignment]
+        return base, contiguous(value)
 
     def place_host(self, value: Value) -> None:
         self.found(value, Group(value, host=True))

@@ -19,9 +19,12 @@ from whet.plan.kernel import Template, View
 from whet.targets.cpu.architecture import Architecture
 from whet.targets.cpu.llvm import Function, Index, Module, array_literal, literal, vector
 from whet.targets.cpu.templates.matmul import FLOATS, Problem, Schedule, cast, integer, problem_of
-from whet.targets.cpu.templates.product import ProductCode, Unit
-from whet.targets.cpu.templates.results import buffer
+from whet.targets.cpu.templates.product import ProductCode, Run, Unit
+from whet.targets.cpu.templates.results import buffer, named_sizes
 from whet.targets.cpu.templates.tiling import split_even
+
+TOLD_ROWS = 6
+"""Rows of a tile where a run tells how many there are in all."""
 
 PANEL = 24 << 10
 """Bytes of floats that a dequantised block of a panel takes."""
@@ -55,8 +58,9 @@ class BlockQuantizedTemplate:
     has_strided_output = True
 
     def takes(self, op: Op, position: int, view: View) -> bool:
-        known = all(isinstance(s, int) for s in (*view.strides, *view.shape, view.offset))
-        return position == 0 and known
+        # A run may tell how many rows there are.
+        sizes = *view.strides, *view.shape[len(view.shape) == 2 :], view.offset
+        return position == 0 and all(isinstance(s, int) for s in sizes)
 
     def legalize(self, value: Value, architecture: Architecture) -> Value | None:
         op = value.op
@@ -65,7 +69,7 @@ class BlockQuantizedTemplate:
         a, *weights = value.inputs
         assert a is not None
         known = all(w is None or (w.is_static and w.tensor.is_static) for w in weights)
-        if not known or a.is_static or not a.tensor.is_static or a.dtype not in FLOATS:
+        if not known or a.is_static or a.dtype not in FLOATS:
             return None
         columns, lanes = integer(value.shape[-1]), architecture.vector_bytes // 4
         if op.bits not in (2, 4, 8) or op.block * op.bits % 32 or columns < lanes:
@@ -76,7 +80,9 @@ class BlockQuantizedTemplate:
         run = BlockQuantizedProduct(op.inner, columns, op.bits, op.block)
         codes, *numbers = given
         floats = [n and cast(n, "float32") for n in numbers]
-        return cast(run(cast(a, "float32"), codes, *floats), value.dtype)
+        rows = a if a.tensor.is_static else reshape(a, product(a.shape[:-1]), op.inner)
+        y = cast(run(cast(rows, "float32"), codes, *floats), value.dtype)
+        return y if rows is a else reshape(y, *value.shape)
 
     def generate(self, kernel: Template, architecture: Architecture, name: str) -> Module:
         op, (a, codes, *numbers) = kernel.op, kernel.inputs
@@ -106,8 +112,9 @@ def lanes_last(w: Value, lanes: int) -> Value:
 def schedule_of(p: Problem, op: BlockQuantizedProduct, architecture: Architecture) -> Schedule:
     """Tiles that fill the registers, and as much of the sum as the cache holds in floats."""
     lanes, many = architecture.vector_bytes // 4, architecture.vector_registers >= 32
-    rows, vectors = integer(p.rows.size), -(-integer(p.columns.size) // lanes)
-    tiles = tuple(split_even(rows, 12 if many else 6))
+    rows, vectors = p.rows.size, -(-integer(p.columns.size) // lanes)
+    most = 12 if many and isinstance(rows, int) else TOLD_ROWS
+    tiles = tuple(split_even(rows, most)) if isinstance(rows, int) else (TOLD_ROWS,)
     wide = 4 if tiles[0] <= 6 and many else 2
     panels = tuple(split_even(vectors, wide))
     blocks = max(1, PANEL // (op.block * panels[0] * lanes * 4))
@@ -120,6 +127,16 @@ class BlockQuantizedCode(ProductCode):
 
     op: BlockQuantizedProduct
     buffers: Sequence[int]
+
+    def _tiles(self, f: Function) -> tuple[Index, list[Run]]:
+        rows = self.p.rows.size
+        if isinstance(rows, int):
+            return super()._tiles(f)
+        # Tiles of full height, then the rows that are left one by one.
+        told, height = named_sizes(self.kernel).index(f, rows), self.s.rows[0]
+        full = f.div(told, height)
+        tiles = f.add(full, f.rem(told, height))
+        return tiles, [Run(0, full, 0, height), Run(full, tiles, f.mul(full, height), 1)]
 
     def _packed(
         self, f: Function, unit: Unit, right: str, columns: int, steps: Index, at: tuple[Index, ...]

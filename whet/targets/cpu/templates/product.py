@@ -21,15 +21,16 @@ from whet.targets.cpu.templates.results import Results, buffer, is_plain
 class Run:
     """Parts [first, end) of an axis, of `count` elements each, from element `start` on."""
 
-    first: int
-    end: int
-    start: int
+    first: Index
+    end: Index
+    start: Index
     count: int
 
 
 def runs_of(counts: Sequence[int]) -> list[Run]:
     """The runs of parts of the same size."""
-    found, first, start = [], 0, 0
+    found: list[Run] = []
+    first, start = 0, 0
     for count, group in groupby(counts):
         end = first + len(list(group))
         found.append(Run(first, end, start, count))
@@ -67,22 +68,23 @@ class ProductCode:
         cut = [v * self.lanes for v in s.vectors]
         # The last panel is as narrow as what is left.
         self.panels = runs_of([*cut[:-1], columns - sum(cut[:-1])] if cut else [])
-        self.tiles = runs_of(s.rows)
+        self.tiles: list[Run] = []
         self.emitted: set[str] = set()
 
     def generate(self) -> Module:
         f = self.module.function(
             self.name, {"args": "ptr noalias", "thread": "i64", "threads": "i64"}
         )
-        tiles, panels = len(self.s.rows), len(self.s.vectors)
+        panels = len(self.s.vectors)
+        tiles, self.tiles = self._tiles(f)
         units = math.prod(integer(a.size) for a in self.p.batch) * panels
-        total = units * tiles
-        if total:
+        total = f.mul(tiles, units)
+        if total != 0:
             low = f.div(f.mul("%thread", total), "%threads")
             high = f.div(f.mul(f.add("%thread", 1), total), "%threads")
             sides = [self._base(f, side) for side in (self.p.left, self.p.right)]
             scratch = [self._panel(f), self._sums(f)]
-            first, end = f.div(low, tiles), f.div(f.add(high, tiles - 1), tiles)
+            first, end = f.div(low, tiles), f.div(f.add(high, f.sub(tiles, 1)), tiles)
 
             def unit(u: str, _: list[str]) -> None:
                 skipped = f.mul(u, tiles)
@@ -100,6 +102,10 @@ class ProductCode:
             f.loop(first, end, 1, unit, guard=True)
         f.end()
         return self.module
+
+    def _tiles(self, f: Function) -> tuple[Index, list[Run]]:
+        """How many tiles of rows there are, and their runs."""
+        return len(self.s.rows), runs_of(self.s.rows)
 
     def _base(self, f: Function, side: Side) -> str:
         return f.address(buffer(f, side.buffer), 4 * side.start)
