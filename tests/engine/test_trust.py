@@ -5,6 +5,7 @@ import os
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -99,13 +100,18 @@ def of_version(data: bytes, version: int) -> bytes:
 
 def test_validity(tmp_path, monkeypatch):
     path = tmp_path / "m.whet"
-    whet.build(MODELS["convolutions"](), architectures=["sse2"]).save(path)
+    here = host.architecture()
+    whet.build(MODELS["convolutions"](), architectures=[str(here)]).save(path)
     data = path.read_bytes()
     for source in (path, data, data[:64]):
-        assert whet.engine_validity(source, "cpu:sse2").is_optimal
-    higher = whet.engine_validity(path, "cpu", whole=False)
-    if host.architecture().level != "sse2":
-        assert higher.is_valid and [f.kind for f in higher.findings] == ["architecture"]
+        assert whet.engine_validity(source, "cpu").is_optimal
+    if here.level != "sse2":
+        lower = whet.engine_validity(path, "cpu:sse2", whole=False)
+        assert lower.is_valid and [f.kind for f in lower.findings] == ["architecture"]
+    if here.extras:
+        bare = replace(here, extras=())
+        found = whet.engine_validity(path, f"cpu:{bare}")
+        assert found.is_valid and f"its kernels are for {here}; on {bare}" in str(found)
     path.write_bytes(of_version(data, VERSION + 1))
     for source in (path, path.read_bytes()[:64]):
         found = whet.engine_validity(source, "cpu")
@@ -114,10 +120,10 @@ def test_validity(tmp_path, monkeypatch):
         whet.load(path)
     damaged = bytearray(data)
     damaged[data.index(b"w1")] ^= 1
-    assert whet.engine_validity(bytes(damaged[:64]), "cpu:sse2").is_valid
-    assert [f.kind for f in whet.engine_validity(bytes(damaged), "cpu:sse2").findings] == ["damage"]
+    assert whet.engine_validity(bytes(damaged[:64]), "cpu").is_valid
+    assert [f.kind for f in whet.engine_validity(bytes(damaged), "cpu").findings] == ["damage"]
     monkeypatch.setattr(host, "available_memory", lambda: 1000)
-    found = whet.engine_validity(data[:64], "cpu:sse2")
+    found = whet.engine_validity(data[:64], "cpu")
     assert not found.is_valid and "there are 1,000" in str(found)
     whet.load(data).save(path, strip=True)
     found = whet.engine_validity(path, "cpu")

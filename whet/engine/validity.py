@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -74,19 +75,34 @@ def check_file(
     if any(f.kind in ("damage", "version") for f in found.findings):
         return found
     try:
-        EngineFile.open(source).verify()
+        engine = EngineFile.open(source)
+        engine.verify()
     except InvalidEngine as error:
         return Validity((*found.findings, Finding("damage", str(error), True)))
-    return found
+    built = architectures_of(engine)
+    known = not built or architecture is None or architecture in built
+    if known or any(f.kind == "architecture" for f in found.findings):
+        return found
+    return Validity((*found.findings, _other_kernels(built, architecture)))
+
+
+def architectures_of(engine: EngineFile) -> tuple[str, ...]:
+    """What its kernels are for: whole names, of which the header has the levels."""
+    names = engine.metadata.get("architectures", engine.header.architectures)
+    return tuple(str(name) for name in names)
+
+
+def _other_kernels(built: Collection[str], architecture: str | None) -> Finding:
+    names = ", ".join(built)
+    reason = f"its kernels are for {names}; on {architecture} the first start compiles its own"
+    return Finding("architecture", reason, False)
 
 
 def _findings(header: Header, architecture: str | None, memory: int | None) -> list[Finding]:
     found = []
     built = header.architectures
     if architecture is not None and built and level(architecture) not in built:
-        names = ", ".join(built)
-        reason = f"its kernels are for {names}; on {architecture} the first start compiles its own"
-        found.append(Finding("architecture", reason, False))
+        found.append(_other_kernels(built, architecture))
     if memory is not None and header.weight_bytes > memory:
         reason = f"its weights take {header.weight_bytes:,} bytes, there are {memory:,}"
         found.append(Finding("memory", reason, True))

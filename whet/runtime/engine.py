@@ -20,7 +20,7 @@ from whet.engine.fold import fold_by_value
 from whet.engine.header import HEADER_BYTES, REFITTABLE
 from whet.engine.refit import CurrentWeights, LayeredWeights, Names, digest, same_weights
 from whet.engine.sources import WeightSource, weights_in
-from whet.engine.validity import Validity, check_file, check_header
+from whet.engine.validity import Validity, architectures_of, check_file, check_header
 from whet.engine.weights import ImportedWeights, WeightStore
 from whet.errors import InvalidSetting
 from whet.ir.evaluate import bind_sizes
@@ -172,6 +172,7 @@ class Engine:
             "frozen": dict(self.frozen),
             "unused": sorted(self.unused),
             **({"debug": list(self.debug)} if self.debug else {}),
+            **({"architectures": list(self.architectures)} if self.architectures else {}),
         }
         with monitored(progress):
             write_engine(
@@ -308,11 +309,11 @@ def build(
         plain = without_outputs(graph, marked)
         architectures = tuple(map(architecture_called, architectures))
         kernels = _prebuilt(plain, architectures, step, given) if architectures else None
+        compiled_for = tuple(str(compiler_for(name).architecture) for name in architectures)
     if not refittable:
-        return Engine(graph, weights, given, False, {}, kernels, (), tuple(architectures), marked)
+        return Engine(graph, weights, given, False, {}, kernels, (), compiled_for, marked)
     frozen = {n: digest(imported.weights[n]) for n in sorted(imported.frozen | numbers.frozen)}
     unused = frozenset(imported.weights) - set(weight_names(graph)) - frozen.keys()
-    compiled_for = tuple(architectures)
     return Engine(
         graph, weights, given, refittable, frozen, kernels, unused, compiled_for, marked, source
     )
@@ -340,7 +341,7 @@ def load(
         _frozen(file),
         file.kernels,
         frozenset(str(name) for name in file.metadata.get("unused", ())),
-        file.header.architectures if file.kernels else (),
+        architectures_of(file) if file.kernels else (),
         tuple(str(name) for name in file.metadata.get("debug", ())),
     )
 
