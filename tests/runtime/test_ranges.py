@@ -213,3 +213,59 @@ def test_lines_of_any_length_are_sorted(rng: np.random.Generator) -> None:
     for shape in ((3, 1), (1, 2), (4, 33), (2, 64)):
         inputs = {"x": rng.standard_normal(shape, np.float32)}
         np.testing.assert_array_equal(session.run(inputs)["y"], judged(engine, inputs))
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_convolutions_of_any_batch(number: int) -> None:
+    rng = np.random.default_rng([SEED, number])
+    print(f"the seed is {SEED}, {number}")
+    kernel, stride = int(rng.choice([1, 3, 5])), int(rng.choice([1, 2]))
+    groups = int(rng.choice([1, 1, 2, 16]))
+    channels, filters = 16 * int(rng.integers(1, 5)), 16 * int(rng.integers(1, 6))
+    height, width = (int(n) for n in rng.integers(5, 20, 2))
+    weights = {
+        "w": rng.standard_normal((filters, channels // groups, kernel, kernel), np.float32) * 0.1,
+        "b": rng.standard_normal(filters, np.float32),
+    }
+    pads = [kernel // 2] * 4
+    nodes = [
+        helper.make_node(
+            "Conv", ["x", "w", "b"], ["a"], pads=pads, strides=[stride] * 2, group=groups
+        ),
+        helper.make_node("Relu", ["a"], ["c"]),
+        helper.make_node("Add", ["c", "z"], ["y"]),
+    ]
+    spatial = [(n - 1) // stride + 1 for n in (height, width)]
+    inputs = [value("x", ["n", channels, height, width]), value("z", ["n", filters, *spatial])]
+    engine = whet.build(model(nodes, inputs, [value("y", None)], weights))
+    session = engine.session(cache=False, specialize="none", threads=2)
+    for batch in (1, 2, int(rng.integers(3, 9))):
+        shapes = (batch, channels, height, width), (batch, filters, *spatial)
+        given = {k: rng.standard_normal(s, np.float32) for k, s in zip("xz", shapes)}
+        np.testing.assert_allclose(session.run(given)["y"], judged(engine, given), atol=1e-3)
+    assert len(session.plans) == 1 and session.reference_ops == ()
+
+
+@pytest.mark.parametrize("depth, columns", [(7, 5), (64, 96), (300, 40)])
+def test_products_of_any_number_of_rows(depth: int, columns: int) -> None:
+    rng = np.random.default_rng([SEED, depth])
+    print(f"the seed is {SEED}, {depth}")
+    weights = {
+        "w": rng.standard_normal((depth, columns), np.float32) * 0.1,
+        "b": rng.standard_normal((columns,), np.float32),
+    }
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"]),
+        helper.make_node("Add", ["a", "b"], ["c"]),
+        helper.make_node("Mul", ["c", "gate"], ["y"]),
+    ]
+    inputs = [value("x", ["m", "n", depth]), value("gate", ["m", 1, columns])]
+    engine = whet.build(model(nodes, inputs, [value("y", None)], weights))
+    session = engine.session(cache=False, specialize="none", threads=2)
+    for m, n in ((1, 1), (1, 13), (3, 14), (2, 15), (1, 29), (5, 40)):
+        given = {
+            "x": rng.standard_normal((m, n, depth), np.float32),
+            "gate": rng.standard_normal((m, 1, columns), np.float32),
+        }
+        np.testing.assert_allclose(session.run(given)["y"], judged(engine, given), atol=1e-3)
+    assert len(session.plans) == 1 and session.reference_ops == ()
