@@ -45,14 +45,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--autotune", type=float, default=3600, help="seconds after which no more is autotuned"
     )
+    parser.add_argument("--peer", help="only fill PyTorch's cache for this mode")
     parser.add_argument("--kernels", type=int, default=0, help="print that many slowest kernels")
     parser.add_argument("--products", action="store_true", help="matrix products and attention too")
     parser.add_argument("--report", type=Path, help="a Markdown file to write")
     parser.add_argument("--json", type=Path, help="every figure")
     options = parser.parse_args(argv)
     begin = time.perf_counter()
-    export_all(options.names, options.folder)
     batches = [int(b) for b in options.batches.split(",")]
+    if options.peer:
+        against({"network": options.names[0], "batch": batches[0]}, [options.peer])
+        return 0
+    kinds = [k for k in options.against.split(",") if k.startswith("reduce")]
+    prepare(options.names, batches, kinds, options.folder)
     rows: list[dict[str, Any]] = []
     for name in options.names:
         for batch in batches:
@@ -60,8 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             attempt(rows[-1], lambda row: measure(row, options))
             print(line(rows[-1]), flush=True)
     if AUTOTUNED in options.against:
-        for row in rows:
-            # It takes longest by far: with too little time, some rows go without.
+        # It takes longest by far: with too little time, the rows go without that need it least.
+        for row in sorted(rows, key=ratio_of, reverse=True):
             if time.perf_counter() - begin < options.autotune:
                 attempt(row, lambda row: against(row, [AUTOTUNED]))
                 print(line(row), flush=True)
@@ -76,6 +81,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(any("failed" in row for row in rows))
 
 
+def ratio_of(row: dict[str, Any]) -> float:
+    """whet's time by PyTorch's best."""
+    best = best_of(row)
+    return float(row["whet"] / row[best]) if best and "failed" not in row else 0.0
+
+
 def attempt(row: dict[str, Any], run: Callable[[dict[str, Any]], None]) -> None:
     """Fills in a row; what fails is told in it."""
     try:
@@ -85,14 +96,20 @@ def attempt(row: dict[str, Any], run: Callable[[dict[str, Any]], None]) -> None:
         row["failed"] = f"{error!r:.200}"
 
 
-def export_all(names: Sequence[str], folder: Path) -> None:
-    """Writes the networks that are not there yet, all at the same time."""
+def prepare(
+    names: Sequence[str], batches: Sequence[int], kinds: Sequence[str], folder: Path
+) -> None:
+    """Writes the networks that are not there yet, and fills PyTorch's cache of compiled code, all
+    at the same time."""
     folder.mkdir(parents=True, exist_ok=True)
     missing = [n for n in names if not path_of(n, folder).exists()]
-    command = [sys.executable, "-m", "benchmarks.networks", "--dynamic", "--half", "--folder"]
-    running = [
-        subprocess.Popen([*command, str(folder), n], cwd=Path(__file__).parents[1]) for n in missing
+    export = [sys.executable, "-m", "benchmarks.networks", "--dynamic", "--half", "--folder"]
+    commands = [[*export, str(folder), n] for n in missing]
+    peer = [sys.executable, "-m", "benchmarks.gpu"]
+    commands += [
+        [*peer, n, "--batches", str(b), "--peer", k] for n in names for b in batches for k in kinds
     ]
+    running = [subprocess.Popen(c, cwd=Path(__file__).parents[1]) for c in commands]
     for process in running:
         process.wait()
 

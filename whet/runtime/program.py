@@ -69,6 +69,8 @@ class Runner:
         )
         self.reference_ops: dict[str, None] = {}
         self._stages: dict[StageKey, Stage] = {}
+        self._met: dict[tuple[Graph, tuple[Any, ...]], tuple[Stage, dict[str, int]]] = {}
+        """What runs for shapes that were met before, and the sizes that they show."""
         self._wide: dict[Graph, Stage | None] = {}
         """Graphs that are planned for a range of sizes; None where that cannot be."""
         self._lock = threading.RLock()
@@ -113,11 +115,19 @@ class Runner:
     ) -> list[Any]:
         """The graph's outputs for arrays of any sizes that it accepts; `out` gives arrays for some
         of them, `known` sizes that they do not show."""
+        # Shapes alone say what runs, unless a stage for all sizes may be replaced meanwhile.
+        shapes = None if known or self.is_wide else tuple(getattr(a, "shape", None) for a in arrays)
+        if shapes is not None and (met := self._met.get((graph, shapes))) is not None:
+            return met[0].run(arrays, out or {}, met[1])
         sizes = dict(known)
         for value, array in zip(graph.inputs, arrays, strict=True):
             bind_sizes(value.type, array, sizes)
         check_guards(graph.guards, sizes)
         stage = self._wide_for(graph, sizes) or self.stage(graph, sizes)
+        if shapes is not None and None not in shapes:
+            if len(self._met) >= MOST_STAGES:
+                self._met.clear()
+            self._met[graph, shapes] = stage, sizes
         return stage.run(arrays, out or {}, sizes)
 
     def _wide_for(self, graph: Graph, sizes: Mapping[str, int]) -> Stage | None:

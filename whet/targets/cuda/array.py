@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import struct
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -78,7 +79,7 @@ class DeviceArray:
     ) -> None:
         self.context, self.pointer, self.owner = context, pointer, owner
         self.dtype = np.dtype(dtype)
-        self.shape = tuple(int(n) for n in shape)
+        self.shape = tuple(shape)
         self.host: np.ndarray | None = None
         """The same in the host's memory, where that is kept."""
         self.stream: Stream | None = None
@@ -219,15 +220,27 @@ def _capsule(array: DeviceArray) -> Any:
     return _new(address, NAME, ctypes.cast(_capsule_ends, ctypes.c_void_p))
 
 
+_TENSOR = struct.Struct("=QiiiBBHQQQ")
+"""The fields of DLTensor, read at once: a run has no time for one after the other."""
+
+_DELETER_AT = _TENSOR.size + ctypes.sizeof(ctypes.c_void_p)
+_deleters: dict[int, Any] = {}
+"""By address: libraries have one each."""
+
+
 class _Taken:
     """Another library's tensor: given back with the last reference."""
 
-    def __init__(self, managed: Any) -> None:
+    def __init__(self, managed: int) -> None:
         self.managed = managed
 
     def __del__(self) -> None:
-        if self.managed.contents.deleter:
-            self.managed.contents.deleter(self.managed)
+        address = ctypes.c_void_p.from_address(self.managed + _DELETER_AT).value
+        if address is None:
+            return
+        if address not in _deleters:
+            _deleters[address] = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)
+        _deleters[address](self.managed)
 
 
 def adopt(
@@ -244,19 +257,24 @@ def adopt(
     # What is on the caller's stream needs no other order than that.
     wanted = context.stream.number if stream is None else UNORDERED
     capsule = x.__dlpack__(stream=wanted)
-    managed = ctypes.cast(_pointer(capsule, NAME), ctypes.POINTER(DLManagedTensor))
+    managed = _pointer(capsule, NAME)
     _rename(capsule, USED)
     owner = _Taken(managed)
-    t = managed.contents.tensor
-    shape = [t.shape[i] for i in range(t.ndim)]
-    if t.strides and not _is_dense(shape, [t.strides[i] for i in range(t.ndim)]):
+    fields = _TENSOR.unpack(ctypes.string_at(managed, _TENSOR.size))
+    data, _, _, rank, code, bits, lanes, shape_at, strides_at, offset = fields
+    shape = _numbers(shape_at, rank)
+    if strides_at and not _is_dense(shape, _numbers(strides_at, rank)):
         raise InvalidInput(f"{what} is not contiguous; make it so, with .contiguous() in PyTorch")
-    array = DeviceArray(context, (t.data or 0) + t.byte_offset, _dtype(t, what), shape, owner)
+    array = DeviceArray(context, data + offset, _dtype(code, bits, lanes, what), shape, owner)
     array.stream = stream
     return array
 
 
-def _is_dense(shape: list[int], strides: list[int]) -> bool:
+def _numbers(address: int, count: int) -> tuple[int, ...]:
+    return struct.unpack(f"={count}q", ctypes.string_at(address, 8 * count)) if count else ()
+
+
+def _is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
     step = 1
     for size, stride in zip(reversed(shape), reversed(strides)):
         if size not in (0, 1) and stride != step:
@@ -265,15 +283,20 @@ def _is_dense(shape: list[int], strides: list[int]) -> bool:
     return True
 
 
-def _dtype(t: DLTensor, what: str) -> Any:
-    if t.code == BFLOAT and t.bits == 16:
-        return NUMPY_DTYPES["bfloat16"]
-    kinds = {code: kind for kind, code in CODES.items()}
-    if t.lanes == 1 and t.code in kinds:
-        return (
-            np.dtype("bool") if kinds[t.code] == "b" else np.dtype(f"{kinds[t.code]}{t.bits // 8}")
-        )
-    raise InvalidInput(f"{what} has a dtype that no tensor can have")
+def _dtype(code: int, bits: int, lanes: int, what: str) -> Any:
+    found = _DTYPES.get((code, bits))
+    if lanes != 1 or found is None:
+        raise InvalidInput(f"{what} has a dtype that no tensor can have")
+    return found
+
+
+_DTYPES = {
+    **{(CODES[k], 8 * n): np.dtype(f"{k}{n}") for k in "iu" for n in (1, 2, 4, 8)},
+    **{(CODES["f"], 8 * n): np.dtype(f"f{n}") for n in (2, 4, 8)},
+    (CODES["b"], 8): np.dtype("bool"),
+    (BFLOAT, 16): np.dtype(NUMPY_DTYPES["bfloat16"]),
+}
+"""By DLPack's code and the number of bits."""
 
 
 def wait(context: Context) -> None:

@@ -226,7 +226,6 @@ class Device:
         kind, number = x.__dlpack_device__()
         if int(kind) in (1, 3):  # the host, and its pinned memory
             return None
-        self.context.use()
         return adopt(x, self.context, its, (int(kind), number), what)
 
     def trim(self) -> None:

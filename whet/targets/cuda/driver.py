@@ -199,11 +199,11 @@ def handle_of(stream: Any) -> int:
     `__cuda_stream__` of cuda.core. Raises InvalidSetting for what is none."""
     if isinstance(stream, int):
         return stream
-    if hasattr(stream, "__cuda_stream__"):
-        return int(stream.__cuda_stream__()[1])
     for name in ("cuda_stream", "ptr"):
         if isinstance(number := getattr(stream, name, None), int):
             return number
+    if hasattr(stream, "__cuda_stream__"):
+        return int(stream.__cuda_stream__()[1])
     raise InvalidSetting(f"{stream!r} is no CUDA stream; give its handle, or torch.cuda.Stream()")
 
 
