@@ -72,9 +72,13 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(line(row), flush=True)
     from benchmarks import gpu_products, gpu_report
 
-    products = list(gpu_products.rows(4)) if options.products else []
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1))
+    products: list[str] = []
+    for product in gpu_products.rows(4) if options.products else ():
+        products.append(product)
+        if options.report:  # what was measured stays, whatever comes
+            options.report.write_text(gpu_report.report(rows, products))
     if options.report:
         options.report.write_text(gpu_report.report(rows, products))
     print("\n" + "\n".join([*map(line, rows), *products]))
