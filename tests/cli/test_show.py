@@ -161,3 +161,10 @@ def test_pictures_repeat(digits, tmp_path):
 
 def test_engines_can_be_shown(whet, engine):
     assert whet("show", engine).status == 0
+
+
+def test_kernels_of_a_gpu_that_is_not_here(whet, digits):
+    done = whet("show", digits, "--kernels", "--device", "sm90")
+    assert done.status == 0 and "convolution + add + relu" in done.out and "tile rows=" in done.out
+    done = whet("show", digits, "--times", "--device", "sm90")
+    assert done.status == 2 and "cuda" in done.err

@@ -61,7 +61,9 @@ def add(commands: Any) -> None:
         "--times", action="store_true", help="run it, and add what each kernel takes"
     )
     parser.add_argument(
-        "--device", default="auto", help="auto, cpu, a level such as cpu:avx2, cuda"
+        "--device",
+        default="auto",
+        help="auto, cpu, a level such as cpu:avx2, cuda; sm90 and its like need not be here",
     )
     parser.add_argument(
         "--threads", type=a_count, help="how many a kernel is chosen for and run on"
@@ -161,11 +163,13 @@ def _inspect(engine: Engine, options: argparse.Namespace) -> Inspection:
     """What the inspector finds at the sizes asked for; with --times, in a run."""
     from whet.cli.inputs import given_inputs
     from whet.runtime.cache import Cache
-    from whet.runtime.devices import open_device
+    from whet.runtime.devices import compiler_for, open_device
     from whet.runtime.inspect import inspect
     from whet.runtime.program import plan_ahead
     from whet.targets.cpu import host
 
+    if options.times and options.device.startswith("sm"):
+        raise UsageError(f"--times runs the model, and {options.device} is no device: say cuda")
     if options.times:
         feeds, _ = given_inputs(engine, options)
         session = models.open_session(engine, options, specialize="eager")
@@ -176,7 +180,10 @@ def _inspect(engine: Engine, options: argparse.Namespace) -> Inspection:
         return found
     sizes = models.chosen_sizes(engine, options)
     threads = options.threads or host.default_threads()
-    device = open_device(options.device, Cache.default(), None, threads)
+    if options.device.startswith("sm"):  # a GPU that need not be here
+        device = compiler_for(options.device)
+    else:
+        device = open_device(options.device, Cache.default(), None, threads)
     plan = plan_ahead(engine.graph.bind(sizes), device)
     if engine.graph.late is not None or len(plan.graph.values) < 1:
         note("sizes or ranks depend on data: only what is known before a run is shown; see --times")
