@@ -13,7 +13,7 @@ from whet.ops import index
 from whet.ops.attention import Attention
 from whet.ops.block_quantized import BlockQuantizedMatMul
 from whet.ops.contract import Convolution, MatMul
-from whet.ops.elementwise import Where
+from whet.ops.elementwise import Exp, Gelu, Silu, Tanh, Where
 from whet.ops.linear_algebra import Determinant, Inverse
 from whet.ops.linear_attention import LinearAttention
 from whet.ops.recurrent import DEFAULTS, Recurrent
@@ -49,6 +49,9 @@ def products() -> Iterator[Case]:
         op = Convolution((2, 1), (1, 2), (1, 0), (0, 2), groups)
         w = x(6, 3, 2, 4 // groups)
         yield from rows(WIDE, f"convolution-{groups}", op, x(2, 7, 9, 4), w, named_sizes=False)
+    for filters in (3, 4, 8, 12, 20):
+        image = x(1, 5, 4, 7)
+        yield from rows(WIDE, f"silu-of-{filters}", activated(filters), image, named_sizes=False)
     for taps in (1, 3):
         image, gate = x(1, 25, 21, 20), x(1, 1, 1, 20)
         yield from rows(
@@ -61,6 +64,17 @@ def products() -> Iterator[Case]:
         yield from rows(WIDE, f"determinant-{n}", Determinant(), x(2, n, n), **loose)
     yield from rows(WIDE, "inverse", regular_inverse, square, sums=64)
     yield Case("iota-up-to", lambda n: index.IotaUpTo(7)(n), (ints(low=7, high=7),))
+
+
+def activated(filters: int) -> Callable[[Value], Value]:
+    """Activations at the end of a product whose last vector is narrow."""
+
+    def build(x: Value) -> Value:
+        weight = np.random.default_rng(4).uniform(-1, 1, (filters, 1, 1, 7))
+        y = Convolution((1, 1), (1, 1), (0, 0), (0, 0))(x, constant(weight, x.dtype))
+        return Tanh()(Silu()(y) + Gelu(True)(y)) + Exp()(y)
+
+    return build
 
 
 def gated(taps: int) -> Callable[[Value, Value], Value]:
