@@ -233,6 +233,27 @@ def test_a_refit_that_fails_half_way_changes_nothing(monkeypatch: pytest.MonkeyP
     assert_same(list(sessions[0].run(feeds).values()), run(whet.build(new), feeds))
 
 
+def test_a_file_written_during_a_refit(tmp_path: Path) -> None:
+    old, new = convolutions(), convolutions(seed=15)
+    engine = whet.build(old)
+    engine.save(tmp_path / "old.whet")
+    engine.refit(old)
+    source = engine._current.store.given["b0"]
+
+    class Meanwhile:
+        type = source.type
+
+        def read(self) -> np.ndarray:
+            engine.refit(new)
+            return source.read()  # type: ignore[no-any-return]
+
+    engine._current.store.given["b0"] = Meanwhile()  # type: ignore[assignment]
+    engine.save(tmp_path / "during.whet")
+    assert (tmp_path / "during.whet").read_bytes() == (tmp_path / "old.whet").read_bytes()
+    engine.save(tmp_path / "new.whet")
+    assert (tmp_path / "new.whet").read_bytes() != (tmp_path / "old.whet").read_bytes()
+
+
 @pytest.mark.parametrize("prepared", [False, True])
 def test_new_weights_that_are_damaged(prepared: bool, tmp_path: Path) -> None:
     engine, other = whet.build(convolutions()), whet.build(convolutions(seed=14))

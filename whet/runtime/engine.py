@@ -174,19 +174,20 @@ class Engine:
             **({"debug": list(self.debug)} if self.debug else {}),
             **({"architectures": list(self.architectures)} if self.architectures else {}),
         }
+        store = self._current.store  # a refit meanwhile is not to be in one half of the file
         with monitored(progress):
             write_engine(
                 path,
                 self.graph,
-                self.weights,
+                store,
                 metadata=metadata,
                 kernels=self.kernels,
                 architectures=self.architectures,
                 refittable=self.refittable,
-                without={*self.missing_weights, *self._stripped(strip)},
+                without={*store.missing, *self._stripped(strip, store)},
             )
 
-    def _stripped(self, strip: bool | WeightSource) -> Collection[str]:
+    def _stripped(self, strip: bool | WeightSource, store: WeightStore) -> Collection[str]:
         """The weights to be left out of a file."""
         if strip is False:
             return ()
@@ -194,7 +195,7 @@ class Engine:
             raise InvalidSetting("an engine built with refittable=False cannot be stripped")
         if strip is True:
             return self.refittable_weights
-        return same_weights(self.weights, weights_in(strip).tensors, self.refittable_weights)
+        return same_weights(store, weights_in(strip).tensors, self.refittable_weights)
 
     def session(
         self,
