@@ -364,6 +364,10 @@ def test_weights_of_a_late_region() -> None:
     assert session.run(x)["y"].shape == (2, 2)
     engine.refit(made([4, 1]))
     np.testing.assert_array_equal(session.run(x)["y"], [[8.0], [16.0], [24.0], [32.0]])
+    prepared = session._runner.prepared
+    before = prepared.generation
+    for changed, kept in (({"elsewhere"}, 1), ({"elsewhere", "shape"}, 0)):
+        assert len(prepared.renewed(before.weights, changed)._regions) == kept
 
 
 def test_sessions_share_what_is_prepared() -> None:

@@ -91,6 +91,24 @@ def test_the_results_are_the_same(budget: int | str, tmp_path: Path) -> None:
         np.testing.assert_array_equal(session.run(feeds())["y"], want)
 
 
+def test_runs_wait_for_each_other_only_where_weights_come_and_go() -> None:
+    engine = whet.build(layers())
+    for budget, waits in (("100%", False), ("40%", True)):
+        session = engine.session(device="cpu", cache=False, weight_budget=budget)
+        session.run(feeds())
+        lock = session._runner.prepared.stream.running
+        with lock, ThreadPoolExecutor(1) as pool:
+            run = pool.submit(session.run, feeds())
+            if waits:
+                with pytest.raises(TimeoutError):
+                    run.result(timeout=0.5)
+                lock.release()
+                run.result(timeout=60)
+                lock.acquire()
+            else:
+                run.result(timeout=60)
+
+
 def test_a_network_of_four_times_the_budget() -> None:
     engine = whet.build(layers())
     budget = LAYERS * MEBI // 4

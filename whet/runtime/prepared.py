@@ -42,6 +42,12 @@ class Generation:
         shapes."""
         return self._regions.setdefault(region, replace(region))
 
+    def keep_stages(self, before: Generation, changed: Set[str]) -> None:
+        """Takes over the stages that the generation before made, where none of their weights
+        changed."""
+        regions = list(before._regions.items())
+        self._regions.update((r, made) for r, made in regions if not changed & made.tensors.keys())
+
 
 @dataclass(frozen=True, eq=False)
 class Recipe:
@@ -235,6 +241,7 @@ class Prepared:
                 if not changed & weights_behind(v)
             }
             new = Generation(weights, kept)
+            new.keep_stages(self.current, changed)
             if not weights.missing:
                 with self.pinned(new):
                     self.of([v for v in self._planned if v not in kept])

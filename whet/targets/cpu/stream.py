@@ -177,6 +177,11 @@ class Schedule:
     budget: int
     """What the plan really needs: more than was asked for where one kernel reads more."""
 
+    @property
+    def is_still(self) -> bool:
+        """Whether nothing comes or goes: all weights stay."""
+        return not any(self.windows) and not any(self.touched)
+
     def ahead(self, number: int) -> bool:
         """Whether a window may come in while the one before is in use."""
         if not 0 < number < len(self.windows):
@@ -289,10 +294,13 @@ class Pace:
 
     def __enter__(self) -> None:
         """Runs come one after the other: two at once would need twice the memory."""
-        self.stream.running.acquire()
+        if not self.schedule.is_still:
+            self.stream.running.acquire()
 
     def __exit__(self, *error: object) -> None:
         """Also what a run that failed has left is let go."""
+        if self.schedule.is_still:
+            return
         self.stream.let_go(self._left)
         self._there.clear()
         self._left.clear()
