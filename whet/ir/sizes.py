@@ -54,6 +54,9 @@ class Symbol(Atom):
         super().__init__(("symbol", name, low, high))
         self.name, self.low, self.high = name, low, high
 
+    def __reduce__(self) -> Any:
+        return Symbol, (self.name, self.low, self.high)
+
     def __str__(self) -> str:
         return self.name if self.name.isidentifier() else repr(self.name)
 
@@ -74,6 +77,9 @@ class Call(Atom):
         if self.depth > MOST_NESTED or self.length > MOST_OPERATORS:
             raise Undecided(f"an expression over sizes nests {self.length} operators, too many")
         self._text = ""
+
+    def __reduce__(self) -> Any:
+        return Call, (self.function, self.args)
 
     def __str__(self) -> str:
         # Kept, because terms are sorted by it: without that, sums of nested expressions cost most.
@@ -107,6 +113,9 @@ class Expr:
     def __init__(self, terms: tuple[tuple[Monomial, int], ...]) -> None:
         self.terms = terms
         self._hash = hash(terms)
+
+    def __reduce__(self) -> Any:
+        return Expr, (self.terms,)  # another process hashes text in another way
 
     def __hash__(self) -> int:
         return self._hash

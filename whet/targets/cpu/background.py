@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -20,8 +21,16 @@ logger = logging.getLogger("whet")
 Wanted = Sequence[Kernel] | Callable[[], Sequence[Kernel]]
 Task = tuple[Wanted, Callable[[], None]]
 
+PAUSE = 0.01
+"""Seconds between two pieces of work that hold the interpreter, which runs need as well."""
+
 LINGER = 2.0
 """Seconds after which the thread ends when there is nothing to do."""
+
+
+def give_way() -> None:
+    """Lets runs on other threads go on, between two pieces of work."""
+    time.sleep(PAUSE)
 
 
 class Background:

@@ -26,6 +26,7 @@ from whet.plan.kernel import Kernel
 from whet.plan.plan import Plan, Step, nbytes
 from whet.plan.work import work_of
 from whet.targets.cpu import codegen, host
+from whet.targets.cpu.background import give_way
 from whet.targets.cpu.pool import Pool
 from whet.targets.cpu.stream import Pace
 from whet.targets.cpu.trials import Trials, Turn, tables
@@ -108,8 +109,10 @@ class Executable:
         kernels: list[Kernel | None] = []
 
         def wanted() -> list[Kernel]:
-            special = self.device.specialised
-            made = {k: special(k, bound.sizes, ordered) for k in self.kernels if k is not None}
+            made: dict[Kernel, Kernel] = {}
+            for kernel in dict.fromkeys(k for k in self.kernels if k is not None):
+                made[kernel] = self.device.specialised(kernel, bound.sizes, ordered)
+                give_way()
             kernels.extend(None if k is None else made[k] for k in self.kernels)
             return list(made.values())
 

@@ -299,7 +299,8 @@ class Contraction:
         assert isinstance(op, PackedConvolution | PackedProduct) and x is not None
         spec = op.specification(x.strides, x.shape)
         nest, axes = _nest(kernel), _spatial_axes(op, kernel.axes)
-        flat = spec.flattened()
+        # A kernel by lanes is told the batch and no other size.
+        flat = spec if spec.is_told and spec.groups > 1 else spec.flattened()
         if flat is not spec and (merged := _merged_like(flat, nest)) is not None:
             spec, (nest, axes) = flat, merged
         hole = _Hole(kernel, nest, axes, architecture).epilogue()
