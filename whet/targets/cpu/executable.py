@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 MOST_BOUND = 256
 """Sets of sizes that a plan keeps what it evaluated for; the one used longest ago goes first."""
 
+MOST_SPECIAL = 64
+"""Sets of sizes for which a plan gets kernels of their own."""
+
 RUNS_BEFORE_TRIALS = 3
 """Whoever runs a plan more often than that will run it often enough to gain by better kernels."""
 
@@ -70,7 +73,7 @@ class Executable:
         self._unsized: Bound | None = None
         self._lock = threading.Lock()
         self._free: list[_Context] = []
-        self._runs = self._running = 0
+        self._runs = self._running = self._specials = 0
         self.trials: Trials | None = None
         """While other kernels take turns in the runs."""
 
@@ -103,9 +106,13 @@ class Executable:
     def specialise(self, sizes: Sizes, ordered: bool = False) -> None:
         """Has kernels made for the very sizes in the background; later runs take them.
 
-        With `ordered`, those that might add numbers up in another order stay as they are.
+        With `ordered`, those that might add numbers up in another order stay as they are. Only so
+        many sets of sizes get kernels: code is kept as long as the device.
         """
         bound = self.bound(sizes)
+        if bound.is_special or self._specials == MOST_SPECIAL:
+            return
+        self._specials += 1
         kernels: list[Kernel | None] = []
 
         def wanted() -> list[Kernel]:
