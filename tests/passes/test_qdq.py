@@ -170,12 +170,22 @@ def test_stays(name):
     assert run(before) is before
 
 
-@pytest.mark.parametrize(
-    "name", ["convolution", "matrix product", "integers as QLinearConv reads them"]
-)
+@pytest.mark.parametrize("name", ["convolution", "groups", "integers as QLinearConv reads them"])
 def test_a_weight_with_a_zero_point_has_sixteen_bits(name):
     after = run(graph(INTEGER[name]), wzero=1)
     assert contractions(after) == [("uint8", "int16", "int32")]
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+@pytest.mark.parametrize("zero", [0, 1, 100])
+@pytest.mark.parametrize("x_zero", [0, 7])
+def test_a_matrix_with_a_zero_point_is_signed(x_zero, zero, dtype):
+    for shape in ((), (7,)):
+        w = shifted(weight("w", 4, 7, dtype=dtype), weight("wzero", *shape, dtype=dtype))
+        for row in (ZERO, weight("rowzero", 6, 1, dtype="uint8")):
+            before = graph(MatMul()(shifted(Q, row), w))
+            after = run(before, zero=x_zero, rowzero=x_zero, wzero=zero)
+            assert set(contractions(after)) == {("uint8", "int8", "int32")}
 
 
 def test_zero_points_that_nobody_may_look_at():

@@ -16,9 +16,10 @@ import numpy as np
 from whet.ir.graph import Constant, Graph, Value, Weight, constant
 from whet.ir.match import Matcher, ReadNumber
 from whet.ir.rewrite import Built, Rules, once, rewrite, rule, rule_for, static, such
+from whet.ops.bits import BitCast
 from whet.ops.cast import Cast
 from whet.ops.contract import Convolution, MatMul
-from whet.ops.elementwise import Add, Clip, Mul, Relu, Sub
+from whet.ops.elementwise import Add, BitwiseXor, Clip, Mul, Relu, Sub
 from whet.ops.movement import (
     Broadcast,
     Concat,
@@ -61,6 +62,11 @@ class Shifted:
         return elements is not None and not elements.any()
 
     @property
+    def has_zero_per_column(self) -> bool:
+        """Whether the zero point varies along the last axis at most."""
+        return self.zero is None or all(size == 1 for size in self.zero.shape[:-1])
+
+    @property
     def has_one_zero(self) -> bool:
         return self.zero is None or all(size == 1 for size in self.zero.shape)
 
@@ -98,8 +104,10 @@ def shifted(x: Value) -> Shifted | None:
 
 def contracted(op: Convolution | MatMul, x: Shifted, w: Shifted, read: ReadNumber) -> Built:
     """The sum of products of x and w in int32, by a contraction of 8-bit integers."""
-    weight = w.q
-    if w.zero is not None and not w.zero_is_known(read):
+    weight, is_shifted = w.q, w.zero is not None and not w.zero_is_known(read)
+    if isinstance(op, MatMul) and (is_shifted or w.q.dtype == "uint8") and w.has_zero_per_column:
+        return _with_row_sums(op, x, w, read)
+    if w.zero is not None and is_shifted:
         weight = Cast("int16")(w.q) - Cast("int16")(w.zero)
     if x.zero_is_known(read) or x.zero is None:
         return replace(op, accumulate="int32")(x.q, weight)
@@ -108,6 +116,24 @@ def contracted(op: Convolution | MatMul, x: Shifted, w: Shifted, read: ReadNumbe
     given, plain = _padded(op, x.q, x.zero, read)
     total = replace(plain, accumulate="int32")(given, weight)
     return total - Cast("int32")(x.zero) * sums(op, weight)
+
+
+def _with_row_sums(op: MatMul, x: Shifted, w: Shifted, read: ReadNumber) -> Value:
+    """A product with weights less their zero points, by signed weights and the sum of each row of
+    x; 128 less than unsigned weights are signed ones."""
+    weight, zero = w.q, constant(0, "int32") if w.zero is None else Cast("int32")(w.zero)
+    if weight.dtype == "uint8":
+        flipped = BitwiseXor()(weight, constant(128, "uint8"))
+        weight, zero = BitCast("int8")(flipped), zero - 128
+    total = replace(op, accumulate="int32")(x.q, weight)
+    depth = weight.shape[-2]
+    # A product with ones: a reduction would be computed anew where its sums are used.
+    rows = total.op(x.q, constant(np.ones((depth, 1), np.int8)))
+    if x.zero is not None and not x.zero_is_known(read):
+        shift = Cast("int32")(x.zero)
+        total = total - shift * sums(op, weight)
+        rows = rows - shift * constant(depth, "int32")
+    return total - rows * zero
 
 
 def _padded(
