@@ -101,7 +101,9 @@ class Layers:
         reference = self.references[plan]
         for value in step.writes:
             last = next(s for s in reversed(plan.steps) if value in s.writes)
-            if last is step and value in values:  # else a later step writes more of it
+            is_read = any(value in s.reads for s in plan.steps) or value in plan.graph.outputs
+            # Else a later step writes more of it, or it is only room that a kernel works in.
+            if last is step and is_read and value in values:
                 self._compare(reference, step, value, values)
 
     def _compare(
