@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from whet.cli.contestant import Task
+from whet.cli.judge import relative_error
 from whet.errors import Error
 
 
@@ -130,25 +131,6 @@ class Result:
 
 def as_list(outputs: Any) -> list[Any]:
     return list(outputs.values()) if isinstance(outputs, Mapping) else list(outputs or ())
-
-
-def relative_error(actual: Any, expected: Any) -> float:
-    """The largest difference over the largest finite element expected; inf for other shapes."""
-    actual, expected = np.asarray(actual), np.asarray(expected)
-    if actual.shape != expected.shape:
-        return float("inf")
-    if expected.dtype == object:
-        return 0.0 if np.array_equal(actual, expected) else float("inf")
-    kind = np.complex128 if expected.dtype.kind == "c" else np.float64
-    a, e = actual.astype(kind), expected.astype(kind)
-    differ = ~((a == e) | (np.isnan(a) & np.isnan(e)))
-    if not differ.any():
-        return 0.0
-    if not np.isfinite(a[differ]).all() or not np.isfinite(e[differ]).all():
-        return float("inf")
-    # What should be all zeros is judged by the size of its errors.
-    scale = np.max(np.abs(e[np.isfinite(e)]), initial=1e-4)
-    return float(np.max(np.abs(a[differ] - e[differ])) / scale)
 
 
 @dataclass(frozen=True)
