@@ -50,7 +50,7 @@ def head() -> str:
         driver=found.driver,
         cuda=torch.version.cuda,
         versions=", ".join(f"{n} {metadata.version(n)}" for n in names),
-        commit=(commit or os.environ.get("WHET_COMMIT", "unknown"))[:12],
+        commit=(os.environ.get("WHET_COMMIT") or commit or "unknown")[:12],
     )
 
 

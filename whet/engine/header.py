@@ -75,8 +75,10 @@ def read_header(data: bytes | memoryview) -> Header:
 
 
 def level(architecture: str) -> str:
-    """What the header can say of an architecture: `avx512` of `x86_64-linux-avx512+amx+vnni`."""
-    return architecture.rpartition("-")[2].partition("+")[0]
+    """What the header can say of an architecture: `avx512` of `x86_64-linux-avx512+amx+vnni`, and
+    `sm90` of `sm90x132`."""
+    name = architecture.rpartition("-")[2].partition("+")[0]
+    return name.partition("x")[0] if name.startswith("sm") else name
 
 
 def architecture_bits(architectures: Collection[str]) -> int:

@@ -8,8 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from onnx import TensorProto, helper
 
+import whet
 from tests.targets.cuda.contractions import attentions, convolution, problem
+from whet.errors import InvalidSetting
 from whet.ir.graph import Graph, Input, make
 from whet.ir.types import TensorType
 from whet.knobs import user_cache_folder
@@ -53,6 +56,29 @@ def kernels(device: Device) -> list:
 def test_every_template_is_here() -> None:
     found = {type(k.op) for k in kernels(Device(Architecture.parse("sm90"))) if hasattr(k, "op")}
     assert found == set(TEMPLATES)
+
+
+def test_engines_hold_kernels_for_gpus(tmp_path: Path) -> None:
+    pytest.importorskip("triton", reason="kernels for NVIDIA GPUs are compiled by Triton")
+    tensors = [helper.make_tensor_value_info(n, TensorProto.FLOAT16, ["b", 32]) for n in "xy"]
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    weight = helper.make_tensor("w", TensorProto.FLOAT16, (32, 32), [0.5] * 1024)
+    model = helper.make_model(helper.make_graph([node], "g", tensors[:1], tensors[1:], [weight]))
+    sizes = whet.Profile({"x": (1, 32)}, {"x": (16, 32)}, {"x": (64, 32)})
+    engine = whet.build(model, profiles=sizes, architectures=("sm80", "sm90"))
+    engine.save(tmp_path / "m.whet")
+    loaded = whet.load(tmp_path / "m.whet", allow_code=True)
+    assert loaded.kernels is not None and set(loaded.kernels) == set(engine.kernels or ())
+    for name in ("sm80", "sm90"):
+        device = Device(Architecture.parse(name), prebuilt=loaded.kernels)
+        graph = legal(loaded.graph.bind({"b": 16}), device)
+        for step in make_plan(graph, device.capabilities).steps:
+            assert step.kernel is not None and device.key(step.kernel) in loaded.kernels
+
+
+def test_old_capabilities_are_refused() -> None:
+    with pytest.raises(InvalidSetting, match=r"7\.5"):
+        Architecture.parse("sm75")
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
