@@ -132,8 +132,9 @@ class Context:
         check(api().cuCtxSetCurrent(self.handle), "choosing the device")
 
     def allocate(self, size: int, stream: Stream | None = None) -> Memory:
-        """Device memory, at least one byte of it, there for what comes next on a stream."""
-        return Memory(self, size, stream or self.stream)
+        """Device memory, at least one byte of it: there at once, and for long; or, with a stream,
+        from the pool, there for what comes next on the stream."""
+        return Memory(self, size, stream)
 
     def foreign(self, stream: Any) -> Stream:
         """A stream of the caller's: its handle, or an object that has one."""
@@ -155,12 +156,21 @@ class Context:
 
 
 class Memory:
-    """A piece of device memory; it goes back to the pool with the last reference."""
+    """A piece of device memory; it goes back with the last reference, in order with its stream.
 
-    def __init__(self, context: Context, size: int, stream: Stream) -> None:
+    The pool takes memory from the device in large pieces: what stays for long is no part of it.
+    """
+
+    def __init__(self, context: Context, size: int, stream: Stream | None) -> None:
         self.context, self.size, self.stream = context, size, stream
         context.use()
-        status, pointer = api().cuMemAllocAsync(max(size, 1), stream.handle)
+        driver, count = api(), max(size, 1)
+        got = (
+            driver.cuMemAlloc(count)
+            if stream is None
+            else driver.cuMemAllocAsync(count, stream.handle)
+        )
+        status, pointer = got
         if int(status):
             check((status,), f"allocating {size:,} bytes on {context.found.name}")
         self.pointer = int(pointer)
@@ -171,7 +181,10 @@ class Memory:
             self.pointer = 0
             driver = api()
             driver.cuCtxSetCurrent(self.context.handle)
-            driver.cuMemFreeAsync(pointer, self.stream.handle)
+            if self.stream is None:
+                driver.cuMemFree(pointer)  # once all that the device does is done
+            else:
+                driver.cuMemFreeAsync(pointer, self.stream.handle)
 
 
 class Pinned:
