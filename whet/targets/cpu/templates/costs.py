@@ -33,8 +33,6 @@ X_FROM_L3 = 1 / 24
 SCATTERED = 1 / 12
 """Cycles lost for each byte of a large y that is written panel by panel, or by several cores."""
 BLOCK_TILES = 8
-FETCHED = 2048
-"""Bytes ahead of their use at which weights from far away are fetched."""
 MOST_PANEL = 256 << 10
 """Bytes of a panel of weights that every tile may walk as a whole."""
 PART = 24 << 10
@@ -119,10 +117,7 @@ def walks(c: Convolution, outputs: int, vectors: int, threads: int) -> Iterator[
     # Where x and y overflow a core's cache, a few tiles at a time go through all panels.
     overflow = activation_bytes(c) / threads > L2 and c.weight_bytes < L2 // 2
     block = BLOCK_TILES if overflow and c.filters * 4 > vectors * 64 else 0
-    # One output uses each weight once: there is nothing to do but wait for them.
-    once = c.batch * math.prod(c.outputs) == 1 and c.weight_bytes > L2 // 4
-    prefetch = FETCHED if once else 0
-    yield Schedule(outputs, vectors, unroll=unroll, teams=1, block=block, prefetch=prefetch)
+    yield Schedule(outputs, vectors, unroll=unroll, teams=1, block=block)
     if c.filters * 4 > vectors * 64 and (threads > 1 or c.weight_bytes > L2 // 4):
         yield Schedule(outputs, vectors, unroll=unroll, teams=0)
         if c.weight_bytes > L2 // 4:
