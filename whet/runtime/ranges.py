@@ -16,9 +16,10 @@ from whet.ir.sizes import Expr, Symbol, substitute, symbol
 from whet.ir.types import TensorType, Type, map_sizes
 from whet.ops import elementwise as ew
 from whet.ops.attention import Attention
-from whet.ops.contract import MatMul
-from whet.ops.movement import Concat, Reshape, Sizes, Transpose
-from whet.ops.reduce import Reduce
+from whet.ops.contract import Convolution, MatMul
+from whet.ops.movement import Concat, Gather, Reshape, Sizes, Transpose
+from whet.ops.reduce import LayerNorm, Reduce, RMSNorm
+from whet.ops.window import Pool
 from whet.runtime.profile import Profile
 
 _LOOP = re.compile(r"(?:[irgs]\d+[ab]*|row)")
@@ -121,7 +122,10 @@ GUARDED = (
     Attention,
     MatMul,
     Concat,
+    Gather,
+    LayerNorm,
     Reduce,
+    RMSNorm,
     Reshape,
     Sizes,
     Transpose,
@@ -158,5 +162,8 @@ def _is_open(value: Value) -> bool:
     """Whether an operator's attributes or inputs have sizes that only runs tell."""
     if isinstance(value.op, Input | Parameter):
         return False
+    if isinstance(value.op, Convolution | Pool):
+        images = (value.inputs[0], value)  # they ask nothing of the batch
+        return not all(isinstance(s, int) for v in images if v is not None for s in v.shape[1:])
     kinds = (i.type for i in value.inputs if i is not None and isinstance(i.type, TensorType))
     return value.op.uses_sizes or not all(kind.is_static for kind in kinds)
