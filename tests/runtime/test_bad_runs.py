@@ -132,6 +132,53 @@ def test_what_is_no_input(inputs: Any, says: str) -> None:
         opened("y = Neg(x)", x=X).run(inputs)
 
 
+class Elsewhere:
+    """A tensor that cannot be handed over."""
+
+    def __dlpack__(self, **_: Any) -> Any:
+        raise BufferError("it is far away")
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 1, 0
+
+
+SEQUENCE, OPTIONAL = "seq(float)", "optional(float[2])"
+ROW = np.ones((1, 2), np.float32)
+
+
+@pytest.mark.parametrize(
+    "kind, given, says",
+    [
+        (SEQUENCE, ROW, "must be a list of arrays, got ndarray"),
+        (SEQUENCE, None, "must be a list of arrays, got NoneType"),
+        (SEQUENCE, [ROW, ROW.astype(float)], r"'x'\[1\] must be float32, got float64"),
+        (SEQUENCE, [ROW, "a"], r"'x'\[1\] must be float32, got string"),
+        (OPTIONAL, np.ones(2), "must be float32, got float64"),
+        (OPTIONAL, np.ones(3, np.float32), r"the shape \[3\]"),
+        ("string[n]", [1, 2], "must be strings, got int"),
+        ("string[n]", [None], "must be strings, got NoneType"),
+        ("float[n]", Elsewhere(), "through DLPack: it is far away"),
+    ],
+)
+def test_other_kinds_of_input_are_checked_too(kind: str, given: Any, says: str) -> None:
+    model = written(f"g ({kind} x) => ({kind} y) {{ y = Identity(x) }}")
+    with pytest.raises(InvalidInput, match=says):
+        whet.session(model, cache=False).run({"x": given})
+
+
+@pytest.mark.parametrize("kind, given", [(SEQUENCE, [ROW, ROW]), (OPTIONAL, None)])
+def test_other_kinds_of_input(kind: str, given: Any) -> None:
+    model = written(f"g ({kind} x) => ({kind} y) {{ y = Identity(x) }}")
+    found = whet.session(model, cache=False).run({"x": given})["y"]
+    assert (found is None) if given is None else np.array_equal(found, given)
+
+
+def test_bytes_are_text() -> None:
+    model = written("g (string[n] x) => (string[n] y) { y = Identity(x) }")
+    (found,) = whet.session(model, cache=False).run({"x": np.array(["é".encode()])})["y"]
+    assert found == "é"
+
+
 def test_zero_elements() -> None:
     session = whet.session(
         written("g (float[n,4] x, float[4,2] w) => (float[n,2] y) { y = MatMul(x, w) }"),

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from whet.engine.weights import WeightStore
-from whet.errors import Error, InvalidInput, OutOfMemory, ShapeError, TypeMismatch
+from whet.errors import Error, InvalidInput, OutOfMemory, ShapeError
 from whet.ir.graph import Graph, Value
-from whet.ir.types import TensorType, Type, dtype_name
+from whet.ir.types import TensorType, Type
 from whet.passes.pipeline import optimise
 from whet.plan.plan import Plan
 from whet.plan.timeline import Recording
 from whet.plan.trace import Look, Trace, tracing
 from whet.runtime.debug import Readout, Tensors
+from whet.runtime.inputs import accept
 from whet.runtime.inspect import Inspection, inspect, inspect_run
 from whet.runtime.memory import Memory
 from whet.runtime.prepared import Prepared
@@ -227,7 +228,8 @@ class Session:
             raise InvalidInput(f"inputs {'; '.join(said)}; the model has {', '.join(self.inputs)}")
         device = self._runner.device
         return [
-            _array(name, inputs[name], kind, device, stream) for name, kind in self.inputs.items()
+            accept(f"input {name!r}", inputs[name], kind, device, stream)
+            for name, kind in self.inputs.items()
         ]
 
     def _check_profiles(self, arrays: list[Any]) -> None:
@@ -254,51 +256,3 @@ class Session:
                     f"the array for output {name!r} must be a writeable, C-contiguous NumPy array"
                 )
         return {numbers[name]: array for name, array in out.items()}
-
-
-def _array(name: str, x: Any, kind: Type, device: Device, stream: Any = None) -> Any:
-    """An input as a contiguous array of the type's dtype: NumPy's, or the device's own."""
-    if not isinstance(kind, TensorType) or _is_ready(x, kind):
-        return x
-    adopted = None
-    if not isinstance(x, np.ndarray | np.generic) and hasattr(x, "__dlpack__"):
-        adopted = device.adopt(x, f"input {name!r}", stream)
-        x = np.from_dlpack(x) if adopted is None else adopted
-    array = np.asarray(x, object) if kind.dtype == "string" else x
-    array = array if adopted is not None else np.asarray(array)
-    found = "string" if kind.dtype == "string" else _dtype(array)
-    if found != kind.dtype:
-        raise InvalidInput(
-            f"input {name!r} must be {kind.dtype}, got {found}; convert it with .astype"
-        )
-    if array.ndim != kind.rank:
-        raise InvalidInput(
-            f"input {name!r} is {kind}, got an array of the shape {list(array.shape)}"
-        )
-    for size, actual in zip(kind.shape, array.shape):
-        if isinstance(size, int) and size != actual:
-            raise InvalidInput(
-                f"input {name!r} is {kind}, got an array of the shape {list(array.shape)}"
-            )
-    if adopted is not None:
-        return array
-    array = array.astype(kind.numpy, copy=False)  # the same numbers in this machine's byte order
-    return np.ascontiguousarray(array) if array.ndim else array
-
-
-def _is_ready(x: Any, kind: TensorType) -> bool:
-    """Whether an input can be taken as it is."""
-    if type(x) is not np.ndarray or x.dtype != kind.numpy or not x.flags.c_contiguous:
-        return False
-    if kind.is_static:
-        return x.shape == kind.shape
-    sizes = zip(kind.shape, x.shape)
-    return x.ndim == kind.rank and all(s == n for s, n in sizes if isinstance(s, int))
-
-
-def _dtype(array: Any) -> str:
-    """The name of an array's dtype, also of one that no tensor of numbers can have."""
-    try:
-        return "object" if array.dtype == object else dtype_name(array.dtype)
-    except TypeMismatch:
-        return str(array.dtype)
