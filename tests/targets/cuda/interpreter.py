@@ -20,6 +20,8 @@ from whet.runtime.program import legal
 from whet.targets.cuda.architecture import Architecture
 from whet.targets.cuda.codegen import to_triton
 from whet.targets.cuda.source import Launch, Source
+from whet.targets.cuda.templates.convolution import ImplicitConvolution
+from whet.targets.cuda.templates.matmul import Product
 
 TYPES = {
     "*i8": "int8",
@@ -128,9 +130,11 @@ def run_kernel(source: Source, buffers: list[np.ndarray]) -> bool:
 class Interpreted:
     """What planning and running need of a device."""
 
-    def __init__(self, architecture: str = "sm90") -> None:
+    def __init__(self, architecture: str = "sm90", tile: Any = None) -> None:
         from whet.targets.cuda.device import capabilities
 
+        self.tile = tile
+        """Of products and convolutions, instead of the one that is chosen."""
         self.architecture = Architecture.parse(architecture)
         self.capabilities = capabilities(self.architecture)
         self.legalize = self.capabilities.legalize
@@ -171,7 +175,9 @@ class Interpreted:
                     poison.reshape(-1).view(np.uint8)[:] = 0xA5 if value.dtype != "bool" else 1
                     values[value] = poison
             buffers = [_whole(values[v]) for v in (*step.reads, *step.writes)]
-            if run_kernel(to_triton(step.kernel, self.architecture), buffers):
+            cut = isinstance(getattr(step.kernel, "op", None), Product | ImplicitConvolution)
+            tile = self.tile if cut else None
+            if run_kernel(to_triton(step.kernel, self.architecture, tile), buffers):
                 raise IndexOutOfRange(str(step.nodes))
             for value, buffer in zip(step.writes, buffers[len(step.reads) :]):
                 values[value] = buffer.reshape(value.shape)

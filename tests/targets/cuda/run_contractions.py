@@ -1,5 +1,6 @@
 """Runs products and convolutions through Triton's interpreter: python -m
-tests.targets.cuda.run_contractions [words]."""
+tests.targets.cuda.run_contractions [--parts N] [words]; sums are cut into that many parts, with 0
+into equal shares of all tiles for 7 multiprocessors."""
 
 from __future__ import annotations
 
@@ -14,8 +15,12 @@ def main(words: list[str]) -> int:
     """Prints each one that fails; returns how many."""
     from tests.targets.cuda.contractions import BOUNDS, error_of, small
     from tests.targets.cuda.interpreter import Interpreted
+    from whet.targets.cuda.templates.tiling import Tile
 
     device, failed, passed = Interpreted(), 0, 0
+    if words[:1] == ["--parts"]:
+        device = Interpreted("sm90x7", Tile(32, 32, 16, int(words[1]), 4, 3))
+        words = words[2:]
     for p in small():
         if not all(word in p.name for word in words):
             continue

@@ -1,0 +1,31 @@
+"""Generated text, run by Triton's interpreter in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--parts", "0", "plain"],
+        ["--parts", "0", "conv3x3"],
+        ["--parts", "3", "deep"],
+        ["depthwise"],
+        ["conv1d"],
+        ["attention-causal"],
+    ],
+    ids="-".join,
+)
+def test_contractions(words: list[str]) -> None:
+    pytest.importorskip("triton", reason="Triton's interpreter comes with Triton")
+    command = [sys.executable, "-m", "tests.targets.cuda.run_contractions", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    assert " 0 failed" in done.stdout and not done.stdout.startswith("0 passed")
