@@ -211,8 +211,19 @@ class _Layout:
             self.starts.append(self.length)
             if step.kernel is not None:
                 self._block(number, step, codegen.slots(step.kernel))
-        self.rooms = [(v, room) for v, room in plan.rooms.rooms.items() if v in self.places]
-        self.arena = [(v, at) for v, at in plan.offsets.items() if v in self.places]
+        lie: Mapping[Any, int] = {**plan.rooms.rooms, **plan.offsets}
+        found = [(p, at, o) for v, at in lie.items() for p, o in self.places.get(v, ())]
+        self.inside = np.array([p for p, _, _ in found], np.int64)
+        """Arguments that point into the arena,"""
+        self.starts_of = np.array([at for _, at, _ in found], np.int64)
+        """the rooms, or where sizes are known the offsets, of their buffers,"""
+        self.fixed = np.array([o if isinstance(o, int) else 0 for _, _, o in found], np.int64)
+        self.open = [(n, o) for n, (_, _, o) in enumerate(found) if not isinstance(o, int)]
+        """and how much further they point, as numbers or as sizes by their place here."""
+        self.outside = {v: p for v, p in self.places.items() if v not in lie}
+        self.told = [
+            v for v, p in self.outside.items() if not all(isinstance(o, int) for _, o in p)
+        ]
 
     def _block(self, number: int, step: Step, slots: list[codegen.Slot]) -> None:
         buffers = (*step.reads, *step.writes)
@@ -238,26 +249,31 @@ class Bound:
         self.is_special = False
         """Whether that is code for the very sizes."""
         self._memo: dict[Size, int] = {}
-        rooms, self.arena = plan.rooms.layout(sizes) if plan.rooms.members else ([], plan.arena)
-        offsets = [(v, rooms[room]) for v, room in layout.rooms] + layout.arena
-        places = [
-            (place, at + self.value(offset))
-            for value, at in offsets
-            for place, offset in layout.places[value]
-        ]
-        self.inside = np.array(places, np.int64).reshape(-1, 2)
-        """Arguments that point into the arena, and how far."""
+        self._rooms, self._plan, self.arena = np.zeros(0, np.int64), plan, plan.arena
+        starts = layout.starts_of
+        if plan.rooms.members:
+            places, self.arena = plan.rooms.layout(sizes)
+            self._rooms = np.array(places, np.int64)
+            starts = self._rooms[starts]
+        self.inside = starts + layout.fixed
+        """How far into the arena the arguments point that do."""
+        for number, size in layout.open:
+            self.inside[number] += self.value(size)
         numbers = [(place, self.value(size)) for place, size in layout.sizes]
         self.numbers = np.array(numbers, np.int64).reshape(-1, 2)
         """Arguments that are sizes, and which."""
-        outside = {v: p for v, p in layout.places.items() if v not in dict(offsets)}
-        self.outside = {
-            value: [(place, self.value(offset)) for place, offset in places]
-            for value, places in outside.items()
-        }
+        self.outside: Mapping[Value, Sequence[tuple[int, int]]] = layout.outside  # type: ignore[assignment]
         """Arguments that point to what a run is given, and how far."""
-        self.offsets = dict(plan.offsets)
-        self.offsets.update({v: rooms[room] for v, room in plan.rooms.rooms.items()})  # type: ignore[misc]
+        if layout.told:
+            evaluated = {v: [(p, self.value(o)) for p, o in layout.outside[v]] for v in layout.told}
+            self.outside = {**self.outside, **evaluated}
+
+    @property
+    def offsets(self) -> dict[Value, int]:
+        """Where buffers lie in the arena."""
+        rooms = self._plan.rooms.rooms.items()
+        found = {v: int(self._rooms[n]) for v, n in rooms}
+        return {**self._plan.offsets, **found}  # type: ignore[dict-item]
 
     def value(self, size: Size) -> int:
         """A size as a number."""
@@ -312,7 +328,7 @@ class _Context:
             if self.arena.nbytes < bound.arena:
                 self.arena = self.executable.allocate(bound.arena)
             base = self.arena.ctypes.data
-            self.arguments[bound.inside[:, 0]] = base + bound.inside[:, 1]
+            self.arguments[self.executable.layout.inside] = base + bound.inside
             self.arguments[bound.numbers[:, 0]] = bound.numbers[:, 1]
             self.addresses.clear()
         if self.code is not code:
