@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from whet.errors import ShapeError, TypeMismatch
+from whet.ir.contents import MOST_CONTENTS
 from whet.ir.evaluate import evaluate
 from whet.ir.graph import (
-    MOST_CONTENTS,
     Graph,
     Guard,
     Input,
