@@ -159,8 +159,10 @@ def recurrence() -> Iterator[Case]:
     for name in ("relu", "tanh", "sigmoid", "softsign", "softplus", *DEFAULTS):
         op = Recurrent("rnn", ((name, *DEFAULTS.get(name, (0.0, 0.0))),))
         yield from rows(WIDE, f"rnn-{name}", op, x(3, 2, 5), x(5, 5), h, sums=32)
+    # Weights that do not let the first step's rounding grow from step to step.
+    calm = x(5, 5, low=-0.4, high=0.4)
     yield from rows(
-        WIDE, "rnn-long", Recurrent("rnn", (tanh,)), x(9, 2, 5), x(5, 5), h, ulps=16, sums=64
+        WIDE, "rnn-long", Recurrent("rnn", (tanh,)), x(9, 2, 5), calm, h, ulps=16, sums=64
     )
     state, beta = x(2, 2, 4, 3), x(2, 2, 3, 1)
     heads = x(2, 4, 3, 4), x(2, 2, 3, 4), x(2, 2, 3, 3)
