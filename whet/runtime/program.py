@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -429,7 +430,13 @@ class Stage:
         if self._met[key] != ENOUGH_RUNS or not runner.is_lazy:
             return
         if self.program.is_makeshift and not self.frontier:
-            cast(RangeDevice, runner.device).later(lambda: runner.stage(self.model, sizes))
+            stage = weakref.ref(self)  # a session that is dropped meanwhile wants no kernels
+
+            def plan() -> None:
+                if (here := stage()) is not None:
+                    here.runner.stage(here.model, sizes)
+
+            cast(RangeDevice, runner.device).later(plan)
         else:
             executable = cast(RangeExecutable, self.program.executable)
             executable.specialise(told, runner.deterministic)

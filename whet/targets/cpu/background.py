@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import TYPE_CHECKING
 
 from whet.errors import Error
@@ -26,6 +28,12 @@ PAUSE = 0.01
 
 LINGER = 2.0
 """Seconds after which the thread ends when there is nothing to do."""
+
+
+@cache
+def _turn(process: int) -> threading.Lock:
+    """One session's kernels at a time in a process, and a new lock in one that was forked."""
+    return threading.Lock()
 
 
 def give_way() -> None:
@@ -73,7 +81,8 @@ class Background:
             if device is None:
                 return
             try:
-                device.compile(kernels() if callable(kernels) else kernels, idle=True)
+                with _turn(os.getpid()):
+                    device.compile(kernels() if callable(kernels) else kernels, idle=True)
                 then()
             except Error as error:
                 logger.warning("kernels for later runs are not there: %s", error)

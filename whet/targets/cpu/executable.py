@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
@@ -109,7 +110,7 @@ class Executable:
         With `ordered`, those that might add numbers up in another order stay as they are. Only so
         many sets of sizes get kernels: code is kept as long as the device.
         """
-        bound = self.bound(sizes)
+        bound, plan = self.bound(sizes), weakref.ref(self)
         if bound.is_special or self._specials == MOST_SPECIAL:
             return
         self._specials += 1
@@ -117,16 +118,19 @@ class Executable:
 
         def wanted() -> list[Kernel]:
             made: dict[Kernel, Kernel] = {}
-            for kernel in dict.fromkeys(k for k in self.kernels if k is not None):
-                made[kernel] = self.device.specialised(kernel, bound.sizes, ordered)
+            if (here := plan()) is None:
+                return []
+            for kernel in dict.fromkeys(k for k in here.kernels if k is not None):
+                made[kernel] = here.device.specialised(kernel, bound.sizes, ordered)
                 give_way()
-            kernels.extend(None if k is None else made[k] for k in self.kernels)
+            kernels.extend(None if k is None else made[k] for k in here.kernels)
             return list(made.values())
 
         def swap() -> None:
-            code = [0 if k is None else self.device.code(k) for k in kernels]
-            bound.code = np.array(code, np.int64)
-            bound.is_special = True
+            if (here := plan()) is not None:
+                code = [0 if k is None else here.device.code(k) for k in kernels]
+                bound.code = np.array(code, np.int64)
+                bound.is_special = True
 
         self.device.background.compile(wanted, swap)
 
@@ -161,29 +165,39 @@ class Executable:
     def _try_others(self) -> None:
         """Compiles other kernels that give the same bits, and lets them take turns when they are
         there."""
-        device = self.device
         others: dict[Kernel, list[Kernel]] = {}
+        plan = weakref.ref(self)
 
         def wanted() -> list[Kernel]:
-            known = (k for k in dict.fromkeys(self.kernels) if k is not None)
-            others.update({k: device.alike(k) for k in known if not device.was_tried(k)})
+            if (here := plan()) is None:
+                return []
+            known = [k for k in dict.fromkeys(here.kernels) if k is not None]
+            others.update({k: here.device.alike(k) for k in known if not here.device.was_tried(k)})
             return [way for ways in others.values() for way in ways]
 
         def begin() -> None:
-            if any(others.values()):
-                self.trials = Trials(tables(self.kernels, others), device.code, end)
+            here = plan()
+            if here is not None and any(others.values()):
+                rows = tables(here.kernels, others)
+                here.trials = Trials(
+                    rows, here.device.code, lambda ways: here._settle(others, ways)
+                )
 
-        def end(fastest: list[Kernel | None]) -> None:
-            for kernel, way in zip(self.kernels, fastest):
-                if kernel is not None and way is not None and others.get(kernel):
-                    device.prefer(kernel, way)
-            self.kernels, self.trials = fastest, None
-            self.code = np.array([0 if k is None else device.code(k) for k in fastest], np.int64)
-            with self._lock:
-                for bound in self._bound.values():
-                    bound.code = self.code
+        self.device.background.compile(wanted, begin)
 
-        device.background.compile(wanted, begin)
+    def _settle(
+        self, others: Mapping[Kernel, Sequence[Kernel]], fastest: list[Kernel | None]
+    ) -> None:
+        """Runs go on with the fastest kernels, and the cache remembers them."""
+        device = self.device
+        for kernel, way in zip(self.kernels, fastest):
+            if kernel is not None and way is not None and others.get(kernel):
+                device.prefer(kernel, way)
+        self.kernels, self.trials = fastest, None
+        self.code = np.array([0 if k is None else device.code(k) for k in fastest], np.int64)
+        with self._lock:
+            for bound in self._bound.values():
+                bound.code = self.code
 
 
 def _segments(steps: Sequence[Step]) -> list[tuple[int, int]]:
@@ -243,7 +257,7 @@ class Bound:
     def __init__(self, executable: Executable, sizes: Sizes) -> None:
         plan, layout = executable.plan, executable.layout
         self.sizes = dict(sizes)
-        self._executable = executable
+        self._steps, self._most_threads = plan.steps, executable.threads
         self.code = executable.code
         """Addresses of the steps' code; replaced as a whole."""
         self.is_special = False
@@ -290,12 +304,11 @@ class Bound:
     @cached_property
     def threads(self) -> int:
         """How many threads a run asks for: one where it ends before another would be awake."""
-        steps = self._executable.plan.steps
-        if len(steps) > MOST_STEPS_ALONE:
-            return self._executable.threads
-        works = [work_of(step, self.sizes) for step in steps]
+        if len(self._steps) > MOST_STEPS_ALONE:
+            return self._most_threads
+        works = [work_of(step, self.sizes) for step in self._steps]
         seconds = sum((w.read + w.written) / SLOW_BYTES + w.operations / SLOW for w in works)
-        return 1 if seconds < WAKE else self._executable.threads
+        return 1 if seconds < WAKE else self._most_threads
 
     @cached_property
     def evaluated(self) -> int:
