@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -37,6 +37,17 @@ class Step:
     @property
     def name(self) -> str:
         return self.kernel.name if self.kernel else f"reference {type(self.value.op).__name__}"
+
+
+def segments(steps: Sequence[Step]) -> list[tuple[int, int]]:
+    """Runs of steps that go to the device as one; a step on the host stands alone."""
+    found: list[tuple[int, int]] = []
+    for number, step in enumerate(steps):
+        if found and not step.is_host and not steps[found[-1][0]].is_host:
+            found[-1] = (found[-1][0], number + 1)
+        else:
+            found.append((number, number + 1))
+    return found
 
 
 @dataclass(frozen=True, eq=False)

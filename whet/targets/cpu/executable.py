@@ -24,7 +24,7 @@ from whet.ir.sizes import Expr, Size, substitute
 from whet.ir.types import TensorType, map_sizes
 from whet.plan import trace
 from whet.plan.kernel import Kernel
-from whet.plan.plan import Plan, Step, nbytes
+from whet.plan.plan import Plan, Step, nbytes, segments
 from whet.plan.work import work_of
 from whet.targets.cpu import codegen, host
 from whet.targets.cpu.background import give_way
@@ -60,7 +60,7 @@ class Executable:
 
     def __init__(self, plan: Plan, device: Device, threads: int) -> None:
         self.plan, self.device, self.threads = plan, device, threads
-        self.segments = _segments(plan.steps)
+        self.segments = segments(plan.steps)
         self.kernels = [s.kernel and device.favourite(s.kernel) for s in plan.steps]
         device.compile([kernel for kernel in self.kernels if kernel is not None])
         self.layout = _Layout(plan)
@@ -147,10 +147,12 @@ class Executable:
         with self._lock:
             self._runs += 1
             self._running += 1
-        if self._runs == RUNS_BEFORE_TRIALS and self.device.tries and not sizes:
+            is_due = self._runs == RUNS_BEFORE_TRIALS
+            is_alone, trials = self._running == 1, self.trials
+        if is_due and self.device.tries and not sizes:
             self._try_others()
-        is_alone = self._running == 1 and trace.current.get() is None
-        turn = self.trials.turn() if self.trials is not None and is_alone else None
+        is_timed = trials is not None and is_alone and trace.current.get() is None
+        turn = trials.turn() if trials is not None and is_timed else None
         try:
             return context.run(given, out, run_graph, self.bound(sizes), turn)
         except BaseException:
@@ -198,18 +200,6 @@ class Executable:
         with self._lock:
             for bound in self._bound.values():
                 bound.code = self.code
-
-
-def _segments(steps: Sequence[Step]) -> list[tuple[int, int]]:
-    """Runs of steps that one native call walks; a step on the host stands alone."""
-    segments: list[tuple[int, int]] = []
-    for number, step in enumerate(steps):
-        joins = segments and not step.is_host and not steps[segments[-1][0]].is_host
-        if joins:
-            segments[-1] = (segments[-1][0], number + 1)
-        else:
-            segments.append((number, number + 1))
-    return segments
 
 
 class _Layout:

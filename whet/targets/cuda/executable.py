@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ from whet.ir.evaluate import compute
 from whet.ir.graph import Value
 from whet.ir.types import TensorType
 from whet.plan import trace
-from whet.plan.plan import Plan, Step, nbytes
+from whet.plan.plan import Plan, nbytes, segments
 from whet.targets.cuda.array import DeviceArray
 from whet.targets.cuda.device import ALIGNMENT, Device, holds
 from whet.targets.cuda.driver import Call, Event, Graph, Pinned, Stream
@@ -26,7 +26,7 @@ class Executable:
 
     def __init__(self, plan: Plan, device: Device) -> None:
         self.plan, self.device = plan, device
-        self.segments = _segments(plan.steps)
+        self.segments = segments(plan.steps)
         device.context.use()
         device.compile([step.kernel for step in plan.steps if step.kernel is not None])
         self._free: list[_Context] = []
@@ -42,18 +42,6 @@ class Executable:
             return context.run(given, out, run_graph)
         finally:
             self._free.append(context)
-
-
-def _segments(steps: Sequence[Step]) -> list[tuple[int, int]]:
-    """Runs of steps that are one graph; a step on the host stands alone."""
-    segments: list[tuple[int, int]] = []
-    for number, step in enumerate(steps):
-        joins = segments and not step.is_host and not steps[segments[-1][0]].is_host
-        if joins:
-            segments[-1] = (segments[-1][0], number + 1)
-        else:
-            segments.append((number, number + 1))
-    return segments
 
 
 @dataclass
