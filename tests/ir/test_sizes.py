@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from whet.ir.atoms import Undecided
+from whet.ir.size_text import parse
 from whet.ir.sizes import (
     Expr,
     Size,
-    Undecided,
     bounds,
     ceil_divide,
     coefficient,
@@ -27,7 +28,6 @@ from whet.ir.sizes import (
     maximum,
     minimum,
     modulo,
-    parse,
     product,
     substitute,
     symbol,

@@ -16,7 +16,8 @@ from whet.engine.plain import (
     short,
 )
 from whet.errors import InvalidEngine
-from whet.ir.sizes import Atom, Call, Expr, Size, Symbol, symbol
+from whet.ir.atoms import Atom, Call, Symbol
+from whet.ir.sizes import Expr, Size, symbol
 
 MOST_PARTS = (
     4096  # names, functions and numbers in one size with everything it refers to written out

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from whet.ir.sizes import Undecided
+from whet.ir.atoms import Undecided
 from whet.ir.types import TensorType
 
 if TYPE_CHECKING:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from whet.errors import ShapeError
+from whet.ir.atoms import Symbol
 from whet.ir.graph import Graph, Guard, Input, Parameter, Value, Weight
-from whet.ir.sizes import Expr, Symbol
+from whet.ir.sizes import Expr
 from whet.ir.types import TensorType, Type
 
 Weights = Callable[[str], np.ndarray]

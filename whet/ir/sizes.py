@@ -1,106 +1,21 @@
 """Integer expressions over named sizes: shapes, index maps and buffer offsets.
 
-An expression is a polynomial with integer coefficients over atoms; an atom is a named size or one
-of
-`//`, `%`, `min`, `max` applied to expressions. Equal polynomials are equal expressions, so `2*n - n
-== n`.
+An expression is a polynomial with integer coefficients over atoms; an atom is a named size, or
+`//`, `%`, `min` or `max` of expressions. Equal polynomials are equal expressions: `2*n - n == n`.
 """
 
 from __future__ import annotations
 
-import ast
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property, lru_cache
 from typing import Any, Union
+
+from whet.ir.atoms import Atom, Call, Symbol, Undecided, symbols_of
 
 Size = Union[int, "Expr"]
 
 MOST_TERMS = 1 << 14  # of a product before equal terms are added; models have a handful
-MOST_NESTED = 100  # divisions, remainders, minima and maxima within each other
-MOST_OPERATORS = 1 << 12  # of them in an expression written out: its text may double at each level
-
-
-class Undecided(TypeError):
-    """A question about a size that only a run can answer, or an expression too large to keep."""
-
-
-class Atom:
-    """A factor that arithmetic does not take apart. Immutable; equal atoms hash alike."""
-
-    __slots__ = ("_hash", "key")
-
-    def __init__(self, key: tuple[Any, ...]) -> None:
-        self.key = key
-        self._hash = hash(key)
-
-    def __hash__(self) -> int:
-        return self._hash
-
-    def __eq__(self, other: object) -> bool:
-        return self is other or (isinstance(other, Atom) and self.key == other.key)
-
-    def __lt__(self, other: Atom) -> bool:
-        return str(self) < str(other)
-
-
-class Symbol(Atom):
-    """A named size or loop index, with the range it is known to lie in (`high` inclusive, or
-    None)."""
-
-    __slots__ = ("high", "low", "name")
-
-    def __init__(self, name: str, low: int = 0, high: Size | None = None) -> None:
-        super().__init__(("symbol", name, low, high))
-        self.name, self.low, self.high = name, low, high
-
-    def __reduce__(self) -> Any:
-        return Symbol, (self.name, self.low, self.high)
-
-    def __str__(self) -> str:
-        return self.name if self.name.isidentifier() else repr(self.name)
-
-
-class Call(Atom):
-    """`function` of expressions: "//", "%", "min" or "max"."""
-
-    __slots__ = ("_text", "args", "depth", "function", "length")
-    depth: int
-    length: int
-
-    def __init__(self, function: str, args: tuple[Size, ...]) -> None:
-        super().__init__((function, args))
-        self.function, self.args = function, args
-        atoms = [atom for arg in args for atom in _atoms(arg) if isinstance(atom, Call)]
-        self.depth = 1 + max((atom.depth for atom in atoms), default=0)
-        self.length = 1 + sum(atom.length for atom in atoms)
-        if self.depth > MOST_NESTED or self.length > MOST_OPERATORS:
-            raise Undecided(f"an expression over sizes nests {self.length} operators, too many")
-        self._text = ""
-
-    def __reduce__(self) -> Any:
-        return Call, (self.function, self.args)
-
-    def __str__(self) -> str:
-        # Kept, because terms are sorted by it: without that, sums of nested expressions cost most.
-        self._text = self._text or self._print()
-        return self._text
-
-    def _print(self) -> str:
-        if self.function in ("min", "max"):
-            return f"{self.function}({', '.join(map(str, self.args))})"
-        return f"({_wrap(self.args[0])}{self.function}{_wrap(self.args[1])})"
-
-
-def _atoms(size: Size) -> Iterator[Atom]:
-    """The factors of an expression's terms."""
-    if isinstance(size, Expr):
-        yield from (atom for mono, _ in size.terms for atom in mono)
-
-
-def _wrap(size: Size) -> str:
-    return str(size) if isinstance(size, int) or size.is_atom else f"({size})"
-
 
 Monomial = tuple[Atom, ...]
 
@@ -159,7 +74,7 @@ class Expr:
     @cached_property
     def symbols(self) -> frozenset[Symbol]:
         return frozenset(
-            symbol for mono, _ in self.terms for atom in mono for symbol in _symbols_of(atom)
+            symbol for mono, _ in self.terms for atom in mono for symbol in symbols_of(atom)
         )
 
     @cached_property
@@ -235,15 +150,6 @@ def _product(a: Size, b: Size) -> Size:
             mono = tuple(sorted(mono_a + mono_b)) if mono_a and mono_b else mono_a or mono_b
             total[mono] = total.get(mono, 0) + factor_a * factor_b
     return _from_terms(total)
-
-
-def _symbols_of(atom: Atom) -> Iterator[Symbol]:
-    if isinstance(atom, Symbol):
-        yield atom
-    elif isinstance(atom, Call):
-        for arg in atom.args:
-            if isinstance(arg, Expr):
-                yield from arg.symbols
 
 
 def _monomial_bounds(mono: Monomial) -> tuple[float, float]:
@@ -524,7 +430,7 @@ def coefficient(size: Size, name: str) -> Size | None:
         return 0
     total: Size = 0
     for mono, factor in size.terms:
-        held = [atom for atom in mono if any(s.name == name for s in _symbols_of(atom))]
+        held = [atom for atom in mono if any(s.name == name for s in symbols_of(atom))]
         if not held:
             continue
         if len(held) > 1 or not isinstance(held[0], Symbol):
@@ -533,39 +439,3 @@ def coefficient(size: Size, name: str) -> Size | None:
         assert left is not None
         total = total + _from_terms({left: factor})
     return total
-
-
-def parse(text: str, lows: Mapping[str, int] | None = None) -> Size:
-    """The size that `str` printed; raises ValueError on anything else."""
-    try:
-        tree = ast.parse(text, mode="eval")
-    except (SyntaxError, RecursionError, MemoryError) as error:
-        raise ValueError(f"{text!r} is not a size: {error}") from None
-    try:
-        return _parse(tree.body, text, lows or {})
-    except (ZeroDivisionError, RecursionError, Undecided) as error:
-        raise ValueError(f"{text!r} is not a size: {error}") from None
-
-
-_BINARY: dict[type[ast.operator], Callable[[Any, Any], Size]] = {
-    ast.Add: lambda a, b: a + b,
-    ast.Sub: lambda a, b: a - b,
-    ast.Mult: lambda a, b: a * b,
-    ast.FloorDiv: floor_divide,
-    ast.Mod: modulo,
-}
-
-
-def _parse(node: ast.expr, text: str, lows: Mapping[str, int]) -> Size:
-    match node:
-        case ast.Constant(value=int(value)) if not isinstance(value, bool):
-            return value
-        case ast.Constant(value=str(name)) | ast.Name(id=name):
-            return symbol(name, lows.get(name, 0))
-        case ast.UnaryOp(op=ast.USub(), operand=operand):
-            return -_parse(operand, text, lows)
-        case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
-            return _BINARY[type(op)](_parse(left, text, lows), _parse(right, text, lows))
-        case ast.Call(func=ast.Name(id=("min" | "max") as name), args=[_, *_] as args, keywords=[]):
-            return FUNCTIONS[name](*(_parse(arg, text, lows) for arg in args))
-    raise ValueError(f"{text!r} is not a size")

@@ -10,9 +10,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from whet.errors import ShapeError, TypeMismatch
+from whet.ir.atoms import Undecided
 from whet.ir.graph import OPERATORS, Guard, Op, Value, constant, note_guards, operator
 from whet.ir.graph import collect_guards as collect_guards
-from whet.ir.sizes import Size, Undecided, is_different, is_less, maximum, minimum
+from whet.ir.sizes import Size, is_different, is_less, maximum, minimum
 from whet.ir.types import COMPLEX, FLOATS, INTEGERS, NUMPY_DTYPES, TensorType
 from whet.ops.cast import Cast as Cast
 from whet.ops.cast import cast as cast

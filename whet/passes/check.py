@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from whet.errors import Error
+from whet.ir.atoms import Symbol
 from whet.ir.evaluate import evaluate
 from whet.ir.graph import Graph, Value, Weight
-from whet.ir.sizes import Expr, Size, Symbol, substitute
+from whet.ir.sizes import Expr, Size, substitute
 from whet.ir.types import FLOATS, INTEGERS, NUMPY_DTYPES, SIGNED, TensorType, dtype_name
 
 Arrays = Mapping[Value, np.ndarray]

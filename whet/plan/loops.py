@@ -8,7 +8,8 @@ from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 
-from whet.ir.sizes import Call, Expr, Size, coefficient, is_less, substitute, symbol
+from whet.ir.atoms import Call
+from whet.ir.sizes import Expr, Size, coefficient, is_less, substitute, symbol
 from whet.plan.kernel import (
     Apply,
     Axis,

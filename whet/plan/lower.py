@@ -10,15 +10,7 @@ from typing import Any
 import numpy as np
 
 from whet.ir.graph import Constant, Op, Value
-from whet.ir.sizes import (
-    Size,
-    floor_divide,
-    is_less,
-    minimum,
-    modulo,
-    product,
-    symbol,
-)
+from whet.ir.sizes import Size, floor_divide, is_less, minimum, modulo, product, symbol
 from whet.ir.types import NUMPY_DTYPES
 from whet.ops import contract, elementwise, gather, movement, reduce, window
 from whet.ops import index as positions

@@ -16,9 +16,10 @@ import numpy as np
 
 from whet.engine.weights import WeightStore
 from whet.errors import Error, InvalidInput, ShapeError, located
+from whet.ir.atoms import Undecided
 from whet.ir.evaluate import bind_sizes, check_guards, compute
 from whet.ir.graph import Graph, Input, Parameter, Value, make, topological
-from whet.ir.sizes import Undecided, substitute
+from whet.ir.sizes import substitute
 from whet.ir.types import TensorType, Type, map_sizes
 from whet.ops.select import Prefix
 from whet.plan import trace

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from whet.errors import Error, ShapeError, located
+from whet.ir.atoms import Symbol
 from whet.ir.evaluate import bind_sizes
 from whet.ir.graph import Graph, Input, Parameter, Value
-from whet.ir.sizes import Expr, Symbol, substitute, symbol
+from whet.ir.sizes import Expr, substitute, symbol
 from whet.ir.types import TensorType, Type, map_sizes
 from whet.ops import elementwise as ew
 from whet.ops.attention import Attention

@@ -9,8 +9,8 @@ from whet.errors import Error, InvalidModel
 from whet.frontends.onnx.functions import Expansion
 from whet.frontends.onnx.registry import Meaning, NeedsValue, Refused
 from whet.frontends.onnx.scope import Poisoned
+from whet.ir.atoms import Undecided
 from whet.ir.graph import Value
-from whet.ir.sizes import Undecided
 
 
 def call(reader: Meaning, inputs: Sequence[Value | None], keywords: Mapping[str, Any]) -> Any:

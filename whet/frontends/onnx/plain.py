@@ -9,7 +9,7 @@ from typing import Any
 from whet.errors import InvalidEngine
 from whet.frontends.onnx.model import Body, Function, Node, Reference, Tensor
 from whet.frontends.onnx.region import Region, Weights
-from whet.ir.sizes import parse
+from whet.ir.size_text import parse
 from whet.ir.types import (
     NUMPY_DTYPES,
     OptionalType,

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from whet.errors import CompileError
+from whet.ir.atoms import Atom, Call, Symbol
 from whet.ir.graph import Op
-from whet.ir.sizes import Atom, Call, Expr, Size, Symbol, coefficient
+from whet.ir.sizes import Expr, Size, coefficient
 from whet.ops.elementwise import Add, Cast, Ceil, Equal, Floor, Less, LessOrEqual, Mul, Round, Sign
 from whet.plan.kernel import (
     Apply,

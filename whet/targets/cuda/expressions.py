@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from whet.errors import CompileError
-from whet.ir.sizes import Atom, Call, Expr, Size, Symbol, bounds
+from whet.ir.atoms import Atom, Call, Symbol
+from whet.ir.sizes import Expr, Size, bounds
 from whet.ops.cast import Cast
 from whet.ops.elementwise import (
     Add,
