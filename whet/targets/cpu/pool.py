@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from whet.errors import CompileError
-from whet.targets.cpu import driver, host, jit
+from whet.targets.cpu import driver, host, jit, words
 from whet.targets.cpu.architecture import Architecture
 from whet.targets.cpu.primitives import Primitives, primitives
 
@@ -69,7 +69,7 @@ class Pool:
     @property
     def active(self) -> int:
         """How many threads are at work now, callers included."""
-        return int(self._words[driver.ACTIVE // 4])
+        return int(self._words[words.ACTIVE // 4])
 
     def run(self, table: int, count: int, threads: int = 1) -> int:
         """Call the `count` kernels of the table at an address; returns how many threads did.
@@ -107,7 +107,7 @@ class Pool:
 
     def _reset(self) -> None:
         """Make the pool one without workers, as at first and in a forked child."""
-        size = driver.MAILBOXES + driver.MAILBOX_BYTES * self._capacity
+        size = words.MAILBOXES + words.MAILBOX_BYTES * self._capacity
         self._memory = host.aligned_memory(size)
         self._memory[:] = 0
         self._words = self._memory.view(np.int32)
@@ -115,7 +115,7 @@ class Pool:
         self._growing = threading.Lock()
         self._workers: list[threading.Thread] = []
         self._ready, self._closed = 1, False
-        self._words[driver.CAPACITY // 4] = self._capacity
+        self._words[words.CAPACITY // 4] = self._capacity
         self._set_patience()
         self._set_mask()
 
@@ -123,24 +123,24 @@ class Pool:
         spins, tries = 500, 3
         took = min(self._calls["relax_time"](spins) for _ in range(tries))
         per_second = spins * 1e9 / max(took, 1)
-        longs = self._memory[: driver.ACTIVE].view(np.int64)
+        longs = self._memory[: words.ACTIVE].view(np.int64)
         for field, seconds in (
-            (driver.IDLE, self._idle),
-            (driver.HOT, HOT),
-            (driver.PATIENCE, PATIENCE),
-            (driver.JOIN, JOIN),
+            (words.IDLE, self._idle),
+            (words.HOT, HOT),
+            (words.PATIENCE, PATIENCE),
+            (words.JOIN, JOIN),
         ):
             longs[field // 8] = int(seconds * per_second)
 
     def _set_mask(self) -> None:
         """The CPUs among which workers are steered: none where there is nothing to choose."""
         cpus = host.cpus()
-        if len(cpus) < 2 or cpus[-1] >= driver.MASK_BYTES_MOST * 8:
+        if len(cpus) < 2 or cpus[-1] >= words.MASK_BYTES_MOST * 8:
             return
-        bits = np.zeros(driver.MASK_BYTES_MOST * 8, np.uint8)
+        bits = np.zeros(words.MASK_BYTES_MOST * 8, np.uint8)
         bits[list(cpus)] = 1
-        self._memory[driver.MASK : driver.MAILBOXES] = np.packbits(bits, bitorder="little")
-        self._words[driver.MASK_BYTES // 4] = driver.MASK_BYTES_MOST
+        self._memory[words.MASK : words.MAILBOXES] = np.packbits(bits, bitorder="little")
+        self._words[words.MASK_BYTES // 4] = words.MASK_BYTES_MOST
 
     def _grow(self, threads: int) -> None:
         """Start the workers that a run of so many threads can use."""
@@ -152,14 +152,14 @@ class Pool:
                 self._ready = sys.maxsize
 
     def _start_worker(self, worker: int) -> threading.Thread:
-        box = driver.MAILBOXES + driver.MAILBOX_BYTES * worker
+        box = words.MAILBOXES + words.MAILBOX_BYTES * worker
         job = self._memory[box : box + 8].view(np.int64)
-        words = self._memory[box : box + driver.MAILBOX_BYTES].view(np.int32)
-        job[0], words[driver.AVOIDS // 4] = driver.TAKEN, -1
+        mailbox = self._memory[box : box + words.MAILBOX_BYTES].view(np.int32)
+        job[0], mailbox[words.AVOIDS // 4] = words.TAKEN, -1
         code, block = self._code, self._block
 
         def serve() -> None:
-            words[driver.TID // 4] = threading.get_native_id()
+            mailbox[words.TID // 4] = threading.get_native_id()
             # The closure keeps the mailbox and the driver's code for as long as this runs.
             if code:
                 work(block, worker)
@@ -167,9 +167,9 @@ class Pool:
         work = self._calls["work"]
         thread = threading.Thread(target=serve, name=f"whet-{worker + 1}", daemon=True)
         thread.start()
-        while job[0] == driver.TAKEN and thread.is_alive():
+        while job[0] == words.TAKEN and thread.is_alive():
             time.sleep(20e-6)
-        self._words[driver.WORKERS // 4] = worker + 1
+        self._words[words.WORKERS // 4] = worker + 1
         return thread
 
 

@@ -10,7 +10,7 @@ from string import Template
 from typing import Any
 
 from whet.targets.cpu import host
-from whet.targets.cpu.driver import AVOIDS, MASK, MASK_BYTES, MASK_BYTES_MOST, TID
+from whet.targets.cpu.words import AVOIDS, MASK, MASK_BYTES, MASK_BYTES_MOST, TID
 
 
 @dataclass(frozen=True)
