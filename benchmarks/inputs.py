@@ -1,6 +1,6 @@
 """Fresh random inputs for a model, from what its graph says of them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,18 @@ class Input:
         return rng.standard_normal(self.shape, np.float32).astype(self.dtype)
 
 
-def draw(inputs: list[Input], rng: np.random.Generator) -> Feeds:
+@dataclass(frozen=True)
+class Given:
+    """An input that is the same in every run."""
+
+    name: str
+    array: NDArray[Any]
+
+    def draw(self, rng: np.random.Generator) -> NDArray[Any]:
+        return self.array.copy()
+
+
+def draw(inputs: Sequence[Input | Given], rng: np.random.Generator) -> Feeds:
     return {x.name: x.draw(rng) for x in inputs}
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import float64
-from benchmarks.inputs import Input, draw, read_inputs
+from benchmarks.inputs import Given, Input, draw, read_inputs
 from benchmarks.judge import relative_error
 from benchmarks.machine import peak_gflops
 from benchmarks.processes import ROOT, Process, RunnerError
@@ -191,7 +191,11 @@ def check_errors(path: Path, inputs: list[Input], running: dict[str, Process], r
 
 
 def time_round(
-    turn: int, inputs: list[Input], plan: Plan, running: dict[str, Process], row: Row
+    turn: int,
+    inputs: list[Input] | list[Given],
+    plan: Plan,
+    running: dict[str, Process],
+    row: Row,
 ) -> None:
     """One block of each runner, the machine's peak before each; who begins moves on by one."""
     names = deque(running)

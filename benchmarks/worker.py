@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.inputs import Feeds, Input, draw
+from benchmarks.inputs import Feeds, Given, Input, draw
 from benchmarks.runners import RUNNERS, Runner
 
 BURST = 32
@@ -32,7 +32,11 @@ class Worker:
     def outputs(self, feeds: Feeds) -> list[Any]:
         return [np.array(y) for y in self.runner.run(feeds)]
 
-    def block(self, inputs: list[Input], seconds: float) -> list[float]:
+    def named(self, feeds: Feeds) -> dict[str, Any]:
+        outputs = self.outputs(feeds)
+        return dict(zip(self.runner.names, outputs, strict=True))
+
+    def block(self, inputs: list[Input] | list[Given], seconds: float) -> list[float]:
         """Seconds of every run within a block of time; each run sees inputs of its own."""
         rng = np.random.default_rng()
         self.runner.run(draw(inputs, rng))
