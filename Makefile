@@ -21,7 +21,7 @@ test: .venv/dev.txt
 	@cp constraints.txt $@
 
 .venv/dev.txt: .venv/base.txt
-	@echo "Installing pytest, hypothesis, mypy, ruff, Pillow and ONNX Runtime into .venv: at most 62 MB to download."
+	@echo "Installing pytest, hypothesis, mypy, ruff, Pillow, ONNX Runtime and Triton into .venv: at most 350 MB to download."
 	$(INSTALL) --no-build-isolation --editable .[dev]
 	@cp constraints.txt $@
 

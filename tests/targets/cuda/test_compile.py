@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 
 import whet
 from tests.targets.cuda.contractions import attentions, convolution, problem
+from tests.targets.cuda.needs import needs_triton
 from whet.errors import InvalidSetting
 from whet.ir.graph import Graph, Input, make
 from whet.ir.types import TensorType
@@ -58,8 +59,8 @@ def test_every_template_is_here() -> None:
     assert found == set(TEMPLATES)
 
 
+@needs_triton
 def test_engines_hold_kernels_for_gpus(tmp_path: Path) -> None:
-    pytest.importorskip("triton", reason="kernels for NVIDIA GPUs are compiled by Triton")
     tensors = [helper.make_tensor_value_info(n, TensorProto.FLOAT16, ["b", 32]) for n in "xy"]
     node = helper.make_node("MatMul", ["x", "w"], ["y"])
     weight = helper.make_tensor("w", TensorProto.FLOAT16, (32, 32), [0.5] * 1024)
@@ -81,9 +82,9 @@ def test_old_capabilities_are_refused() -> None:
         Architecture.parse("sm75")
 
 
+@needs_triton
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_all_compile(name: str, tmp_path: Path) -> None:
-    pytest.importorskip("triton", reason="kernels for NVIDIA GPUs are compiled by Triton")
     folder = user_cache_folder() or tmp_path
     device = Device(Architecture.parse(name), Cache(folder.with_name("whet-compiled")))
     assert device.compile_for_others(kernels(device)) == []

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.targets.cuda.needs import needs_triton
+
 ROOT = Path(__file__).resolve().parents[3]
 
 
+@needs_triton
 @pytest.mark.parametrize(
     "words",
     [
@@ -24,7 +27,6 @@ ROOT = Path(__file__).resolve().parents[3]
     ids="-".join,
 )
 def test_contractions(words: list[str]) -> None:
-    pytest.importorskip("triton", reason="Triton's interpreter comes with Triton")
     command = [sys.executable, "-m", "tests.targets.cuda.run_contractions", *words]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
