@@ -12,15 +12,15 @@ import numpy as np
 import whet
 from tests.runtime.models import attention, convolutions
 from whet.ir.sizes import symbol
-from whet.targets.cpu import codegen
+from whet.targets.cpu.workers import Job
 
 GENERATE = """
 import pickle, sys
-from whet.targets.cpu import codegen
 from whet.ir.sizes import symbol
+from whet.targets.cpu.workers import Job
 kernels, architecture, size = pickle.load(sys.stdin.buffer)
 assert hash(size) == hash(symbol("n") * 2 + 1)
-texts = [codegen.to_llvm(kernel, architecture) for kernel in kernels]
+texts = [Job(kernel).text(architecture) for kernel in kernels]
 sys.stdout.buffer.write(pickle.dumps(texts))
 """
 
@@ -52,4 +52,4 @@ def test_the_same_code_from_a_kernel_that_was_sent() -> None:
     )
     texts = pickle.loads(done.stdout)
     for kernel, text in zip(kernels, texts, strict=True):
-        assert text == codegen.to_llvm(kernel, device.architecture), str(kernel)
+        assert text == Job(kernel).text(device.architecture), str(kernel)

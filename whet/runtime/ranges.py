@@ -140,7 +140,12 @@ class Demands:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         firsts = dict.fromkeys(value.siblings[0] for value in graph.values)
-        self.values = [v for v in firsts if not isinstance(v.op, GUARDED) and _is_open(v)]
+        open_ones = [v for v in firsts if not isinstance(v.op, GUARDED) and _is_open(v)]
+        # The layers of a network ask the same over and over: the first of them speaks for all.
+        asked: dict[Any, Value] = {}
+        for v in open_ones:
+            asked.setdefault((v.op, *(None if i is None else i.type for i in v.inputs)), v)
+        self.values = list(asked.values())
 
     def check(self, sizes: Mapping[str, int]) -> None:
         """Infers such operators at known sizes; raises what they raise, with the node's name."""

@@ -20,6 +20,18 @@ READY = b"whet compile worker\n"
 LOOK = 0.05
 """Seconds between two looks at how far the workers are, while there is nothing else to do."""
 
+IDLE = """\
+import os, runpy
+try:
+    os.nice(19)
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+except (AttributeError, OSError):
+    pass  # other systems have no such class, and a container may refuse it: the priority does
+runpy.run_module("whet.compile_worker", run_name="__main__")
+"""
+"""What a worker runs that only takes time which nobody else wants: what it imports is among that,
+so that it gives way before it imports anything."""
+
 
 class Job(Protocol):
     """What is compiled: afterwards it has its code, or what went wrong."""
@@ -128,8 +140,8 @@ class Crew(Generic[J]):
                 worker.kill()  # its job is done again in this process
 
     def _start(self) -> subprocess.Popen[bytes] | None:
-        command = [sys.executable, "-m", "whet.compile_worker", self.target]
-        command += ["idle"] * self.idle
+        how = ["-c", IDLE] if self.idle else ["-m", "whet.compile_worker"]
+        command = [sys.executable, *how, self.target]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         with self._lock:  # who dismisses the crew must see every worker
             if self.is_dismissed:

@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING
 
 from whet.errors import Error
 from whet.plan.kernel import Kernel
+from whet.targets.cpu.special import Special
 
 if TYPE_CHECKING:
     from whet.targets.cpu.device import Device
 
 logger = logging.getLogger("whet")
 
-Wanted = Sequence[Kernel] | Callable[[], Sequence[Kernel]]
+Kernels = Sequence[Kernel | Special]
+Wanted = Kernels | Callable[[], Kernels]
 Task = tuple[Wanted, Callable[[], None]]
 
 PAUSE = 0.01
@@ -49,6 +51,13 @@ class Background:
         self._tasks: queue.SimpleQueue[Task] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._open = 0
+        """How much of what was asked for is not done yet."""
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether something is being done, or waits."""
+        return self._open > 0
 
     @property
     def is_here(self) -> bool:
@@ -61,8 +70,9 @@ class Background:
 
         What goes wrong is logged: whoever asked goes on without.
         """
-        self._tasks.put((kernels, then))
         with self._lock:
+            self._open += 1
+            self._tasks.put((kernels, then))
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._work, name="whet later", daemon=True)
                 self._thread.start()
@@ -86,4 +96,7 @@ class Background:
                 then()
             except Error as error:
                 logger.warning("kernels for later runs are not there: %s", error)
+            finally:
+                with self._lock:
+                    self._open -= 1
             del device, kernels, then

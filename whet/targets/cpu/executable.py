@@ -29,6 +29,7 @@ from whet.plan.work import work_of
 from whet.targets.cpu import codegen, host
 from whet.targets.cpu.background import give_way
 from whet.targets.cpu.pool import Pool
+from whet.targets.cpu.special import Special
 from whet.targets.cpu.stream import Pace
 from whet.targets.cpu.trials import Trials, Turn, tables
 
@@ -114,17 +115,14 @@ class Executable:
         if bound.is_special or self._specials == MOST_SPECIAL:
             return
         self._specials += 1
-        kernels: list[Kernel | None] = []
+        kernels: list[Kernel | Special | None] = []
 
-        def wanted() -> list[Kernel]:
-            made: dict[Kernel, Kernel] = {}
+        def wanted() -> list[Kernel | Special]:
             if (here := plan()) is None:
                 return []
-            for kernel in dict.fromkeys(k for k in here.kernels if k is not None):
-                made[kernel] = here.device.specialised(kernel, bound.sizes, ordered)
-                give_way()
-            kernels.extend(None if k is None else made[k] for k in here.kernels)
-            return list(made.values())
+            make = here.device.specialised
+            kernels.extend(k and make(k, bound.sizes, ordered) for k in here.kernels)
+            return [kernel for kernel in kernels if kernel is not None]
 
         def swap() -> None:
             if (here := plan()) is not None:
@@ -174,7 +172,10 @@ class Executable:
             if (here := plan()) is None:
                 return []
             known = [k for k in dict.fromkeys(here.kernels) if k is not None]
-            others.update({k: here.device.alike(k) for k in known if not here.device.was_tried(k)})
+            for kernel in known:
+                if not here.device.was_tried(kernel):
+                    others[kernel] = here.device.alike(kernel)
+                    give_way()
             return [way for ways in others.values() for way in ways]
 
         def begin() -> None:

@@ -138,16 +138,6 @@ def cores() -> int:
     return max(1, min(len(cpus()), cpu_quota() or len(cpus())))
 
 
-def yield_to_others() -> None:
-    """From now on this process only runs where nobody else wants the processor."""
-    try:
-        os.nice(19)
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    except (AttributeError, OSError):
-        # Other systems have no such class, and a container may refuse it: the lowest priority does.
-        return
-
-
 def default_threads() -> int:
     """Threads that a session takes unless told: one per physical core, as siblings share units."""
     folder = Path("/sys/devices/system/cpu")

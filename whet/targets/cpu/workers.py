@@ -20,6 +20,7 @@ from whet.errors import CompileError
 from whet.plan.kernel import Kernel, Template
 from whet.targets.cpu import codegen, host, jit
 from whet.targets.cpu.architecture import Architecture
+from whet.targets.cpu.special import Special
 from whet.targets.crew import READY, Crew, exactly
 
 _JOB, _RESULT = struct.Struct("<II"), struct.Struct("<BI")
@@ -34,14 +35,17 @@ MOST_WORKERS = 3
 class Job:
     """A kernel, or LLVM text, to compile; afterwards its object code, or what went wrong."""
 
-    source: Kernel | str
+    source: Kernel | Special | str
     code: bytes = b""
     error: CompileError | None = field(default=None)
 
     def text(self, architecture: Architecture) -> str:
         """What LLVM is given."""
         source = self.source
-        return source if isinstance(source, str) else codegen.to_llvm(source, architecture)
+        if isinstance(source, str):
+            return source
+        kernel = source.chosen(architecture) if isinstance(source, Special) else source
+        return codegen.to_llvm(kernel, architecture)
 
     def compile(self, architecture: Architecture) -> None:
         """Compiles it in this process."""
@@ -54,7 +58,8 @@ class Job:
     @property
     def size(self) -> tuple[bool, int]:
         """Which of two jobs takes longer, most likely."""
-        return isinstance(self.source, Template), len(str(self.source))
+        kernel = self.source.kernel if isinstance(self.source, Special) else self.source
+        return isinstance(kernel, Template), len(str(kernel))
 
 
 def compile_all(
