@@ -94,7 +94,8 @@ def architectures_of(engine: EngineFile) -> tuple[str, ...]:
 
 def _other_kernels(built: Collection[str], architecture: str | None) -> Finding:
     names = ", ".join(built)
-    reason = f"its kernels are for {names}; on {architecture} the first start compiles its own"
+    said = f"on {architecture} the first start uses those that run there, or compiles its own"
+    reason = f"its kernels are for {names}; {said}"
     return Finding("architecture", reason, False)
 
 

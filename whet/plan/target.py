@@ -100,6 +100,10 @@ class Device(Protocol):
     compiled: int
     """Kernels for which there was no code yet."""
 
+    @property
+    def about(self) -> str:
+        """What its code is for: the target, the generator's version, the architecture."""
+
     def legalize(self, value: Value) -> Any:
         """An operator in the target's own terms."""
 
@@ -108,6 +112,9 @@ class Device(Protocol):
 
     def object(self, kernel: Kernel) -> bytes:
         """The kernel's code, prebuilt, from the cache, or compiled now."""
+
+    def code_besides(self) -> Mapping[str, bytes]:
+        """What runs need besides kernels, by key."""
 
     def executable(self, plan: Plan, threads: int) -> Executable:
         """A Plan, ready to run."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from whet.errors import DeviceError, InvalidSetting
 from whet.runtime.cache import Cache
+from whet.runtime.prebuilt import mark, nearest
 
 if TYPE_CHECKING:
     from whet.plan.target import Device
@@ -20,10 +21,13 @@ def open_device(
     threads: int = 1,
     tune: float = 0,
     tries: bool = False,
+    built_for: Collection[str] = (),
 ) -> Device:
     """The device of a name: auto, cpu, cpu:avx2, cuda, cuda:1. Raises DeviceError for any other.
 
     `tune` is for a GPU: seconds for measuring. A CPU that `tries` does so in the runs asked for.
+    Where `kernels` are there for none but other architectures (`built_for`), and the device runs
+    what is made for one of them, it is opened as that, unless its cache has better ones.
     """
     kind, _, which = name.partition(":")
     if kind == "cuda" or (kind == "auto" and not which and _has_gpu()):
@@ -31,15 +35,33 @@ def open_device(
 
         if which and not which.isdecimal():
             raise DeviceError(f"there is no device {name!r}; GPUs are written cuda:0, cuda:1, …")
-        return Gpu(None, cache, kernels, int(which or 0), tune)
+        return Gpu(_gpu_for(built_for, int(which or 0)), cache, kernels, int(which or 0), tune)
     if kind not in ("auto", "cpu"):
         raise DeviceError(
             f"there is no device {name!r}; whet runs on auto, cpu, cpu:avx2, cpu:sse2, cuda, cuda:1"
         )
     from whet.targets.cpu import host
+    from whet.targets.cpu.architecture import Architecture
     from whet.targets.cpu.device import Device as Cpu
 
-    return Cpu(host.architecture(which or None), cache, kernels, threads, tries)
+    here = host.architecture(which or None)
+    own = Cpu(here, cache, kernels, threads, tries)
+    other = nearest(built_for, here, Architecture.parse)
+    if other in (None, here) or (which and other.level != here.level):
+        return own
+    if cache is not None and cache.get(mark(own, kernels or ())) is not None:
+        return own
+    return Cpu(other, cache, kernels, threads, tries)
+
+
+def _gpu_for(built_for: Collection[str], number: int) -> Any:
+    """The architecture that a GPU is opened as; None for its own."""
+    if not built_for:
+        return None
+    from whet.targets.cuda import driver
+    from whet.targets.cuda.architecture import Architecture
+
+    return nearest(built_for, driver.find(number).architecture, Architecture.parse)
 
 
 def _has_gpu() -> bool:

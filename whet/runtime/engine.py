@@ -44,14 +44,17 @@ from whet.runtime.devices import (
     stream_for,
 )
 from whet.runtime.memory import Allocator, checked
+from whet.runtime.prebuilt import Better, can_compile
 from whet.runtime.prepared import Shared
 from whet.runtime.profile import Profile, check_profiles
+from whet.runtime.ranges import ranges_of
 from whet.runtime.session import Session
 
 if TYPE_CHECKING:
     import onnx
 
     from whet.plan.target import Device
+    from whet.runtime.program import Runner
 
 logger = logging.getLogger("whet")
 
@@ -236,26 +239,47 @@ class Engine:
             raise InvalidSetting(f"threads={threads!r}; a number from 1 on is needed")
         start = time.perf_counter()
         seconds = knobs.tune if tune is None else tune
-        tries = specialize != "none"
+        tries, store = specialize != "none", cache_of(cache)
         how = (self.kernels, count, seconds, tries)
-        opened = self._device(device, cache_of(cache), how, allocator)
+        opened = self._device(device, store, how, allocator)
         before = opened.compiled
         with monitored(progress), phase("session", 1) as step:
             stream = None if weight_budget is None else stream_for(opened, weight_budget)
             prepared = self.shared.prepared(opened, self._current, count, stream)
             tensors, way = Tensors(self.graph, self.debug, self.source), (specialize, deterministic)
             session = Session(tensors, prepared, opened, count, self.profiles, *way)
+            stays = deterministic or not tries or stream is not None or allocator is not None
+            if self.kernels and not stays:
+                self._improve(session, opened, self._device(device, store, (None, *how[1:])))
             step()
         _report(opened, opened.compiled - before, time.perf_counter() - start)
         return session
 
+    def _improve(self, session: Session, opened: Device, own: Device) -> None:
+        """Lets a session go over to the processor's own kernels later, where it begins with those
+        that the engine has for another."""
+        is_other = opened.architecture != own.architecture
+        if is_other and own.capabilities.ranges and can_compile():  # a CPU: it can do so meanwhile
+
+            def runner() -> Runner:
+                prepared = self.shared.prepared(own, self._current, session.threads)
+                return session.runner_on(own, prepared, session.threads)
+
+            session.better = Better(own, runner, self.kernels or ())
+
     def _device(
-        self, name: str, cache: Cache | None, how: tuple[Any, ...], allocator: Allocator | None
+        self,
+        name: str,
+        cache: Cache | None,
+        how: tuple[Any, ...],
+        allocator: Allocator | None = None,
     ) -> Device:
         """The device that sessions opened in the same way share: its code is loaded once. One with
         an allocator is a session's own."""
+        kernels, *rest = how
+        how = (*how, self.architectures if kernels else ())
         if allocator is None:
-            key = (name, None if cache is None else cache.folder, *how[1:])
+            key = (name, None if cache is None else cache.folder, bool(kernels), *rest)
             return self.shared.device(key, lambda: open_device(name, cache, *how))
         opened = open_device(name, cache, *how)
         only_cpu(opened, "allocator")
@@ -282,7 +306,8 @@ def build(
     inputs, outputs and weights to refit stay float32.
     `architectures`: for which kernels are compiled now and kept in the engine ("avx2",
     "avx512+vnni", "sm90"; "current": of the GPU at hand, or else the processor), for the most
-    likely sizes of each profile where sizes have names. `refittable=False` folds weights by value,
+    likely sizes of each profile where sizes have names, and on a CPU for all of them.
+    `refittable=False` folds weights by value,
     and keeps only the results: a smaller engine that starts faster. `debug`: tensors of the model
     that sessions of the engine file, too, can read out; they are fused no further, and cost nothing
     more until asked for.
@@ -418,10 +443,15 @@ def _prebuilt(
     from whet.runtime.program import compile_ahead
 
     likely = [graph.bind(_likely_sizes(graph, profile)) for profile in profiles]
+    ranges = ranges_of(graph, profiles)
     kernels: dict[str, bytes] = {}
     for name in architectures:
+        device = compiler_for(name)
+        kernels.update(device.code_besides())
         for bound in likely or [graph]:
-            kernels.update(compile_ahead(bound, compiler_for(name)))
+            kernels.update(compile_ahead(bound, device))
+        if ranges.sizes and device.capabilities.ranges:
+            kernels.update(compile_ahead(graph, device, ranges))
         step()
     return kernels
 

@@ -35,7 +35,7 @@ from whet.runtime.ranges import Demands, Ranges, names_shown
 logger = logging.getLogger("whet")
 
 Arrays = Sequence[Any]
-
+NO_RANGES = Ranges()
 
 ENOUGH_RUNS = 2
 """Runs at the same sizes after which kernels are made for these."""
@@ -219,9 +219,13 @@ def legal(graph: Graph, device: Device) -> Graph:
         graph = new
 
 
-def compile_ahead(graph: Graph, device: Device) -> dict[str, bytes]:
-    """The code of all kernels that can be known before a run, by cache key; nothing is run."""
-    plan = plan_ahead(graph, device)
+def compile_ahead(graph: Graph, device: Device, ranges: Ranges = NO_RANGES) -> dict[str, bytes]:
+    """The code of all kernels that can be known before a run, by cache key; nothing is run. With
+    `ranges`, of those that are told sizes as they run."""
+    try:
+        plan = plan_ahead(graph, device, ranges)
+    except (Undecided, ShapeError):
+        return {}  # as `Runner.wide` finds: each set of sizes has a plan of its own
     before = legal(Graph((), needed(plan, prepared_only=True)), device)
     kernels = [
         s.kernel
@@ -237,13 +241,16 @@ def compile_ahead(graph: Graph, device: Device) -> dict[str, bytes]:
     return made
 
 
-def plan_ahead(graph: Graph, device: Device) -> Plan:
+def plan_ahead(graph: Graph, device: Device, ranges: Ranges = NO_RANGES) -> Plan:
     """The plan of all that can be known before a run; nothing is compiled."""
-    ready = _ready(graph, frozenset())
-    outputs = tuple(v for v in graph.values if v in ready and not v.is_static)
-    first = replace(graph, outputs=outputs, guards=(), late=None)
-    kept = first if len(ready) < len(graph.values) else replace(graph, late=None)
-    return make_plan(legal(kept, device), device.capabilities)
+    known = frozenset(ranges.names)
+    with likely(ranges.likely):
+        graph = counted(graph.bind(ranges.sizes), known) if known else graph
+        ready = _ready(graph, known)
+        outputs = tuple(v for v in graph.values if v in ready and not v.is_static)
+        first = replace(graph, outputs=outputs, guards=(), late=None)
+        kept = first if len(ready) < len(graph.values) else replace(graph, late=None)
+        return make_plan(legal(kept, device), device.capabilities)
 
 
 def needed(plan: Plan, prepared_only: bool = False) -> tuple[Value, ...]:

@@ -22,6 +22,7 @@ from whet.runtime.debug import Readout, Tensors
 from whet.runtime.inputs import accept
 from whet.runtime.inspect import Inspection, inspect, inspect_run
 from whet.runtime.memory import Memory
+from whet.runtime.prebuilt import Better
 from whet.runtime.prepared import Prepared
 from whet.runtime.profile import Profile
 from whet.runtime.program import MOST_STAGES, Runner
@@ -49,13 +50,25 @@ class Session:
         graph = self.graph = tensors.graph
         self.profiles, self._tensors = profiles, tensors
         self._optimised = lru_cache(MOST_STAGES)(optimise)
-        self._runner = Runner(device, weights, threads, specialize, deterministic)
+        self._way = specialize, deterministic
         self.inputs: dict[str, Type] = {v.op.name: v.type for v in graph.inputs}  # type: ignore[attr-defined]
         self._outputs = graph.late.outputs if graph.late is not None else graph.output_names
+        self._runner = self.runner_on(device, weights, threads)
+        self.better: Better | None = None
+        """What takes over when it has run a few times."""
+
+    def runner_on(self, device: Device, weights: WeightStore | Prepared, threads: int) -> Runner:
+        """What runs the engine on a device, compiled as far as it can be before a run."""
+        graph, runner = self.graph, Runner(device, weights, threads, *self._way)
         if all(isinstance(v.type, TensorType) and v.type.is_static for v in graph.inputs):
-            self._runner.stage(graph, {})
-        elif self._runner.is_wide:
-            self._runner.wide(graph, ranges_of(graph, profiles))
+            runner.stage(graph, {})
+        elif runner.is_wide:
+            runner.wide(graph, ranges_of(graph, self.profiles))
+        return runner
+
+    def use(self, runner: Runner) -> None:
+        """Later runs are done by another runner; those under way keep theirs to the end."""
+        self._runner, self.better = runner, None
 
     @property
     def reference_ops(self) -> tuple[str, ...]:
@@ -186,31 +199,34 @@ class Session:
         stream: Any = None,
     ) -> dict[str, Any]:
         """All outputs that a graph names."""
+        runner, better = self._runner, self.better
+        if better is not None:
+            better.note_run(self)
         arrays = self._check(inputs, stream)
         self._check_profiles(arrays)
         targets = self._check_out(out or {})
         try:
-            with self._runner.prepared.pinned():
-                results = self._runner.execute(graph, arrays, targets)
+            with runner.prepared.pinned():
+                results = runner.execute(graph, arrays, targets)
                 if graph.late is not None:
-                    return self._finish(graph, results)
+                    return self._finish(runner, graph, results)
         except MemoryError as error:
             if isinstance(error, Error):
                 raise
             raise OutOfMemory(f"this run needs more memory than there is: {error}") from error
         return dict(zip(graph.output_names, results))
 
-    def _finish(self, graph: Graph, results: list[Any]) -> dict[str, Any]:
+    def _finish(self, runner: Runner, graph: Graph, results: list[Any]) -> dict[str, Any]:
         """Runs the stages that could not be planned before."""
         named: dict[str, Any] = {}
-        generation = self._runner.prepared.generation
+        generation = runner.prepared.generation
         graph = replace(graph, late=generation.late(graph.late))
         while graph.late is not None:
             ready = len(graph.output_names)
             named.update(zip(graph.output_names, results))
             captured = dict(zip(graph.late.captured, results[ready:]))
             graph = self._optimised(graph.late.stage(captured, generation.weights.array))
-            results = self._runner.execute(graph, [captured[v.op.name] for v in graph.inputs])  # type: ignore[attr-defined]
+            results = runner.execute(graph, [captured[v.op.name] for v in graph.inputs])  # type: ignore[attr-defined]
         named.update(zip(graph.output_names, results))
         return named
 

@@ -87,11 +87,26 @@ class Architecture:
         return cls(level, tuple(extras), prefix[-1] if prefix else system)
 
     def __str__(self) -> str:
-        return f"{self._level.machine}-{self.system}-" + "+".join((self.level, *self.extras))
+        return f"{self.machine}-{self.system}-" + "+".join((self.level, *self.extras))
+
+    def runs(self, other: Architecture) -> bool:
+        """Whether a processor of this architecture runs code that was made for another."""
+        same_kind = (self.machine, self.system) == (other.machine, other.system)
+        return same_kind and other.requirements <= self.requirements
+
+    @property
+    def likeness(self) -> tuple[int, int]:
+        """How much of a processor code for it makes use of."""
+        return -list(LEVELS).index(self.level), len(self.extras)
 
     @property
     def _level(self) -> Level:
         return LEVELS[self.level]
+
+    @property
+    def machine(self) -> str:
+        """The instruction set: x86_64 or aarch64."""
+        return LEVELS[self.level].machine
 
     @property
     def vector_bytes(self) -> int:
@@ -148,14 +163,14 @@ class Architecture:
     def triple(self) -> str:
         """LLVM's target triple."""
         vendor = {"linux": "unknown-linux-gnu", "windows": "pc-windows-msvc"}
-        return f"{self._level.machine}-{vendor.get(self.system, 'apple-darwin')}"
+        return f"{self.machine}-{vendor.get(self.system, 'apple-darwin')}"
 
     @property
     def features(self) -> str:
         """LLVM's feature string: all that this architecture has, and a minus on what it lacks."""
         on = self.requirements
         flags = [f"+{name}" for name in sorted(on)]
-        if self._level.machine == "x86_64":
+        if self.machine == "x86_64":
             flags += [f"-{name}" for name in _OPTIONAL if name not in on] + ["-prefer-256-bit"]
         return ",".join(flags)
 

@@ -19,17 +19,18 @@ from whet.errors import CompileError
 from whet.ir.graph import Value
 from whet.ir.types import TensorType
 from whet.knobs import knobs
-from whet.plan.bind import adds_up, bound
-from whet.plan.kernel import Kernel, Loops, Template
+from whet.plan.kernel import Kernel, Template
 from whet.plan.plan import Plan, nbytes
 from whet.plan.target import Capabilities, Limits, Tactic
 from whet.progress import phase
-from whet.targets.cpu import codegen, host, jit, limits, tactics
+from whet.targets.cpu import codegen, host, jit, limits, primitives, tactics
 from whet.targets.cpu.architecture import Architecture
 from whet.targets.cpu.background import Background
 from whet.targets.cpu.executable import Executable
 from whet.targets.cpu.functions import LIBRARY
 from whet.targets.cpu.legalize import WHOLE, emits, legalize
+from whet.targets.cpu.pool import driver_for
+from whet.targets.cpu.special import Special, specialised
 from whet.targets.cpu.templates import PLANNED_THREADS, templates_for
 from whet.targets.cpu.workers import Job, compile_all
 
@@ -58,8 +59,8 @@ class Device:
         self.architecture = architecture or host.architecture()
         self.cache, self.prebuilt, self.threads = cache, prebuilt or {}, threads
         # Code that is there already was made for the number that is planned with in general.
-        planned = PLANNED_THREADS if self.prebuilt else max(threads, PLANNED_THREADS)
-        self.templates = templates_for(planned)
+        self.planned = PLANNED_THREADS if self.prebuilt else max(threads, PLANNED_THREADS)
+        self.templates = templates_for(self.planned)
         self.capabilities = Capabilities(
             "cpu", self.legalize, emits, self.templates, ranges=True, makeshift=self.makeshift
         )
@@ -67,7 +68,7 @@ class Device:
         self.tries = tries
         """Whether plans that run often try other kernels in their runs."""
         self.background = Background(self)
-        self._code: dict[Kernel, jit.Code] = {}
+        self._code: dict[Kernel | Special, jit.Code] = {}
         self._favourites: dict[Kernel, Kernel] = {}
         self._limits: Limits | None = None
         self._lock = threading.Lock()
@@ -82,14 +83,14 @@ class Device:
                 return new
         return legalize(value)
 
-    def code(self, kernel: Kernel) -> int:
+    def code(self, kernel: Kernel | Special) -> int:
         """The address of the kernel's function, compiled or taken from the cache."""
         with self._lock:
             if kernel not in self._code:
                 self._code[kernel] = self._loaded(kernel, self.object(kernel))
             return self._code[kernel].address(codegen.ENTRY)
 
-    def key(self, kernel: Kernel | str) -> str:
+    def key(self, kernel: Kernel | Special | str) -> str:
         """What the cache knows the code of a kernel, or of LLVM text, by."""
         return blake2b(f"{self.about}\n{kernel}".encode(), digest_size=20).hexdigest()
 
@@ -101,6 +102,13 @@ class Device:
     def driver(self, text: str, architecture: Architecture, imports: Sequence[str]) -> bytes:
         """The worker pool's own code, from the cache as kernels are."""
         return self._cached(self.key(text), lambda: jit.to_object(text, architecture, imports))
+
+    def code_besides(self) -> dict[str, bytes]:
+        """What runs need besides kernels, by key: the worker pool's own code."""
+        here = self.architecture
+        means = primitives.to_llvm(primitives.kind_of(here.system), here.machine)
+        text, plainest = driver_for(here.machine, here.system, means)
+        return {self.key(text): self.driver(text, plainest, primitives.imports(means))}
 
     def arrays(self, kinds: Sequence[TensorType]) -> list[np.ndarray]:
         """Arrays that lie one after the other in one piece of memory, each at a multiple of 64
@@ -144,17 +152,12 @@ class Device:
         """Does something on another thread, after what it does already."""
         self.background.compile(lambda: [task()] * 0, lambda: None)
 
-    def specialised(self, kernel: Kernel, sizes: Mapping[str, int], ordered: bool) -> Kernel:
+    def specialised(
+        self, kernel: Kernel, sizes: Mapping[str, int], ordered: bool
+    ) -> Kernel | Special:
         """The kernel for the very sizes; itself where it must add up in the same order, and its
         code for these sizes might not."""
-        if not kernel.sizes:
-            return kernel
-        if isinstance(kernel, Loops):
-            return kernel if ordered and adds_up(kernel) else bound(kernel, sizes)
-        make = getattr(self.templates[type(kernel.op)], "specialised", None)
-        if make is None:
-            return kernel if ordered else bound(kernel, sizes)
-        return make(bound(kernel, sizes), self.architecture, ordered)
+        return specialised(kernel, sizes, ordered, self.planned)
 
     def tactics(self, kernel: Kernel) -> list[Tactic]:
         """The ways to run a kernel that were weighed, the chosen one first."""
@@ -170,18 +173,18 @@ class Device:
             self._limits = limits.measure(self.architecture, self.threads, self.driver)
         return self._limits
 
-    def object(self, kernel: Kernel) -> bytes:
+    def object(self, kernel: Kernel | Special) -> bytes:
         """The kernel's machine code, prebuilt, from the cache, or compiled now."""
         return self._cached(self.key(kernel), lambda: self._compile(kernel))
 
-    def compile(self, kernels: Sequence[Kernel], idle: bool = False) -> None:
+    def compile(self, kernels: Sequence[Kernel | Special], idle: bool = False) -> None:
         """Makes sure of the code of many kernels, several processes compiling what is new; with
         `idle`, one that takes no time from others."""
         idle = idle or self.background.is_here
         missing = [k for k in dict.fromkeys(kernels) if k not in self._code]
         found = {k: self._found(self.key(k)) for k in missing}
         new = [k for k, code in found.items() if code is None]
-        jobs: dict[Kernel, Job] = {}
+        jobs: dict[Kernel | Special, Job] = {}
         if new:
             jobs = {kernel: Job(kernel) for kernel in new}
             with phase("compile kernels", len(new)) as step:
@@ -226,7 +229,7 @@ class Device:
         """What the cache knows the fastest kernel in the place of this one by."""
         return self.key(f"on {self.threads} threads, the fastest in the place of\n{kernel}")
 
-    def _loaded(self, kernel: Kernel, code: bytes) -> jit.Code:
+    def _loaded(self, kernel: Kernel | Special, code: bytes) -> jit.Code:
         """Code as functions; what does not fit this process is said, and compiled anew."""
         try:
             return _load(code)
@@ -254,14 +257,14 @@ class Device:
             self._keep(key, code)
         return code
 
-    def _compile(self, kernel: Kernel) -> bytes:
-        text = codegen.to_llvm(kernel, self.architecture)
+    def _compile(self, kernel: Kernel | Special) -> bytes:
+        text = Job(kernel).text(self.architecture)
         code = jit.to_object(text, self.architecture, codegen.imports(text))
         if knobs.dump is not None:
             self._dump(kernel, text, code)
         return code
 
-    def _dump(self, kernel: Kernel, text: str, code: bytes) -> None:
+    def _dump(self, kernel: Kernel | Special, text: str, code: bytes) -> None:
         """Every stage of a kernel as a file of its own, for reading and for comparing."""
         folder = knobs.dump
         assert folder is not None

@@ -173,11 +173,17 @@ class Pool:
         return thread
 
 
+def driver_for(machine: str, system: str, primitives: str) -> tuple[str, Architecture]:
+    """The native driver's text, and what it is compiled for: the plainest processor, as it holds no
+    arithmetic."""
+    level = "neon" if machine == "aarch64" else "sse2"
+    return driver.to_llvm(primitives), Architecture(level, system=system)
+
+
 def load_driver(means: Primitives, to_object: ToObject = jit.to_object) -> jit.Code:
-    """The native driver's code; compiled for the plainest processor, as it holds no arithmetic."""
-    level = "neon" if host.machine() == "aarch64" else "sse2"
-    architecture = Architecture(level, system=host.system())
-    wanted = driver.to_llvm(means.llvm), architecture, tuple(means.symbols)
+    """The native driver's code."""
+    text, architecture = driver_for(host.machine(), host.system(), means.llvm)
+    wanted = text, architecture, tuple(means.symbols)
     try:
         return jit.load(to_object(*wanted), tuple(driver.SYMBOLS), means.symbols)
     except CompileError:  # what a cache has kept does not fit this process

@@ -31,11 +31,16 @@ def primitives(kind: str | None = None) -> Primitives:
 
     Linux is what is tested; posix is tested under Linux; the text of all is compiled in a test.
     """
-    kind = kind or (host.system() if host.system() in _SYSTEMS else "posix")
+    kind = kind or kind_of(host.system())
     text = to_llvm(kind, host.machine())
     library = ctypes.WinDLL("KernelBase") if kind == "windows" else host.libc()  # type: ignore
     symbols = {name: _address(library, name) for name in imports(text)}
     return Primitives(text, symbols)
+
+
+def kind_of(system: str) -> str:
+    """Which of the kinds an operating system is."""
+    return system if system in _SYSTEMS else "posix"
 
 
 def to_llvm(kind: str, machine: str) -> str:

@@ -43,6 +43,21 @@ class Architecture:
         """Whether a kernel may start before the one that it waits for has ended."""
         return self.major >= 9
 
+    def runs(self, other: Architecture) -> bool:
+        """Whether a device of this architecture runs machine code that was made for another: of the
+        same capability, whatever the number of multiprocessors, or of an earlier one of its
+        generation. From 9.0 on code is for one capability alone, and Orin is apart (CUDA C++
+        Programming Guide, Binary Compatibility)."""
+        if self.capability == other.capability:
+            return True
+        both = self.major == other.major == 8 and 87 not in (self.capability, other.capability)
+        return both and other.minor < self.minor
+
+    @property
+    def likeness(self) -> tuple[int, int]:
+        """How much of a device code for it makes use of."""
+        return self.capability, self.multiprocessors
+
     @classmethod
     def parse(cls, text: str) -> Architecture:
         """sm90, sm_90 or sm90x132: with the number of multiprocessors, else a usual one."""

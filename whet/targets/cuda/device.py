@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from whet.errors import CompileError
+from whet.errors import CompileError, DeviceError
 from whet.ir.graph import Value
 from whet.ir.types import TensorType
 from whet.knobs import knobs
@@ -87,11 +87,18 @@ class Device:
         """The kernel's functions, loaded."""
         with self._lock:
             if kernel not in self._code:
-                self._code[kernel] = self._load(self.object(kernel))
+                self._code[kernel] = self._load(kernel, self.object(kernel))
             return self._code[kernel]
 
-    def _load(self, code: bytes) -> Loaded:
-        return load(self.context, code)
+    def _load(self, kernel: Kernel, code: bytes) -> Loaded:
+        """Code on the device; what was made for one with more shared memory is made anew."""
+        try:
+            return load(self.context, code)
+        except DeviceError:
+            own = self.context.found.architecture
+            if own == self.architecture:
+                raise
+            return load(self.context, to_object(codegen.to_triton(kernel, own), own))
 
     def key(self, kernel: Kernel | str) -> str:
         """What the cache knows the code of a kernel by."""
@@ -112,6 +119,10 @@ class Device:
             self._keep(kernel, Job(source, code))
         return code
 
+    def code_besides(self) -> dict[str, bytes]:
+        """What runs need besides kernels: nothing."""
+        return {}
+
     def compile(self, kernels: Sequence[Kernel]) -> None:
         """Makes sure of the code of many kernels, several processes compiling what is new."""
         missing = [k for k in dict.fromkeys(kernels) if k not in self._code]
@@ -131,7 +142,7 @@ class Device:
         with self._lock:
             for kernel in missing:
                 if kernel not in self._code:
-                    self._code[kernel] = self._load(found[kernel] or jobs[kernel].code)
+                    self._code[kernel] = self._load(kernel, found[kernel] or jobs[kernel].code)
 
     def compile_for_others(
         self, kernels: Sequence[Kernel], workers: int = MOST_WORKERS
