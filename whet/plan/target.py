@@ -77,10 +77,14 @@ class Executable(Protocol):
     """A Plan compiled for a device."""
 
     def run(
-        self, given: Mapping[Value, Any], out: Mapping[Value, Any], run_graph: Callable[..., Any]
-    ) -> dict[Value, Any]:
-        """The plan's outputs, in the `out` arrays where there are; `given` are its inputs and what
-        was prepared."""
+        self,
+        given: Mapping[Value, Any],
+        inputs: Sequence[Any],
+        out: Mapping[Value, Any],
+        run_graph: Callable[..., Any],
+    ) -> Mapping[Value, Any]:
+        """The plan's outputs, in the `out` arrays where there are; `given` is what was prepared:
+        the same object in each run with the same weights."""
 
 
 class RangeExecutable(Executable, Protocol):
@@ -122,8 +126,8 @@ class Device(Protocol):
     def arrays(self, kinds: Sequence[TensorType]) -> list[Any]:
         """Room for tensors that are kept."""
 
-    def given(self, array: np.ndarray) -> Any:
-        """A weight or constant where kernels read it."""
+    def given(self, array: np.ndarray, kept: bool = True) -> Any:
+        """A weight or constant where kernels read it: for good, or only while others are made."""
 
     def room(self, kind: TensorType, arrays: Sequence[Any]) -> Any:
         """Fresh memory for a result of a run with these inputs."""

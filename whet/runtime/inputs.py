@@ -8,6 +8,7 @@ import numpy as np
 
 from whet.errors import InvalidInput, TypeMismatch
 from whet.ir.types import (
+    NUMPY_DTYPES,
     OptionalType,
     SequenceType,
     TensorType,
@@ -25,6 +26,8 @@ def accept(what: str, x: Any, kind: Type, device: Device, stream: Any = None) ->
 
     `what` names it in errors, such as "input 'x'". Raises InvalidInput.
     """
+    if type(kind) is TensorType and _is_ready(x, kind):
+        return x
     match kind:
         case SequenceType(element=element):
             if not isinstance(x, list | tuple):
@@ -34,8 +37,6 @@ def accept(what: str, x: Any, kind: Type, device: Device, stream: Any = None) ->
             ]
         case OptionalType(element=element):
             return None if x is None else accept(what, x, element, device, stream)
-        case TensorType() if _is_ready(x, kind):
-            return x
     array = _strings(what, x) if kind.dtype == "string" else _numbers(what, x, kind, device, stream)
     if isinstance(kind, TensorType):
         _check_shape(what, array.shape, kind)
@@ -97,6 +98,8 @@ def _text(x: Any) -> Any:
 
 
 def _check_dtype(what: str, array: Any, kind: TensorType | UnrankedType) -> None:
+    if array.dtype is NUMPY_DTYPES.get(kind.dtype):
+        return
     try:
         found = "object" if array.dtype == object else dtype_name(array.dtype)
     except TypeMismatch:
@@ -106,6 +109,8 @@ def _check_dtype(what: str, array: Any, kind: TensorType | UnrankedType) -> None
 
 
 def _check_shape(what: str, shape: tuple[int, ...], kind: TensorType) -> None:
+    if shape == kind.shape:
+        return
     sizes = zip(kind.shape, shape)
     if len(shape) != kind.rank or any(s != n for s, n in sizes if isinstance(s, int)):
         raise InvalidInput(f"{what} is {kind}, got an array of the shape {list(shape)}")

@@ -198,13 +198,15 @@ class Prepared:
         read = dict.fromkeys(i for step in plan.steps for i in step.reads if is_given(i))
         read.update(dict.fromkeys(o for o in plan.graph.outputs if is_given(o)))
         kept = {**generation.arrays, **known}
-        given = {v: kept[v] if v in kept else self._leaf(generation.weights, v) for v in read}
+        given = {
+            v: kept[v] if v in kept else self._leaf(generation.weights, v, False) for v in read
+        }
         written = {o for step in plan.steps for o in step.writes}
         made = [o for o in plan.graph.outputs if o in written and isinstance(o.type, TensorType)]
         memory = self.device if self.stream is None else self.stream
         room = dict(zip(made, memory.arrays([o.tensor for o in made])))
         executable = self.device.executable(plan, self.threads)
-        results = executable.run(given, room, self._runner().run_graph)
+        results = executable.run(given, (), room, self._runner().run_graph)
         if self.stream is not None:
             self.stream.let_go(room.values())
         for value in read:
@@ -213,7 +215,7 @@ class Prepared:
         return {v: results[recipe.outputs[v]] for v in values}
 
     def _kept_leaf(self, weights: WeightStore, value: Value) -> Any:
-        array = self._leaf(weights, value)
+        array = self._leaf(weights, value, True)
         if self.stream is None or not isinstance(value.op, Weight):
             return array
         copy = self.stream.copy(array, value.tensor)
@@ -221,10 +223,10 @@ class Prepared:
         weights.release(value.op.name)
         return copy
 
-    def _leaf(self, weights: WeightStore, value: Value) -> Any:
+    def _leaf(self, weights: WeightStore, value: Value, kept: bool) -> Any:
         op = value.op
         array = op.data if isinstance(op, Constant) else weights.array(op.name)  # type: ignore[attr-defined]
-        return self.device.given(array)
+        return self.device.given(array, kept)
 
     def _runner(self) -> Runner:
         """What runs inner graphs of operators that read weights alone."""

@@ -283,6 +283,9 @@ class Program:
         if not runner.weights.missing:
             runner.prepared.of_program(self, self.given)
         self.made = {v for step in self.plan.steps for v in step.writes}
+        made = {v for v in self.graph.outputs if v in self.made and isinstance(v.type, TensorType)}
+        self.is_plain = len(made) == len(self.graph.outputs)
+        """Whether each output is a tensor of its own, which a step writes."""
         makeshift = runner.device.capabilities.makeshift
         slow = any(makeshift(v) for v in (*self.source.values, *graph.values))
         self.is_makeshift = slow or bool(self.plan.reference_ops)
@@ -297,20 +300,14 @@ class Program:
     ) -> list[Any]:
         """The outputs as fresh arrays, or in those that `out` gives by the output's number; `sizes`
         are those that the kernels are told."""
-        static = self.runner.prepared.of_program(self, self.given)
-        given = {**static, **dict(zip(self.graph.inputs, map(_as_array, arrays)))}
-        buffers: dict[Value, Any] = {}
-        for number, (value, kind) in enumerate(zip(self.graph.outputs, self._kinds(sizes))):
-            if kind is None:
-                continue
-            if number in out:
-                self._check_out(number, kind, out[number])
-            if value in self.made and value not in buffers:
-                fresh = number not in out
-                buffers[value] = self.runner.device.room(kind, arrays) if fresh else out[number]
+        given = self.runner.prepared.of_program(self, self.given)
+        buffers = self._buffers(arrays, out, sizes)
         told = {"sizes": sizes} if sizes else {}
+        inputs = list(map(_as_array, arrays))
         with self.pace:
-            values = self.executable.run(given, buffers, self.runner.run_graph, **told)
+            values = self.executable.run(given, inputs, buffers, self.runner.run_graph, **told)
+        if self.is_plain and not out:
+            return [values[value] for value in self.graph.outputs]
         results: list[Any] = []
         for number, value in enumerate(self.graph.outputs):
             array = values[value]
@@ -323,6 +320,21 @@ class Program:
                 array = out[number]
             results.append(array)
         return results
+
+    def _buffers(
+        self, arrays: Arrays, out: Mapping[int, np.ndarray], sizes: Mapping[str, int]
+    ) -> dict[Value, Any]:
+        """Where steps are to leave the outputs."""
+        buffers: dict[Value, Any] = {}
+        for number, (value, kind) in enumerate(zip(self.graph.outputs, self._kinds(sizes))):
+            if kind is None:
+                continue
+            if number in out:
+                self._check_out(number, kind, out[number])
+            if value in self.made and value not in buffers:
+                fresh = number not in out
+                buffers[value] = self.runner.device.room(kind, arrays) if fresh else out[number]
+        return buffers
 
     def _kinds(self, sizes: Mapping[str, int]) -> list[TensorType | None]:
         """The types of the outputs at some sizes; None for what is no tensor."""

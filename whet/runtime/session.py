@@ -52,6 +52,7 @@ class Session:
         self._optimised = lru_cache(MOST_STAGES)(optimise)
         self._way = specialize, deterministic
         self.inputs: dict[str, Type] = {v.op.name: v.type for v in graph.inputs}  # type: ignore[attr-defined]
+        self._accepted = [(f"input {name!r}", name, kind) for name, kind in self.inputs.items()]
         self._outputs = graph.late.outputs if graph.late is not None else graph.output_names
         self._runner = self.runner_on(device, weights, threads)
         self.better: Better | None = None
@@ -165,6 +166,8 @@ class Session:
         """
         if not debug:
             named = self._run(self.graph, inputs, out, stream)
+            if self.graph.late is None:
+                return named
             return {name: named[name] for name in self._outputs}
         graph = self._tensors.graph_of(debug, self.weights)
         readout = Readout(debug, lambda: self.plans)
@@ -202,9 +205,12 @@ class Session:
         runner, better = self._runner, self.better
         if better is not None:
             better.note_run(self)
-        arrays = self._check(inputs, stream)
-        self._check_profiles(arrays)
-        targets = self._check_out(out or {})
+        self._check_names(inputs)
+        device = runner.device
+        arrays = [accept(what, inputs[name], k, device, stream) for what, name, k in self._accepted]
+        if self.profiles:
+            self._check_profiles(arrays)
+        targets = self._check_out(out) if out else {}
         try:
             with runner.prepared.pinned():
                 results = runner.execute(graph, arrays, targets)
@@ -230,7 +236,9 @@ class Session:
         named.update(zip(graph.output_names, results))
         return named
 
-    def _check(self, inputs: Mapping[str, Any], stream: Any = None) -> list[Any]:
+    def _check_names(self, inputs: Mapping[str, Any]) -> None:
+        if type(inputs) is dict and inputs.keys() == self.inputs.keys():
+            return
         if not isinstance(inputs, Mapping):
             raise InvalidInput(
                 f"inputs are arrays by name, such as {{{next(iter(self.inputs), 'x')!r}: array}}, "
@@ -242,15 +250,8 @@ class Session:
             said = [f"missing: {', '.join(missing)}"] * bool(missing)
             said += [f"unknown: {', '.join(unknown)}"] * bool(unknown)
             raise InvalidInput(f"inputs {'; '.join(said)}; the model has {', '.join(self.inputs)}")
-        device = self._runner.device
-        return [
-            accept(f"input {name!r}", inputs[name], kind, device, stream)
-            for name, kind in self.inputs.items()
-        ]
 
     def _check_profiles(self, arrays: list[Any]) -> None:
-        if not self.profiles:
-            return
         shapes = {n: np.shape(a) for n, a in zip(self.inputs, arrays) if isinstance(a, np.ndarray)}
         if not any(p.accepts(shapes) for p in self.profiles):
             given = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())

@@ -124,7 +124,7 @@ class Device:
         """A Plan, ready to run."""
         return Executable(plan, self, threads)
 
-    def given(self, array: np.ndarray) -> np.ndarray:
+    def given(self, array: np.ndarray, kept: bool = True) -> np.ndarray:
         """A weight or constant where kernels read it."""
         return array if array.ndim == 0 else np.ascontiguousarray(array)
 

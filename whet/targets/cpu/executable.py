@@ -135,12 +135,14 @@ class Executable:
     def run(
         self,
         given: Mapping[Value, Any],
+        inputs: Sequence[Any],
         out: Mapping[Value, Any],
         run_graph: Callable[..., Any],
         sizes: Sizes = NO_SIZES,
     ) -> dict[Value, Any]:
-        """Computes the plan's outputs into the `out` arrays; `given` are its inputs and what was
-        prepared, `sizes` the named sizes of this run."""
+        """Computes the plan's outputs into the `out` arrays; `given` is what was prepared, `sizes`
+        are the named sizes of this run."""
+        given = {**given, **dict(zip(self.plan.graph.inputs, inputs))}
         context = self._free.pop() if self._free else _Context(self)
         with self._lock:
             self._runs += 1

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from whet.errors import InvalidInput
-from whet.ir.types import NUMPY_DTYPES, TensorType, dtype_name
+from whet.ir.types import NUMPY_DTYPES, dtype_name
 from whet.targets.cuda.driver import Context, Stream, api, check
+from whet.targets.cuda.memory import Loan
 
-CUDA, CUDA_HOST, CUDA_MANAGED = 2, 3, 13
+HOST, CUDA, CUDA_HOST, CUDA_MANAGED = 1, 2, 3, 13
 CODES = {"i": 0, "u": 1, "f": 2, "b": 6}
 BFLOAT = 4
 UNORDERED = -1  # DLPack: the exporter leaves streams alone
@@ -64,7 +65,11 @@ _raw_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char
 _rename = ctypes.pythonapi.PyCapsule_SetName
 _rename.restype, _rename.argtypes = ctypes.c_int, [ctypes.py_object, ctypes.c_char_p]
 
-NAME, USED = b"dltensor", b"used_dltensor"
+_is_valid_object = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_char_p)(
+    ("PyCapsule_IsValid", ctypes.pythonapi)
+)
+
+NAME, USED, EXCHANGE = b"dltensor", b"used_dltensor", b"dlpack_exchange_api"
 
 
 class DeviceArray:
@@ -74,35 +79,31 @@ class DeviceArray:
     by `numpy.asarray(x)`.
     """
 
+    host: np.ndarray | None = None
+    """The same in the host's memory, where that is kept."""
+    stream: Stream | None = None
+    """A stream of a caller's, on which the elements will be there; None where they are."""
+    verify: Callable[[], None] | None = None
+    """Raises for a wrong index that the elements were made with."""
+
     def __init__(
-        self, context: Context, pointer: int, dtype: Any, shape: Sequence[int], owner: object
+        self,
+        context: Context,
+        pointer: int,
+        dtype: np.dtype[Any],
+        shape: tuple[int, ...],
+        owner: object,
     ) -> None:
         self.context, self.pointer, self.owner = context, pointer, owner
-        self.dtype = np.dtype(dtype)
-        self.shape = tuple(shape)
-        self.host: np.ndarray | None = None
-        """The same in the host's memory, where that is kept."""
-        self.stream: Stream | None = None
-        """A stream of a caller's, on which the elements will be there; None where they are."""
-        self.verify: Callable[[], None] | None = None
-        """Raises for a wrong index that the elements were made with."""
+        self.dtype, self.shape = dtype, shape
 
-    @classmethod
-    def empty(cls, context: Context, kind: TensorType) -> DeviceArray:
-        """Fresh memory for a tensor."""
-        shape = [int(n) for n in kind.shape]
-        memory = context.allocate(math.prod(shape) * kind.numpy.itemsize)
-        return cls(context, memory.pointer, kind.numpy, shape, memory)
-
-    @classmethod
-    def of(cls, context: Context, array: np.ndarray) -> DeviceArray:
-        """A NumPy array's elements on the device."""
-        array = np.ascontiguousarray(array).reshape(array.shape)
-        made = cls.empty(context, TensorType(dtype_name(array.dtype), array.shape))
-        context.use()
-        context.stream.upload(made.pointer, array.ctypes.data, array.nbytes)
-        context.stream.synchronize()
-        return made
+    def fill(self, array: np.ndarray) -> DeviceArray:
+        """Itself, with the elements of a NumPy array."""
+        array = np.ascontiguousarray(array)
+        self.context.use()
+        self.context.stream.upload(self.pointer, array.ctypes.data, array.nbytes)
+        self.context.stream.synchronize()
+        return self
 
     def on(self, stream: Stream | None) -> DeviceArray:
         """The same elements, for use on a caller's stream, or, without one, on any."""
@@ -116,8 +117,8 @@ class DeviceArray:
 
     def allocate(self, stream: Stream) -> None:
         """Fresh memory, in order with a stream."""
-        memory = self.context.allocate(self.nbytes, stream)
-        self.pointer, self.owner = memory.pointer, memory
+        self.owner = memory = Loan(stream, self.nbytes)
+        self.pointer = memory.pointer
 
     @property
     def ndim(self) -> int:
@@ -150,7 +151,8 @@ class DeviceArray:
 
     def copy(self) -> DeviceArray:
         """The same elements in memory of their own."""
-        made = DeviceArray.empty(self.context, TensorType(dtype_name(self.dtype), self.shape))
+        made = DeviceArray(self.context, 0, self.dtype, self.shape, None)
+        made.allocate(self.context.stream)
         self.context.use()
         if self.stream is not None:
             self.stream.synchronize()
@@ -243,35 +245,120 @@ class _Taken:
         _deleters[address](self.managed)
 
 
-def adopt(
-    x: Any, context: Context, stream: Stream | None, place: tuple[int, int], what: str
-) -> DeviceArray:
+def adopt(x: Any, context: Context, stream: Stream | None, what: str) -> DeviceArray | None:
     """Another library's tensor on this GPU, without a copy, finished for what comes next on a
-    stream; raises InvalidInput where it is not here (its `place` is DLPack's), or not dense."""
-    kind, number = place
-    if kind not in (CUDA, CUDA_MANAGED) or number != context.found.number:
-        raise InvalidInput(
-            f"{what} lies on device {number} of DLPack's kind {kind}; the session runs on "
-            f"cuda:{context.found.number}: copy it there"
-        )
+    stream, or, without one, on the context's own; None where it is in the host's memory. Raises
+    InvalidInput where it is on another device, or not dense."""
+    exchange = _EXCHANGES.get(type(x)) or _exchange_of(type(x))
+    if exchange is not None:
+        return exchange.adopt(x, context, stream, what)
+    kind, number = x.__dlpack_device__()
+    if not _is_here(int(kind), number, context, what):
+        return None
     # What is on the caller's stream needs no other order than that.
     wanted = context.stream.number if stream is None else UNORDERED
     capsule = x.__dlpack__(stream=wanted)
     managed = _pointer(capsule, NAME)
     _rename(capsule, USED)
     owner = _Taken(managed)
-    fields = _TENSOR.unpack(ctypes.string_at(managed, _TENSOR.size))
-    data, _, _, rank, code, bits, lanes, shape_at, strides_at, offset = fields
-    shape = _numbers(shape_at, rank)
-    if strides_at and not _is_dense(shape, _numbers(strides_at, rank)):
-        raise InvalidInput(f"{what} is not contiguous; make it so, with .contiguous() in PyTorch")
-    array = DeviceArray(context, data + offset, _dtype(code, bits, lanes, what), shape, owner)
+    array = _read(ctypes.string_at(managed, _TENSOR.size), context, owner, what)
     array.stream = stream
     return array
 
 
-def _numbers(address: int, count: int) -> tuple[int, ...]:
-    return struct.unpack(f"={count}q", ctypes.string_at(address, 8 * count)) if count else ()
+def _is_here(kind: int, number: int, context: Context, what: str) -> bool:
+    """Whether a tensor is on this GPU, and not in the host's memory, which may be pinned."""
+    if kind in (CUDA, CUDA_MANAGED) and number == context.found.number:
+        return True
+    if kind in (HOST, CUDA_HOST):
+        return False
+    raise InvalidInput(
+        f"{what} lies on device {number} of DLPack's kind {kind}; the session runs on "
+        f"cuda:{context.found.number}: copy it there"
+    )
+
+
+def _read(fields: bytes, context: Context, owner: object, what: str) -> DeviceArray:
+    """A tensor on this GPU by the fields of its DLTensor."""
+    data, _, _, rank, code, bits, lanes, shape_at, strides_at, offset = _TENSOR.unpack(fields)
+    extents = ctypes.string_at(shape_at, 8 * rank) if rank else b""
+    strides = ctypes.string_at(strides_at, 8 * rank) if strides_at and rank else b""
+    key = code, bits, lanes, extents, strides
+    known = _LAYOUTS.get(key)
+    if known is None:
+        if len(_LAYOUTS) >= MOST_LAYOUTS:
+            _LAYOUTS.clear()
+        known = _LAYOUTS[key] = _layout(*key, what)
+    dtype, shape = known
+    return DeviceArray(context, data + offset, dtype, shape, owner)
+
+
+def _layout(
+    code: int, bits: int, lanes: int, extents: bytes, strides: bytes, what: str
+) -> tuple[np.dtype[Any], tuple[int, ...]]:
+    """The dtype and the shape of a dense tensor."""
+    shape, steps = (struct.unpack(f"={len(b) // 8}q", b) for b in (extents, strides))
+    if strides and not _is_dense(shape, steps):
+        raise InvalidInput(f"{what} is not contiguous; make it so, with .contiguous() in PyTorch")
+    return _dtype(code, bits, lanes, what), shape
+
+
+_LAYOUTS: dict[tuple[int, int, int, bytes, bytes], tuple[np.dtype[Any], tuple[int, ...]]] = {}
+"""What DLPack's fields mean: inputs come back with the same ones, at other addresses."""
+MOST_LAYOUTS = 1024
+
+
+class Exchange:
+    """A library's functions behind `__dlpack_c_exchange_api__` (DLPack 1.3): they show a tensor as
+    it is, and no object is made. What they show is there for as long as the tensor is."""
+
+    def __init__(self, show: int, current_stream: int) -> None:
+        self._show = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_void_p)(show)
+        kind = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_int32, ctypes.c_void_p)
+        self._current_stream = kind(current_stream)
+
+    def adopt(
+        self, x: Any, context: Context, stream: Stream | None, what: str
+    ) -> DeviceArray | None:
+        """The tensor, finished for what comes next on a stream."""
+        room = ctypes.create_string_buffer(_TENSOR.size)
+        if self._show(x, room):  # an exception that it set is raised by ctypes
+            raise InvalidInput(f"{what} cannot be taken through DLPack")
+        fields = room.raw
+        kind, number = _DEVICE.unpack_from(fields, 8)
+        if (kind != CUDA or number != context.found.number) and not _is_here(
+            kind, number, context, what
+        ):
+            return None
+        array = _read(fields, context, x, what)
+        if stream is None:
+            found = ctypes.c_uint64()
+            context.use()
+            self._current_stream(kind, number, ctypes.addressof(found))
+            context.stream.follow(context.foreign(found.value))
+        array.stream = stream
+        return array
+
+
+_DEVICE = struct.Struct("=ii")
+_EXCHANGES: dict[type, Exchange] = {}
+_WITHOUT: set[type] = set()
+_TABLE = struct.Struct("=IIQQQQQQ")
+"""DLPackExchangeAPI: the version, the older table, then five functions."""
+
+
+def _exchange_of(kind: type) -> Exchange | None:
+    """The functions of a type of tensors; None where it has none that are known here."""
+    if kind in _WITHOUT:
+        return None
+    table = getattr(kind, "__dlpack_c_exchange_api__", None)
+    if table is not None and _is_valid_object(table, EXCHANGE):
+        address = _pointer(table, EXCHANGE)
+        major, _, _, _, _, _, show, stream = _TABLE.unpack(ctypes.string_at(address, _TABLE.size))
+        if major == 1 and show and stream:
+            return _EXCHANGES.setdefault(kind, Exchange(show, stream))
+    _WITHOUT.add(kind)
+    return None
 
 
 def _is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from functools import cached_property
 from hashlib import blake2b
 from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -26,12 +27,11 @@ from whet.targets.cuda.arithmetic import POINTER
 from whet.targets.cuda.array import DeviceArray, adopt
 from whet.targets.cuda.compile import to_object
 from whet.targets.cuda.legalize import emits, legalize
+from whet.targets.cuda.memory import Heap, Loan, aligned
 from whet.targets.cuda.tactics import Loaded, load
 from whet.targets.cuda.templates import TEMPLATES
 from whet.targets.cuda.two_steps import in_two_steps
 from whet.targets.cuda.workers import MOST_WORKERS, Job, compile_all
-
-ALIGNMENT = driver.ALIGNMENT
 
 
 class ObjectCache(Protocol):
@@ -75,7 +75,9 @@ class Device:
         self.capabilities = capabilities(self.architecture)
         self.legalize = self.capabilities.legalize
         self.compiled = 0
-        self._code: dict[Kernel, Loaded] = {}
+        self._objects: dict[Kernel, bytes] = {}
+        self._code: WeakValueDictionary[Kernel, Loaded] = WeakValueDictionary()
+        """What is on the GPU: as long as something runs it."""
         self._lock = threading.Lock()
 
     @cached_property
@@ -83,12 +85,20 @@ class Device:
         """The GPU itself, opened when it is first needed."""
         return driver.Context.of(self.number)
 
+    @cached_property
+    def heap(self) -> Heap:
+        """Where weights and the arenas of runs lie."""
+        return Heap.of(self.context)
+
     def code(self, kernel: Kernel) -> Loaded:
         """The kernel's functions, loaded."""
         with self._lock:
-            if kernel not in self._code:
-                self._code[kernel] = self._load(kernel, self.object(kernel))
-            return self._code[kernel]
+            found = self._code.get(kernel)
+            if found is None:
+                if kernel not in self._objects:
+                    self._objects[kernel] = self.object(kernel)
+                found = self._code[kernel] = self._load(kernel, self._objects[kernel])
+            return found
 
     def _load(self, kernel: Kernel, code: bytes) -> Loaded:
         """Code on the device; what was made for one with more shared memory is made anew."""
@@ -125,7 +135,7 @@ class Device:
 
     def compile(self, kernels: Sequence[Kernel]) -> None:
         """Makes sure of the code of many kernels, several processes compiling what is new."""
-        missing = [k for k in dict.fromkeys(kernels) if k not in self._code]
+        missing = [k for k in dict.fromkeys(kernels) if k not in self._objects]
         found = {k: self._found(self.key(k)) for k in missing}
         new = [k for k, code in found.items() if code is None]
         jobs = {k: Job(codegen.to_triton(k, self.architecture)) for k in new}
@@ -139,10 +149,7 @@ class Device:
             self.trim()
         for kernel, job in jobs.items():
             self._keep(kernel, job)
-        with self._lock:
-            for kernel in missing:
-                if kernel not in self._code:
-                    self._code[kernel] = self._load(kernel, found[kernel] or jobs[kernel].code)
+        self._objects.update({k: found[k] or jobs[k].code for k in missing})
 
     def compile_for_others(
         self, kernels: Sequence[Kernel], workers: int = MOST_WORKERS
@@ -203,8 +210,8 @@ class Device:
     def arrays(self, kinds: Sequence[TensorType]) -> list[Any]:
         """Room for tensors, one after the other in one piece of memory; those that no kernel can
         hold stay with the host."""
-        sizes = [_aligned(nbytes(kind)) if holds(kind) else 0 for kind in kinds]
-        memory = self.context.allocate(sum(sizes))
+        sizes = [aligned(nbytes(kind)) if holds(kind) else 0 for kind in kinds]
+        memory = self.heap.take(sum(sizes))
         places = np.cumsum([memory.pointer, *sizes])
         return [
             DeviceArray(self.context, int(at), kind.numpy, numbers(kind), memory)
@@ -213,11 +220,13 @@ class Device:
             for at, kind in zip(places, kinds)
         ]
 
-    def given(self, array: np.ndarray) -> Any:
-        """A weight or constant where kernels read it."""
+    def given(self, array: np.ndarray, kept: bool = True) -> Any:
+        """A weight or constant where kernels read it: for good, or only while others are made."""
         if not holds(TensorType(str(array.dtype), ())) and array.dtype.name not in POINTER:
             return array
-        made = DeviceArray.of(self.context, array)
+        context, size = self.context, array.nbytes
+        memory = self.heap.take(size) if kept else Loan(context.stream, size)
+        made = DeviceArray(context, memory.pointer, array.dtype, array.shape, memory).fill(array)
         if array.nbytes <= KEPT_BYTES:
             made.host = array  # operators on the host often ask for it: shapes, axes, limits
         return made
@@ -234,10 +243,7 @@ class Device:
         its = None if stream is None else self.context.foreign(stream)
         if isinstance(x, DeviceArray):
             return x.on(its)
-        kind, number = x.__dlpack_device__()
-        if int(kind) in (1, 3):  # the host, and its pinned memory
-            return None
-        return adopt(x, self.context, its, (int(kind), number), what)
+        return adopt(x, self.context, its, what)
 
     def trim(self) -> None:
         """Gives memory back to the device that nothing uses any more."""
@@ -256,7 +262,3 @@ def holds(kind: TensorType) -> bool:
 def numbers(kind: TensorType) -> tuple[int, ...]:
     """A shape whose sizes are known."""
     return tuple(int(n) for n in kind.shape)
-
-
-def _aligned(size: int) -> int:
-    return -(-size // ALIGNMENT) * ALIGNMENT

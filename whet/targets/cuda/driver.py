@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from types import SimpleNamespace
 from typing import Any, ClassVar
-
-import numpy as np
 
 from whet.errors import DeviceError, InvalidSetting, OutOfMemory
 from whet.targets.cuda.architecture import Architecture, of_capability
 
 ALIGNMENT = 256
-PROGRAMMATIC_PORT = 1  # CU_GRAPH_KERNEL_NODE_PORT_PROGRAMMATIC, a macro of cuda.h
+API_VERSION = 12000  # of the functions that are called directly
+
+MOST_KEPT, MOST_KEPT_SIZES, MOST_KEPT_BYTES = 4, 8, 4 << 20
+"""Pieces of one size that a stream keeps, their sizes, and the bytes of each."""
 
 
 @cache
@@ -41,18 +42,62 @@ def check(result: tuple[Any, ...], doing: str) -> Any:
     """The values of a call to the driver, without its status; raises for a failure."""
     status, *values = result
     if int(status):
-        driver = api()
-        text = _said(driver, status)
-        if status == driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
-            raise OutOfMemory(f"{doing}: {text}; close other sessions or use smaller sizes")
-        raise DeviceError(f"{doing}: {text}")
+        raise failure(status, doing)
     return values[0] if len(values) == 1 else tuple(values)
+
+
+def failure(status: Any, doing: str) -> Exception:
+    """What the driver's status means."""
+    driver = api()
+    status = driver.CUresult(int(status))
+    text = _said(driver, status)
+    if status == driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
+        return OutOfMemory(f"{doing}: {text}; close other sessions or use smaller sizes")
+    return DeviceError(f"{doing}: {text}")
 
 
 def _said(driver: Any, status: Any) -> str:
     _, name = driver.cuGetErrorName(status)
     _, text = driver.cuGetErrorString(status)
     return f"{name.decode()}: {text.decode()}" if name and text else f"error {int(status)}"
+
+
+_HANDLE, _SIZE = ctypes.c_void_p, ctypes.c_size_t
+_QUICK = {
+    "cuCtxSetCurrent": (_HANDLE,),
+    "cuEventRecord": (_HANDLE, _HANDLE),
+    "cuGraphExecKernelNodeSetParams": (_HANDLE, _HANDLE, _HANDLE),
+    "cuMemAllocAsync": (_HANDLE, _SIZE, _HANDLE),
+    "cuMemFreeAsync": (_HANDLE, _HANDLE),
+    "cuStreamWaitEvent": (_HANDLE, _HANDLE, ctypes.c_uint),
+}
+_SLOW = {
+    "cuGraphLaunch": (_HANDLE, _HANDLE),
+    "cuMemcpyDtoDAsync": (_HANDLE, _HANDLE, _SIZE, _HANDLE),
+    "cuMemcpyDtoHAsync": (_HANDLE, _HANDLE, _SIZE, _HANDLE),
+    "cuMemcpyHtoDAsync": (_HANDLE, _HANDLE, _SIZE, _HANDLE),
+    "cuStreamSynchronize": (_HANDLE,),
+}
+"""Those that may wait: other threads run meanwhile."""
+
+
+@cache
+def direct() -> SimpleNamespace:
+    """The driver's functions that runs call: on plain numbers, and the status is all they give.
+    The binding makes objects of everything, which takes longer than the calls themselves."""
+    kinds = ((_QUICK, ctypes.PYFUNCTYPE), (_SLOW, ctypes.CFUNCTYPE))
+    return SimpleNamespace(
+        **{
+            name: kind(ctypes.c_int, *types)(_address(name))
+            for table, kind in kinds
+            for name, types in table.items()
+        }
+    )
+
+
+def _address(name: str) -> int:
+    found = check(api().cuGetProcAddress(name.encode(), API_VERSION, 0), f"looking up {name}")
+    return int(found[0])
 
 
 @dataclass(frozen=True)
@@ -110,6 +155,7 @@ class Context:
         driver = api()
         self.device = check(driver.cuDeviceGet(number), "opening the device")
         self.handle = check(driver.cuDevicePrimaryCtxRetain(self.device), "opening the device")
+        self.number = int(self.handle)
         self.use()
         self.stream = Stream(self)
         self._foreign: dict[int, Stream] = {}
@@ -129,12 +175,8 @@ class Context:
 
     def use(self) -> None:
         """Makes it the calling thread's context."""
-        check(api().cuCtxSetCurrent(self.handle), "choosing the device")
-
-    def allocate(self, size: int, stream: Stream | None = None) -> Memory:
-        """Device memory, at least one byte of it: there at once, and for long; or, with a stream,
-        from the pool, there for what comes next on the stream."""
-        return Memory(self, size, stream)
+        if status := direct().cuCtxSetCurrent(self.number):
+            raise failure(status, "choosing the device")
 
     def foreign(self, stream: Any) -> Stream:
         """A stream of the caller's: its handle, or an object that has one."""
@@ -146,6 +188,8 @@ class Context:
     def trim(self) -> None:
         """Gives memory that nothing uses back to the device."""
         self.stream.synchronize()
+        for stream in (self.stream, *self._foreign.values()):
+            stream.forget()
         check(api().cuMemPoolTrimTo(self.pool, 0), "giving memory back")
 
     def free_bytes(self) -> int:
@@ -153,58 +197,6 @@ class Context:
         self.use()
         free, _ = check(api().cuMemGetInfo(), "asking for free memory")
         return int(free)
-
-
-class Memory:
-    """A piece of device memory; it goes back with the last reference, in order with its stream.
-
-    The pool takes memory from the device in large pieces: what stays for long is no part of it.
-    """
-
-    def __init__(self, context: Context, size: int, stream: Stream | None) -> None:
-        self.context, self.size, self.stream = context, size, stream
-        context.use()
-        driver, count = api(), max(size, 1)
-        got = (
-            driver.cuMemAlloc(count)
-            if stream is None
-            else driver.cuMemAllocAsync(count, stream.handle)
-        )
-        status, pointer = got
-        if int(status):
-            check((status,), f"allocating {size:,} bytes on {context.found.name}")
-        self.pointer = int(pointer)
-
-    def __del__(self) -> None:
-        pointer = getattr(self, "pointer", 0)
-        if pointer:
-            self.pointer = 0
-            driver = api()
-            driver.cuCtxSetCurrent(self.context.handle)
-            if self.stream is None:
-                driver.cuMemFree(pointer)  # once all that the device does is done
-            else:
-                driver.cuMemFreeAsync(pointer, self.stream.handle)
-
-
-class Pinned:
-    """Memory of the host that the device can read and write directly, as a NumPy array."""
-
-    def __init__(self, context: Context, size: int) -> None:
-        self.context = context
-        context.use()
-        doing = f"allocating {size:,} bytes of pinned memory"
-        self.pointer = int(check(api().cuMemHostAlloc(max(size, 1), 0), doing))
-        bytes_there = (ctypes.c_uint8 * max(size, 1)).from_address(self.pointer)
-        self.array: np.ndarray = np.ctypeslib.as_array(bytes_there)
-
-    def __del__(self) -> None:
-        pointer = getattr(self, "pointer", 0)
-        if pointer:
-            self.pointer = 0
-            driver = api()
-            driver.cuCtxSetCurrent(self.context.handle)
-            driver.cuMemFreeHost(pointer)
 
 
 def handle_of(stream: Any) -> int:
@@ -231,26 +223,30 @@ class Stream:
             self.handle = check(driver.cuStreamCreate(kind), "making a stream")
         else:
             self.handle = driver.CUstream(number)
-        self.number = int(self.handle)
+        self.number, self.is_own = int(self.handle), number is None
+        self._kept: dict[int, list[int]] = {}
+        """Memory that came back, by its size; what comes next may write to it."""
+        self._mark: Event | None = None
 
     def synchronize(self) -> None:
         """Waits until everything is done; raises DeviceError where a kernel failed."""
-        check(api().cuStreamSynchronize(self.handle), "running on the device")
+        if status := direct().cuStreamSynchronize(self.number):
+            raise failure(status, "running on the device")
 
     def upload(self, pointer: int, source: int, size: int) -> None:
         """Host to device, in order with the stream."""
-        if size:
-            check(api().cuMemcpyHtoDAsync(pointer, source, size, self.handle), "copying inputs")
+        if size and (status := direct().cuMemcpyHtoDAsync(pointer, source, size, self.number)):
+            raise failure(status, "copying inputs")
 
     def download(self, target: int, pointer: int, size: int) -> None:
         """Device to host, in order with the stream."""
-        if size:
-            check(api().cuMemcpyDtoHAsync(target, pointer, size, self.handle), "copying outputs")
+        if size and (status := direct().cuMemcpyDtoHAsync(target, pointer, size, self.number)):
+            raise failure(status, "copying outputs")
 
     def copy(self, target: int, source: int, size: int) -> None:
         """Device to device, in order with the stream."""
-        if size:
-            check(api().cuMemcpyDtoDAsync(target, source, size, self.handle), "copying")
+        if size and (status := direct().cuMemcpyDtoDAsync(target, source, size, self.number)):
+            raise failure(status, "copying")
 
     def zero(self, pointer: int, size: int) -> None:
         """Clears memory."""
@@ -258,13 +254,47 @@ class Stream:
 
     def follow(self, other: Stream) -> None:
         """What comes next here waits for what another stream was asked for so far."""
-        event = Event()
-        event.record(other)
-        self.wait_for(event)
+        if other._mark is None:
+            other._mark = Event()
+        other._mark.record(other)
+        self.wait_for(other._mark)
 
     def wait_for(self, event: Event) -> None:
         """What comes next here waits for an event."""
-        check(api().cuStreamWaitEvent(self.handle, event.handle, 0), "waiting for a stream")
+        if status := direct().cuStreamWaitEvent(self.number, event.number, 0):
+            raise failure(status, "waiting for a stream")
+
+    def recall(self, size: int) -> int:
+        """The address of memory of a size that was kept; 0 where there is none."""
+        try:
+            return self._kept[size].pop()
+        except (KeyError, IndexError):
+            return 0
+
+    def keep(self, size: int, pointer: int) -> bool:
+        """Keeps memory that came back, and says whether it did."""
+        kept = self._kept.get(size)
+        if kept is None:
+            if size > MOST_KEPT_BYTES or len(self._kept) >= MOST_KEPT_SIZES:
+                return False
+            kept = self._kept.setdefault(size, [])
+        if len(kept) >= MOST_KEPT:
+            return False
+        kept.append(pointer)
+        return True
+
+    def forget(self) -> None:
+        """Gives memory back that was kept."""
+        for size in list(self._kept):
+            while pointer := self.recall(size):
+                # Not in order with the stream, which may be one that the caller has ended.
+                self.context.use()
+                api().cuMemFree(pointer)
+
+    def __del__(self) -> None:
+        if getattr(self, "is_own", False):
+            self.forget()
+            api().cuStreamDestroy(self.handle)
 
 
 class Event:
@@ -275,10 +305,12 @@ class Event:
         flags = driver.CUevent_flags
         kind = flags.CU_EVENT_DEFAULT if timed else flags.CU_EVENT_DISABLE_TIMING
         self.handle = check(driver.cuEventCreate(kind), "making an event")
+        self.number = int(self.handle)
 
     def record(self, stream: Stream) -> None:
         """Stands behind everything asked of the stream so far."""
-        check(api().cuEventRecord(self.handle, stream.handle), "marking a place in a stream")
+        if status := direct().cuEventRecord(self.number, stream.number):
+            raise failure(status, "marking a place in a stream")
 
     def seconds_since(self, earlier: Event) -> float:
         """The device's own time between two events; waits for the later one."""
@@ -290,109 +322,3 @@ class Event:
     def __del__(self) -> None:
         if hasattr(self, "handle"):
             api().cuEventDestroy(self.handle)
-
-
-class Module:
-    """Machine code on a device."""
-
-    def __init__(self, context: Context, cubin: bytes, name: str, shared: int) -> None:
-        driver = api()
-        context.use()
-        self.handle = check(driver.cuModuleLoadData(cubin), f"loading {name}")
-        function = driver.cuModuleGetFunction(self.handle, name.encode())
-        self.function = check(function, f"loading {name}")
-        if shared > 48 << 10:
-            most = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-            check(driver.cuFuncSetAttribute(self.function, most, shared), f"loading {name}")
-
-
-@dataclass
-class Call:
-    """A launch with its arguments: eight bytes each, and the addresses at which they lie."""
-
-    module: Module
-    grid: tuple[int, int, int]
-    threads: int
-    shared: int
-    arguments: np.ndarray
-    name: str = ""
-    waits: bool = False
-    """Whether it waits by itself for the launch before it."""
-
-    def __post_init__(self) -> None:
-        base, count = self.arguments.ctypes.data, len(self.arguments)
-        self.addresses = np.array([base + 8 * i for i in range(count)], np.uint64)
-
-    def launch(self, stream: Stream) -> None:
-        """Runs it by itself."""
-        x, y, z = self.grid
-        result = api().cuLaunchKernel(
-            self.module.function,
-            x,
-            y,
-            z,
-            self.threads,
-            1,
-            1,
-            self.shared,
-            stream.handle,
-            self.addresses.ctypes.data,
-            0,
-        )
-        check(result, f"launching {self.name}")
-
-    def node(self) -> Any:
-        """What a graph is told of it."""
-        node = api().CUDA_KERNEL_NODE_PARAMS()
-        node.func = self.module.function
-        node.gridDimX, node.gridDimY, node.gridDimZ = self.grid
-        node.blockDimX, node.blockDimY, node.blockDimZ = self.threads, 1, 1
-        node.sharedMemBytes = self.shared
-        node.kernelParams = self.addresses.ctypes.data
-        return node
-
-
-class Graph:
-    """Launches in order, as one."""
-
-    def __init__(self, calls: Sequence[Call]) -> None:
-        driver = api()
-        self.graph = check(driver.cuGraphCreate(0), "making a graph")
-        self.params = [call.node() for call in calls]
-        self.nodes: list[Any] = []
-        for call, params in zip(calls, self.params):
-            added = driver.cuGraphAddKernelNode(self.graph, [], 0, params)
-            node = check(added, "adding to a graph")
-            if self.nodes:
-                self._connect(self.nodes[-1], node, call.waits)
-            self.nodes.append(node)
-        self.ready = check(driver.cuGraphInstantiate(self.graph, 0), "making a graph")
-
-    def _connect(self, before: Any, after: Any, waits: bool) -> None:
-        """One node behind another: at its end, or, where it waits by itself, once all of the
-        other's blocks let it start (CUDA Programming Guide, Programmatic Dependent Launch)."""
-        driver = api()
-        edge = driver.CUgraphEdgeData()
-        if waits:
-            edge.from_port = PROGRAMMATIC_PORT
-            edge.type = driver.CUgraphDependencyType.CU_GRAPH_DEPENDENCY_TYPE_PROGRAMMATIC.value
-        connect = getattr(driver, "cuGraphAddDependencies_v2", driver.cuGraphAddDependencies)
-        check(connect(self.graph, [before], [after], [edge], 1), "adding to a graph")
-
-    def update(self, number: int) -> None:
-        """Takes over the changed arguments of a launch."""
-        driver = api()
-        node, params = self.nodes[number], self.params[number]
-        result = driver.cuGraphExecKernelNodeSetParams(self.ready, node, params)
-        check(result, "updating a graph")
-
-    def launch(self, stream: Stream) -> None:
-        """Runs it."""
-        check(api().cuGraphLaunch(self.ready, stream.handle), "launching a graph")
-
-    def __del__(self) -> None:
-        driver = api()
-        if hasattr(self, "ready"):
-            driver.cuGraphExecDestroy(self.ready)
-        if hasattr(self, "graph"):
-            driver.cuGraphDestroy(self.graph)

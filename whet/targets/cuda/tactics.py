@@ -20,8 +20,10 @@ from whet.plan.kernel import Kernel, Load, Template, walk
 from whet.targets.cuda import codegen
 from whet.targets.cuda.architecture import Architecture
 from whet.targets.cuda.compile import Function, unpack
-from whet.targets.cuda.driver import ALIGNMENT, Call, Context, Event, Graph, Memory, Module, Stream
+from whet.targets.cuda.driver import ALIGNMENT, Context, Event, Stream
 from whet.targets.cuda.expressions import size_bound
+from whet.targets.cuda.graph import Call, Graph, Module
+from whet.targets.cuda.memory import Heap
 from whet.targets.cuda.workers import Job
 
 logger = logging.getLogger("whet.cuda")
@@ -37,13 +39,15 @@ FEWEST_BYTES = 64 << 10  # that a kernel reaches: below, every way is as fast
 
 MOST_OTHERS = 5  # ways to run a kernel, besides the first
 
-Loaded = list[tuple[Function, Module]]
+
+class Loaded(list[tuple[Function, Module]]):
+    """The functions of a kernel on a device."""
 
 
 def load(context: Context, code: bytes) -> Loaded:
     """An object's functions on the device."""
     functions = [spread(f, context.found.architecture) for f in unpack(code)]
-    return [(f, Module(context, f.cubin, f.name, f.shared)) for f in functions]
+    return Loaded((f, Module(context, f.cubin, f.name, f.shared)) for f in functions)
 
 
 def spread(function: Function, architecture: Architecture) -> Function:
@@ -110,9 +114,8 @@ class Bench:
     """Memory full of noise, and the time that kernels take on it."""
 
     def __init__(self, context: Context) -> None:
-        self.context, self.stream = context, Stream(context)
-        self.noise: Memory = context.allocate(1)
-        self.room: Memory = context.allocate(1)
+        self.context, self.stream, self.heap = context, Stream(context), Heap.of(context)
+        self.noise, self.room = self.heap.take(1), self.heap.take(1)
 
     def seconds(self, kernel: Template, code: bytes) -> float:
         """The time of one run of a kernel; infinite for code that the device refuses."""
@@ -160,23 +163,24 @@ class Bench:
     def _grow(self, read: int, written: int) -> None:
         """Enough memory for a kernel's operands and results."""
         if not hasattr(self, "words"):
-            self.words = self.context.allocate(ALIGNMENT)
-            self.counters, self.scratch = self.context.allocate(1), self.context.allocate(1)
+            self.words = self.heap.take(ALIGNMENT)
+            self.counters, self.scratch = self.heap.take(1), self.heap.take(1)
+            self.context.stream.zero(self.counters.pointer, self.counters.size)
         if self.noise.size < read:
-            self.noise = self.context.allocate(max(REGION, read))
+            self.noise = self.heap.take(max(REGION, read))
             rng = np.random.default_rng(0)
             piece = rng.normal(size=1 << 20).astype(np.float16)
             for at in range(0, self.noise.size, piece.nbytes):
                 size = min(piece.nbytes, self.noise.size - at)
                 self.context.stream.upload(self.noise.pointer + at, piece.ctypes.data, size)
         if self.room.size < written:
-            self.room = self.context.allocate(max(REGION, written))
+            self.room = self.heap.take(max(REGION, written))
         self.context.stream.synchronize()
 
     def _zeros(self, counters: int, scratch: int) -> None:
         if self.counters.size < counters:
-            self.counters = self.context.allocate(counters)
-            self.context.stream.zero(self.counters.pointer, counters)
+            self.counters = self.heap.take(counters)
+            self.context.stream.zero(self.counters.pointer, self.counters.size)
         if self.scratch.size < scratch:
-            self.scratch = self.context.allocate(scratch)
+            self.scratch = self.heap.take(scratch)
         self.context.stream.synchronize()

@@ -1,0 +1,339 @@
+"""A driver without a GPU: device memory is the host's, and a kernel is its step's reference.
+
+`with stubbed() as driver` lets `device="cuda"` open it; `driver` counts what it was asked for. A
+launch reads its arguments when a graph is made or updated, as a real one does: a run whose inputs
+moved without an update computes from the old ones.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import itertools
+import sys
+import types
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import pytest
+
+from whet.ir.evaluate import evaluate
+from whet.ir.graph import Graph, Input, make
+from whet.ops.movement import Gather
+from whet.plan.plan import Plan, Step, nbytes
+from whet.targets.cuda import device as devices
+from whet.targets.cuda import driver
+from whet.targets.cuda.compile import Function, pack
+
+TOTAL = 1 << 33
+
+
+class Status(IntEnum):
+    """What calls give back first."""
+
+    CUDA_SUCCESS = 0
+    CUDA_ERROR_OUT_OF_MEMORY = 2
+    CUDA_ERROR_INVALID_VALUE = 1
+
+
+class Anything:
+    """Constants by any name."""
+
+    def __getattr__(self, name: str) -> int:
+        return 0
+
+
+class Params:
+    """CUDA_KERNEL_NODE_PARAMS."""
+
+    def getPtr(self) -> int:
+        return id(self)
+
+
+class Driver(types.ModuleType):
+    """cuda.bindings.driver, as much of it as is used."""
+
+    CUresult = Status
+    CUdevice_attribute = CUmemPool_attribute = CUstream_flags = CUevent_flags = Anything()
+    CUfunction_attribute = Anything()
+    CUgraphDependencyType = types.SimpleNamespace(
+        CU_GRAPH_DEPENDENCY_TYPE_PROGRAMMATIC=types.SimpleNamespace(value=1)
+    )
+    CUgraphEdgeData = types.SimpleNamespace
+    CUstream = staticmethod(int)
+    cuuint64_t = staticmethod(int)
+
+    def __init__(self) -> None:
+        super().__init__("driver")
+        self.memory: dict[int, Any] = {}
+        """Allocations of the device, by address."""
+        self.counts: Counter[str] = Counter()
+        self.kernels: dict[str, tuple[int, Callable[..., None]]] = {}
+        """The number of arguments of each, and what it does with the addresses."""
+        self.numbers = itertools.count(1 << 20)
+        self.graphs: dict[int, list[tuple[int, Params]]] = {}
+        self.ready: dict[int, dict[int, tuple[str, list[int]]]] = {}
+        self._alive: list[Any] = []
+        self._addresses: dict[str, int] = {}
+        self.launched: list[str] = []
+
+    @property
+    def used(self) -> int:
+        """Bytes of the device that are taken."""
+        return sum(len(m) for m in self.memory.values())
+
+    def __getattr__(self, name: str) -> Any:
+        if not name.startswith("cu"):
+            raise AttributeError(name)
+
+        def nothing(*arguments: Any) -> tuple[Status]:
+            self.counts[name] += 1
+            return (Status.CUDA_SUCCESS,)
+
+        return nothing
+
+    def new(self) -> int:
+        return next(self.numbers)
+
+    # Devices and errors.
+
+    def cuDeviceGetCount(self) -> tuple[int, int]:
+        return 0, 1
+
+    def cuDeviceGet(self, number: int) -> tuple[int, int]:
+        return 0, number
+
+    def cuDeviceGetAttribute(self, attribute: int, device: int) -> tuple[int, int]:
+        self.counts["attribute"] += 1
+        return 0, (9, 0, 132)[(self.counts["attribute"] - 1) % 3]
+
+    def cuDeviceGetName(self, size: int, device: int) -> tuple[int, bytes]:
+        return 0, b"a stub\0"
+
+    def cuDeviceTotalMem(self, device: int) -> tuple[int, int]:
+        return 0, TOTAL
+
+    def cuDriverGetVersion(self) -> tuple[int, int]:
+        return 0, 13000
+
+    def cuDevicePrimaryCtxRetain(self, device: int) -> tuple[int, int]:
+        return 0, self.new()
+
+    def cuDeviceGetDefaultMemPool(self, device: int) -> tuple[int, int]:
+        return 0, self.new()
+
+    def cuGetErrorName(self, status: Status) -> tuple[int, bytes]:
+        return 0, status.name.encode()
+
+    cuGetErrorString = cuGetErrorName
+
+    def cuStreamCreate(self, flags: int) -> tuple[int, int]:
+        return 0, self.new()
+
+    def cuEventCreate(self, flags: int) -> tuple[int, int]:
+        return 0, self.new()
+
+    def cuMemGetInfo(self) -> tuple[int, int, int]:
+        return 0, TOTAL - self.used, TOTAL
+
+    # Memory.
+
+    def cuMemAlloc(self, size: int) -> tuple[int, int]:
+        self.counts["cuMemAlloc"] += 1
+        if self.used + size > TOTAL:
+            return Status.CUDA_ERROR_OUT_OF_MEMORY, 0
+        room = np.full(size + 512, 0xFE, np.uint8)  # no number: what nobody wrote is seen
+        at = -(-room.ctypes.data // 512) * 512
+        self.memory[at] = room[at - room.ctypes.data :][:size]
+        return 0, at
+
+    def cuMemFree(self, pointer: int) -> tuple[int]:
+        self.counts["cuMemFree"] += 1
+        del self.memory[int(pointer)]
+        return (0,)
+
+    def cuMemHostAlloc(self, size: int, flags: int) -> tuple[int, int]:
+        room = ctypes.create_string_buffer(size + 64)
+        self._alive.append(room)
+        return 0, -(-ctypes.addressof(room) // 64) * 64
+
+    def cuMemsetD8Async(self, pointer: int, byte: int, size: int, stream: int) -> tuple[int]:
+        ctypes.memset(pointer, byte, size)
+        return (0,)
+
+    # Modules and graphs.
+
+    def cuModuleLoadData(self, cubin: bytes) -> tuple[int, str]:
+        self.counts["cuModuleLoadData"] += 1
+        return 0, cubin.decode()
+
+    def cuModuleGetFunction(self, module: str, name: bytes) -> tuple[int, str]:
+        return 0, module
+
+    CUDA_KERNEL_NODE_PARAMS = Params
+
+    def cuGraphCreate(self, flags: int) -> tuple[int, int]:
+        number = self.new()
+        self.graphs[number] = []
+        return 0, number
+
+    def cuGraphAddKernelNode(
+        self, graph: int, before: list[int], count: int, params: Params
+    ) -> tuple[int, int]:
+        node = self.new()
+        self.graphs[graph].append((node, params))
+        self._alive.append(params)
+        return 0, node
+
+    def cuGraphInstantiate(self, graph: int, flags: int) -> tuple[int, int]:
+        self.counts["cuGraphInstantiate"] += 1
+        number = self.new()
+        self.ready[number] = {node: self._frozen(params) for node, params in self.graphs[graph]}
+        return 0, number
+
+    def _frozen(self, params: Any) -> tuple[str, list[int]]:
+        """A kernel, and its arguments as they are now."""
+        count, _ = self.kernels[params.func]
+        places = (ctypes.c_uint64 * count).from_address(params.kernelParams)
+        return params.func, [ctypes.c_uint64.from_address(p).value for p in places]
+
+    # What is called directly.
+
+    def cuGetProcAddress(self, name: bytes, version: int, flags: int) -> tuple[int, int, int]:
+        text = name.decode()
+        if text not in self._addresses:
+            table = driver._QUICK if text in driver._QUICK else driver._SLOW
+            run = getattr(self, f"direct_{text}", lambda *arguments: 0)
+
+            def counted(*arguments: Any) -> int:
+                self.counts[text] += 1
+                return int(run(*(a or 0 for a in arguments)) or 0)
+
+            made = ctypes.CFUNCTYPE(ctypes.c_int, *table[text])(counted)
+            self._alive.append(made)
+            self._addresses[text] = ctypes.cast(made, ctypes.c_void_p).value or 0
+        return 0, self._addresses[text], 0
+
+    def direct_cuMemAllocAsync(self, place: int, size: int, stream: int) -> int:
+        status, pointer = self.cuMemAlloc(size)
+        ctypes.c_uint64.from_address(place).value = pointer
+        return status
+
+    def direct_cuMemFreeAsync(self, pointer: int, stream: int) -> None:
+        self.cuMemFree(pointer)
+
+    def _copy(self, target: int, source: int, size: int, stream: int) -> None:
+        ctypes.memmove(target, source, size)
+
+    direct_cuMemcpyDtoDAsync = direct_cuMemcpyDtoHAsync = direct_cuMemcpyHtoDAsync = _copy
+
+    def direct_cuGraphExecKernelNodeSetParams(self, graph: int, node: int, params: int) -> None:
+        found = next(p for p in self._alive if id(p) == params)
+        self.ready[graph][node] = self._frozen(found)
+
+    def direct_cuGraphLaunch(self, graph: int, stream: int) -> None:
+        for name, arguments in self.ready[graph].values():
+            self.launched.append(name)
+            self.kernels[name][1](*arguments)
+
+
+def _array(address: int, kind: Any) -> np.ndarray:
+    """A tensor at an address."""
+    room = (ctypes.c_uint8 * nbytes(kind)).from_address(address)
+    return np.frombuffer(room, kind.numpy).reshape([int(n) for n in kind.shape])
+
+
+def behaviour(step: Step) -> Callable[..., None]:
+    """What a step's kernel does, by the references of its operators."""
+    inputs = {v: make(Input(f"read {n}", v.type), ())[0] for n, v in enumerate(step.reads)}
+    graph = Graph((), step.writes).substitute(inputs)
+    extents = [v.inputs[0].shape[v.op.axis] for v in graph.values if isinstance(v.op, Gather)]
+
+    def run(*addresses: int) -> None:
+        *buffers, error = addresses
+        arrays = [_array(a, v.tensor) for a, v in zip(buffers, (*step.reads, *step.writes))]
+        given = dict(zip(inputs.values(), arrays))
+        for index in (a for a in arrays if extents and a.dtype == np.int64):
+            if (index >= extents[0]).any():
+                ctypes.c_int32.from_address(error).value = 1
+                return
+        results = evaluate(graph, given)
+        for array, result in zip(arrays[len(step.reads) :], results):
+            array[...] = result
+
+    return run
+
+
+class StubDevice(devices.Device):
+    """A GPU whose kernels are Python."""
+
+    stub: Driver
+
+    def executable(self, plan: Plan, threads: int) -> Any:
+        for step in plan.steps:
+            if step.kernel is not None and step.kernel not in self._objects:
+                self._objects[step.kernel] = self._made(step)
+        return super().executable(plan, threads)
+
+    def _made(self, step: Step) -> bytes:
+        name = f"k{len(self.stub.kernels)}"
+        count = len(step.reads) + len(step.writes)
+        self.stub.kernels[name] = count + 1, behaviour(step)
+        checks = any(isinstance(v.op, Gather) for v in Graph((), step.writes).values)
+        slots = (*range(count), "error")
+        function = Function(
+            name, name.encode(), (1, 1, 1), slots, 32, 0, 0, 4, 512, checks, True, False
+        )
+        return pack([function])
+
+
+@contextmanager
+def stubbed() -> Iterator[Driver]:
+    """Within it there is one GPU."""
+    made = Driver()
+    bindings = types.ModuleType("cuda.bindings")
+    bindings.driver = made  # type: ignore[attr-defined]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "cuda", types.ModuleType("cuda"))
+        patch.setitem(sys.modules, "cuda.bindings", bindings)
+        patch.setattr(StubDevice, "stub", made, raising=False)
+        patch.setattr(devices, "Device", StubDevice)
+        patch.setattr(driver.Context, "_open", {})
+        driver.api.cache_clear()
+        driver.direct.cache_clear()
+        try:
+            yield made
+        finally:
+            _forget()
+
+
+def _forget() -> None:
+    """Lets everything end while the driver is there."""
+    driver.Context._open.clear()
+    gc.collect()
+    driver.api.cache_clear()
+    driver.direct.cache_clear()
+
+
+class Tensor:
+    """Another library's tensor on the device, by DLPack's older form."""
+
+    def __init__(self, stub: Driver, array: np.ndarray) -> None:
+        self.stub, self.array = stub, np.ascontiguousarray(array)
+        _, self.pointer = stub.cuMemAlloc(self.array.nbytes)
+        ctypes.memmove(self.pointer, self.array.ctypes.data, self.array.nbytes)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 2, 0
+
+    def __dlpack__(self, stream: Any = None, **ignored: Any) -> Any:
+        from whet.targets.cuda.array import DeviceArray
+
+        context = driver.Context.of(0)
+        array = self.array
+        made = DeviceArray(context, self.pointer, array.dtype, array.shape, self)
+        return made.__dlpack__(stream=-1)

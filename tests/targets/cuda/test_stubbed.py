@@ -1,0 +1,233 @@
+"""Runs, memory and weights of a GPU that is not there: stub.py in this folder says what is."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import whet
+from tests.targets.cuda.stub import Driver, Tensor, stubbed
+from whet.errors import IndexOutOfRange, OutOfMemory
+from whet.targets.cuda.driver import ALIGNMENT
+from whet.targets.cuda.memory import GRAIN, Heap
+
+ROWS, COLUMNS = 6, 40
+RNG = np.random.default_rng(3)
+W = RNG.normal(size=(ROWS, COLUMNS)).astype(np.float32)
+
+
+@pytest.fixture
+def gpu() -> Iterator[Driver]:
+    with stubbed() as driver:
+        yield driver
+
+
+def model(weight: np.ndarray = W) -> onnx.ModelProto:
+    """relu(x + 2 w), and of that the rows that i names."""
+    nodes = [
+        helper.make_node("Mul", ["w", "two"], ["v"]),
+        helper.make_node("Add", ["x", "v"], ["s"]),
+        helper.make_node("Relu", ["s"], ["y"]),
+        helper.make_node("Gather", ["y", "i"], ["z"], name="pick"),
+    ]
+    shape = list(weight.shape)
+    inputs = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, shape),
+        helper.make_tensor_value_info("i", TensorProto.INT64, [3]),
+    ]
+    outputs = [
+        helper.make_tensor_value_info("y", TensorProto.FLOAT, shape),
+        helper.make_tensor_value_info("z", TensorProto.FLOAT, [3, *shape[1:]]),
+    ]
+    weights = [
+        numpy_helper.from_array(weight, "w"),
+        numpy_helper.from_array(np.float32(2), "two"),
+    ]
+    return helper.make_model(helper.make_graph(nodes, "g", inputs, outputs, weights))
+
+
+def open_session() -> whet.Session:
+    return whet.build(model()).session(device="cuda", cache=False)
+
+
+def drawn(seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(ROWS, COLUMNS)).astype(np.float32)
+    return {"x": x, "i": rng.integers(-ROWS, ROWS, 3)}
+
+
+def check(got: dict[str, Any], inputs: dict[str, np.ndarray], w: np.ndarray = W) -> None:
+    y = np.maximum(inputs["x"] + 2 * w, 0)
+    np.testing.assert_array_equal(np.asarray(got["y"]), y)
+    np.testing.assert_array_equal(np.asarray(got["z"]), y[inputs["i"]])
+
+
+def on_device(gpu: Driver, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
+    return {name: Tensor(gpu, array) for name, array in inputs.items()}
+
+
+def test_arrays_of_the_host(gpu: Driver) -> None:
+    session = open_session()
+    for seed in range(4):
+        got = session.run(drawn(seed))
+        assert isinstance(got["y"], np.ndarray)
+        check(got, drawn(seed))
+    out = np.full((3, COLUMNS), np.nan, np.float32)
+    check(session.run(drawn(9), out={"z": out}), drawn(9))
+    assert not np.isnan(out).any()
+
+
+@pytest.mark.parametrize("stream", [None, 77])
+def test_inputs_at_other_addresses_each_time(gpu: Driver, stream: int | None) -> None:
+    session = open_session()
+    made = [on_device(gpu, drawn(seed)) for seed in range(6)]
+    kept = [session.run(inputs, stream=stream) for inputs in made]
+    assert gpu.counts["cuGraphInstantiate"] == 2, "what prepares, and what runs"
+    for seed, got in enumerate(kept):
+        check(got, drawn(seed))
+    same = session.run(made[0], stream=stream)
+    del kept
+    before = gpu.counts.copy()
+    for _ in range(3):
+        same = session.run(made[0], stream=stream)
+    check(same, drawn(0))
+    assert gpu.counts["cuMemAllocAsync"] == before["cuMemAllocAsync"], "results find room again"
+    # Only what is new is told to a graph: results change places by turns, inputs and weights stay.
+    told = gpu.counts["cuGraphExecKernelNodeSetParams"] - before["cuGraphExecKernelNodeSetParams"]
+    assert told <= 3 * 2
+
+
+def test_only_a_run_without_a_stream_waits(gpu: Driver) -> None:
+    session = open_session()
+    inputs = on_device(gpu, drawn(1))
+    session.run(inputs, stream=5)
+    before = gpu.counts["cuStreamSynchronize"]
+    for _ in range(3):
+        session.run(inputs, stream=5)
+    assert gpu.counts["cuStreamSynchronize"] == before
+    session.run(inputs)
+    assert gpu.counts["cuStreamSynchronize"] > before
+
+
+def test_addresses_that_kernels_cannot_read_from(gpu: Driver) -> None:
+    session = open_session()
+    inputs = on_device(gpu, drawn(2))
+    room = Tensor(gpu, np.concatenate([np.float32([0]), drawn(2)["x"].reshape(-1)]))
+    inputs["x"].pointer = room.pointer + 4
+    check(session.run(inputs), drawn(2))
+
+
+def test_indices_outside(gpu: Driver) -> None:
+    session = open_session()
+    bad = {**drawn(1), "i": np.array([0, ROWS + 1, 1])}
+    for _ in range(2):
+        with pytest.raises(IndexOutOfRange, match="pick"):
+            session.run(bad)
+        check(session.run(drawn(1)), drawn(1))
+    got = session.run(on_device(gpu, bad), stream=5)
+    with pytest.raises(IndexOutOfRange, match="pick"):
+        np.asarray(got["z"])
+    check(session.run(on_device(gpu, drawn(3)), stream=5), drawn(3))
+
+
+def test_many_threads(gpu: Driver) -> None:
+    session = open_session()
+    errors: list[BaseException] = []
+
+    def work(first: int) -> None:
+        try:
+            for seed in range(first, first + 10):
+                check(session.run(drawn(seed)), drawn(seed))
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(100 * n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+
+
+def test_a_refit(gpu: Driver) -> None:
+    engine = whet.build(model())
+    session = engine.session(device="cuda", cache=False)
+    inputs = on_device(gpu, drawn(1))
+    check(session.run(inputs), drawn(1))
+    engine.refit({"w": -W})
+    check(session.run(inputs), drawn(1), -W)
+
+
+def test_preparing_leaves_only_what_it_made(gpu: Driver) -> None:
+    gc.disable()  # what goes only with the collector stays for who knows how long
+    try:
+        session = open_session()
+        assert session._runner.device.heap.taken == gpu.used == GRAIN
+        loaded = gpu.counts["cuModuleLoadData"]
+        assert loaded == gpu.counts["cuModuleUnload"] > 0
+        session.run(drawn(1))
+        assert gpu.used == GRAIN, "the arena, inputs and results lie beside the weights"
+        steps = len(session.plans[-1].steps)
+        assert gpu.counts["cuModuleLoadData"] - loaded == steps
+    finally:
+        gc.enable()
+    del session
+    gc.collect()
+    assert gpu.used == 0
+
+
+def heap() -> tuple[Heap, dict[int, int]]:
+    blocks: dict[int, int] = {}
+
+    def allocate(size: int) -> int:
+        at = 1 << 30 if not blocks else max(a + s for a, s in blocks.items())  # they touch
+        blocks[at] = size
+        return at
+
+    return Heap(allocate, blocks.pop), blocks
+
+
+def test_pieces_of_a_heap_never_overlap() -> None:
+    rng = np.random.default_rng(5)
+    made, blocks = heap()
+    pieces: list[Any] = []
+    for _ in range(2000):
+        if pieces and rng.random() < 0.5:
+            pieces.pop(int(rng.integers(len(pieces))))
+        else:
+            pieces.append(made.take(int(rng.integers(0, 3 << 20))))
+        spans = sorted((p.pointer, p.pointer + p.size) for p in pieces)
+        assert all(end <= start for (_, end), (start, _) in pairwise(spans))
+        for start, end in spans:
+            assert any(at <= start and end <= at + size for at, size in blocks.items())
+    pieces.clear()
+    kept = made.take(1)
+    assert kept.size == ALIGNMENT and len(blocks) == 1 and made.taken == GRAIN
+
+
+def test_pieces_that_come_back_are_waited_for() -> None:
+    made, _ = heap()
+    waits: list[int] = []
+    made.settle = lambda: waits.append(1)
+    kept, piece = made.take(100), made.take(100)
+    assert not waits
+    del piece
+    piece = made.take(100)
+    assert waits == [1] and kept.pointer != piece.pointer
+    made.take(100)
+    assert waits == [1]
+
+
+def test_too_much_memory(gpu: Driver) -> None:
+    session = open_session()
+    with pytest.raises(OutOfMemory, match="allocating"):
+        session._runner.device.heap.take(1 << 40)
+    check(session.run(drawn(1)), drawn(1))

@@ -1,0 +1,185 @@
+"""Memory: pieces of few large blocks on the device, loans in order with a stream, pinned memory."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from whet.targets.cuda.driver import ALIGNMENT, Context, Stream, api, check, direct, failure
+
+GRAIN = 2 << 20
+"""The driver gives device memory by so many bytes."""
+
+
+def aligned(size: int, to: int = ALIGNMENT) -> int:
+    """A number of bytes, rounded up."""
+    return -(-size // to) * to
+
+
+class Heap:
+    """Where what stays for long lies: blocks of whole grains, shared by as many pieces as fit.
+
+    `allocate` gives a block's address and `free` takes it back: those of a device, or, to find out
+    how much a plan would take, of none.
+    """
+
+    def __init__(self, allocate: Callable[[int], int], free: Callable[[int], object]) -> None:
+        self._allocate, self._free = allocate, free
+        self._blocks: dict[int, int] = {}
+        """Bytes by address."""
+        self._gaps: dict[int, int] = {}
+        self._returned: deque[tuple[int, int]] = deque()
+        self._lock = threading.Lock()
+        self.settle: Callable[[], object] = lambda: None
+        """Waits for what may still use pieces that were given back."""
+        self._is_settled = True
+
+    @classmethod
+    def of(cls, context: Context) -> Heap:
+        """One on a device."""
+
+        def allocate(size: int) -> int:
+            context.use()
+            status, pointer = api().cuMemAlloc(size)
+            check((status,), f"allocating {size:,} bytes on {context.found.name}")
+            return int(pointer)
+
+        heap = cls(allocate, lambda block: _free(context, block))
+        heap.settle = lambda: check(api().cuCtxSynchronize(), "running on the device")
+        return heap
+
+    @property
+    def taken(self) -> int:
+        """The bytes of all blocks."""
+        return sum(self._blocks.values())
+
+    def take(self, size: int) -> Piece:
+        """Memory, at least one byte of it."""
+        size = aligned(max(size, 1))
+        with self._lock:
+            self._tidy()
+            at = min(
+                (gap for gap, free in self._gaps.items() if free >= size),
+                key=lambda gap: self._gaps[gap],
+                default=None,
+            )
+            if at is None:
+                at, whole = self._block(size)
+                self._gaps[at] = whole
+            elif not self._is_settled:
+                self.settle()
+                self._is_settled = True
+            free = self._gaps.pop(at)
+            if free > size:
+                self._gaps[at + size] = free - size
+        return Piece(self, at, size)
+
+    def _block(self, size: int) -> tuple[int, int]:
+        whole = aligned(size, GRAIN)
+        at = self._allocate(whole)
+        self._blocks[at] = whole
+        return at, whole
+
+    def give_back(self, pointer: int, size: int) -> None:
+        """Takes a piece back. May be called at any moment, as objects end: also within `take`."""
+        self._returned.append((pointer, size))
+        if self._lock.acquire(blocking=False):
+            try:
+                self._tidy()
+            finally:
+                self._lock.release()
+
+    def _tidy(self) -> None:
+        """Joins what came back with the gaps beside it; blocks that are all gap go."""
+        if not self._returned:
+            return
+        while self._returned:
+            pointer, size = self._returned.popleft()
+            self._gaps[pointer] = size
+            self._is_settled = False
+        joined: dict[int, int] = {}
+        last = 0
+        for at in sorted(self._gaps):
+            # Blocks may touch: a gap never reaches from one into the next.
+            if joined and last + joined[last] == at and at not in self._blocks:
+                joined[last] += self._gaps[at]
+            else:
+                joined[at], last = self._gaps[at], at
+        empty = [at for at, size in joined.items() if self._blocks.get(at) == size]
+        for at in empty:
+            del joined[at], self._blocks[at]
+            self._free(at)
+        self._gaps = joined
+
+    def __del__(self) -> None:
+        blocks, self._blocks = self._blocks, {}  # pieces may come back even now
+        for block in blocks:
+            self._free(block)
+
+
+class Piece:
+    """A piece of a heap, which has it back with the last reference."""
+
+    __slots__ = ("heap", "pointer", "size")
+
+    def __init__(self, heap: Heap, pointer: int, size: int) -> None:
+        self.heap, self.pointer, self.size = heap, pointer, size
+
+    def __del__(self) -> None:
+        self.heap.give_back(self.pointer, self.size)
+
+
+def _free(context: Context, pointer: int) -> None:
+    """Once all that the device does is done."""
+    api().cuCtxSetCurrent(context.handle)
+    api().cuMemFree(pointer)
+
+
+class Loan:
+    """Memory from the device's pool, there for what comes next on a stream; it goes back, in order
+    with the stream, with the last reference, and the stream keeps some for who asks next."""
+
+    __slots__ = ("pointer", "size", "stream")
+
+    def __init__(self, stream: Stream, size: int) -> None:
+        self.stream, self.size = stream, max(size, 1)
+        self.pointer = stream.recall(self.size) or self._borrow()
+
+    def _borrow(self) -> int:
+        context, found = self.stream.context, ctypes.c_uint64()
+        context.use()
+        address, number = ctypes.addressof(found), self.stream.number
+        if status := direct().cuMemAllocAsync(address, self.size, number):
+            raise failure(status, f"allocating {self.size:,} bytes on {context.found.name}")
+        return found.value
+
+    def __del__(self) -> None:
+        pointer = getattr(self, "pointer", 0)
+        if pointer and not self.stream.keep(self.size, pointer):
+            self.stream.context.use()
+            direct().cuMemFreeAsync(pointer, self.stream.number)
+
+
+class Pinned:
+    """Memory of the host that the device can read and write directly, as a NumPy array."""
+
+    def __init__(self, context: Context, size: int) -> None:
+        self.context = context
+        context.use()
+        doing = f"allocating {size:,} bytes of pinned memory"
+        self.pointer = int(check(api().cuMemHostAlloc(max(size, 1), 0), doing))
+        bytes_there: Any = (ctypes.c_uint8 * max(size, 1)).from_address(self.pointer)
+        self.array: np.ndarray = np.ctypeslib.as_array(bytes_there)
+
+    def __del__(self) -> None:
+        pointer = getattr(self, "pointer", 0)
+        if pointer:
+            self.pointer = 0
+            driver = api()
+            driver.cuCtxSetCurrent(self.context.handle)
+            driver.cuMemFreeHost(pointer)
