@@ -123,6 +123,17 @@ class Device(Protocol):
     def executable(self, plan: Plan, threads: int) -> Executable:
         """A Plan, ready to run."""
 
+    @property
+    def quick(self) -> Callable[[Any, Any, Any], Any] | None:
+        """Takes an input that is like one it has learnt of, on a caller's stream, and gives None
+        for all others; itself None where the device has no such way."""
+
+    def learn(self, x: Any, array: Any, layouts: Any) -> None:
+        """Is told what an input was taken as."""
+
+    def reserve(self, kinds: Sequence[TensorType], arena: int) -> None:
+        """Is told of all tensors that are about to be kept, and of what a run needs besides."""
+
     def arrays(self, kinds: Sequence[TensorType]) -> list[Any]:
         """Room for tensors that are kept."""
 

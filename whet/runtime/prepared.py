@@ -145,6 +145,9 @@ class Prepared:
         generation = self.generation
         found = generation.given.get(program)
         if found is None:
+            new = [v.type for v in values if v not in generation.arrays]
+            kinds = [kind for kind in new if isinstance(kind, TensorType)]
+            self.device.reserve(kinds, getattr(program.executable, "arena", program.plan.arena))
             found = generation.given[program] = self.of(values)
         return found
 

@@ -73,6 +73,8 @@ class Runner:
         self._stages: dict[StageKey, Stage] = {}
         self._met: dict[tuple[Graph, tuple[Any, ...]], tuple[Stage, dict[str, int]]] = {}
         """What runs for shapes that were met before, and the sizes that they show."""
+        self._alone: dict[tuple[Graph, tuple[Any, ...]], Program] = {}
+        """Of these, what is one program and nothing else."""
         self._wide: dict[Graph, Stage | None] = {}
         """Graphs that are planned for a range of sizes; None where that cannot be."""
         self._lock = threading.RLock()
@@ -129,8 +131,16 @@ class Runner:
         if shapes is not None and None not in shapes:
             if len(self._met) >= MOST_STAGES:
                 self._met.clear()
+                self._alone.clear()
             self._met[graph, shapes] = stage, sizes
+            if stage.is_alone and graph.late is None:
+                self._alone[graph, shapes] = stage.program
         return stage.run(arrays, out or {}, sizes)
+
+    def answer(self, graph: Graph, arrays: Sequence[Any]) -> list[Any] | None:
+        """What `execute` gives, where the device has a shorter way to it; else None."""
+        program = self._alone.get((graph, tuple([array.shape for array in arrays])))
+        return None if program is None else program.answer(arrays)
 
     def _wide_for(self, graph: Graph, sizes: Mapping[str, int]) -> Stage | None:
         """The graph for all its sizes, where it serves these, and nothing better is there."""
@@ -286,6 +296,9 @@ class Program:
         made = {v for v in self.graph.outputs if v in self.made and isinstance(v.type, TensorType)}
         self.is_plain = len(made) == len(self.graph.outputs)
         """Whether each output is a tensor of its own, which a step writes."""
+        self._answer = getattr(self.executable, "answer", None) if self.is_plain else None
+        self._latest: tuple[Any, dict[Value, Any]] = None, {}
+        """Weights that it ran with, and what was prepared from them."""
         makeshift = runner.device.capabilities.makeshift
         slow = any(makeshift(v) for v in (*self.source.values, *graph.values))
         self.is_makeshift = slow or bool(self.plan.reference_ops)
@@ -320,6 +333,18 @@ class Program:
                 array = out[number]
             results.append(array)
         return results
+
+    def answer(self, arrays: Arrays) -> list[Any] | None:
+        """The outputs as fresh arrays, by the device's shortest way; None where it has none."""
+        if self._answer is None:
+            return None
+        generation, given = self._latest
+        if generation is not self.runner.prepared.generation:
+            generation = self.runner.prepared.generation
+            with self.runner.prepared.pinned(generation):
+                given = self.runner.prepared.of_program(self, self.given)
+            self._latest = generation, given
+        return self._answer(given, arrays)
 
     def _buffers(
         self, arrays: Arrays, out: Mapping[int, np.ndarray], sizes: Mapping[str, int]
@@ -432,6 +457,11 @@ class Stage:
         known = dict(zip(self.carried, carried))
         results = [r for v in self.frontier for r in self._compute(v, known, told)]
         return self.runner.execute(self.rest, (*carried, *results), out, told)
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether its program is all there is, with sizes that are known."""
+        return not self.frontier and not self.ranges.sizes
 
     @cached_property
     def demands(self) -> Demands:

@@ -137,6 +137,9 @@ class Driver(types.ModuleType):
     def cuEventCreate(self, flags: int) -> tuple[int, int]:
         return 0, self.new()
 
+    def cuEventElapsedTime(self, first: int, last: int) -> tuple[int, float]:
+        return 0, 0.5
+
     def cuMemGetInfo(self) -> tuple[int, int, int]:
         return 0, TOTAL - self.used, TOTAL
 
@@ -175,6 +178,16 @@ class Driver(types.ModuleType):
         return 0, module
 
     CUDA_KERNEL_NODE_PARAMS = Params
+
+    def cuLaunchKernel(self, function: str, *rest: int) -> tuple[int]:
+        params = Params()
+        params.func, params.kernelParams = function, rest[-2]  # type: ignore[attr-defined]
+        self._run(*self._frozen(params))
+        return (0,)
+
+    def _run(self, name: str, arguments: list[int]) -> None:
+        self.launched.append(name)
+        self.kernels[name][1](*arguments)
 
     def cuGraphCreate(self, flags: int) -> tuple[int, int]:
         number = self.new()
@@ -237,8 +250,7 @@ class Driver(types.ModuleType):
 
     def direct_cuGraphLaunch(self, graph: int, stream: int) -> None:
         for name, arguments in self.ready[graph].values():
-            self.launched.append(name)
-            self.kernels[name][1](*arguments)
+            self._run(name, arguments)
 
 
 def _array(address: int, kind: Any) -> np.ndarray:
@@ -337,3 +349,28 @@ class Tensor:
         array = self.array
         made = DeviceArray(context, self.pointer, array.dtype, array.shape, self)
         return made.__dlpack__(stream=-1)
+
+
+class TorchTensor(Tensor):
+    """The same with PyTorch's attributes."""
+
+    __module__ = "torch"
+    is_cuda = True
+
+    @property
+    def dtype(self) -> str:
+        return f"torch.{self.array.dtype}"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape
+
+    def data_ptr(self) -> int:
+        self.stub.counts["data_ptr"] += 1
+        return self.pointer
+
+    def get_device(self) -> int:
+        return 0
+
+    def is_contiguous(self) -> bool:
+        return True

@@ -14,8 +14,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import whet
-from tests.targets.cuda.stub import Driver, Tensor, stubbed
-from whet.errors import IndexOutOfRange, OutOfMemory
+from tests.targets.cuda.stub import Driver, Tensor, TorchTensor, stubbed
+from whet.errors import IndexOutOfRange, InvalidInput, OutOfMemory
 from whet.targets.cuda.driver import ALIGNMENT
 from whet.targets.cuda.memory import GRAIN, Heap
 
@@ -70,8 +70,10 @@ def check(got: dict[str, Any], inputs: dict[str, np.ndarray], w: np.ndarray = W)
     np.testing.assert_array_equal(np.asarray(got["z"]), y[inputs["i"]])
 
 
-def on_device(gpu: Driver, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
-    return {name: Tensor(gpu, array) for name, array in inputs.items()}
+def on_device(
+    gpu: Driver, inputs: dict[str, np.ndarray], kind: type[Tensor] = Tensor
+) -> dict[str, Any]:
+    return {name: kind(gpu, array) for name, array in inputs.items()}
 
 
 def test_arrays_of_the_host(gpu: Driver) -> None:
@@ -85,10 +87,13 @@ def test_arrays_of_the_host(gpu: Driver) -> None:
     assert not np.isnan(out).any()
 
 
+@pytest.mark.parametrize("kind", [Tensor, TorchTensor])
 @pytest.mark.parametrize("stream", [None, 77])
-def test_inputs_at_other_addresses_each_time(gpu: Driver, stream: int | None) -> None:
+def test_inputs_at_other_addresses_each_time(
+    gpu: Driver, stream: int | None, kind: type[Tensor]
+) -> None:
     session = open_session()
-    made = [on_device(gpu, drawn(seed)) for seed in range(6)]
+    made = [on_device(gpu, drawn(seed), kind) for seed in range(6)]
     kept = [session.run(inputs, stream=stream) for inputs in made]
     assert gpu.counts["cuGraphInstantiate"] == 2, "what prepares, and what runs"
     for seed, got in enumerate(kept):
@@ -103,6 +108,43 @@ def test_inputs_at_other_addresses_each_time(gpu: Driver, stream: int | None) ->
     # Only what is new is told to a graph: results change places by turns, inputs and weights stay.
     told = gpu.counts["cuGraphExecKernelNodeSetParams"] - before["cuGraphExecKernelNodeSetParams"]
     assert told <= 3 * 2
+    assert bool(gpu.counts["data_ptr"]) == (kind is TorchTensor and stream is not None)
+
+
+def test_the_short_way_is_for_what_was_seen_before(gpu: Driver) -> None:
+    session = open_session()
+    inputs = on_device(gpu, drawn(1), TorchTensor)
+    for _ in range(3):
+        check(session.run(inputs, stream=5), drawn(1))
+    small = on_device(gpu, {**drawn(1), "x": drawn(1)["x"][:2]}, TorchTensor)
+    with pytest.raises(InvalidInput, match="shape"):
+        session.run(small, stream=5)
+    wide = on_device(gpu, {**drawn(1), "x": drawn(1)["x"].astype(np.float64)}, TorchTensor)
+    with pytest.raises(InvalidInput, match="float64"):
+        session.run(wide, stream=5)
+    bad = on_device(gpu, {**drawn(1), "i": np.array([0, ROWS + 1, 1])}, TorchTensor)
+    got = session.run(bad, stream=5)
+    with pytest.raises(IndexOutOfRange, match="pick"):
+        np.asarray(got["z"])
+    seen = session.trace(inputs)
+    assert len(seen.steps) == len(session.plans[-1].steps)
+    out = np.zeros((ROWS, COLUMNS), np.float32)
+    check(session.run(inputs, stream=5, out={"y": out}), drawn(1))
+    check({"y": out, "z": session.run(inputs, stream=5)["z"]}, drawn(1))
+
+
+def test_sizes_that_a_run_tells(gpu: Driver) -> None:
+    made = model()
+    for tensor in (*made.graph.input, *made.graph.output):
+        if tensor.name in "xy":
+            tensor.type.tensor_type.shape.dim[0].dim_param = "rows"
+    made.graph.initializer[0].CopyFrom(numpy_helper.from_array(W[:1], "w"))
+    session = whet.build(made).session(device="cuda", cache=False)
+    for turn in range(3):
+        for rows in (2, 5):
+            inputs = {"x": drawn(turn)["x"][:rows], "i": np.array([0, -1, 1])}
+            check(session.run(on_device(gpu, inputs, TorchTensor), stream=5), inputs, W[:1])
+    assert len(session.plans) == 2
 
 
 def test_only_a_run_without_a_stream_waits(gpu: Driver) -> None:

@@ -132,6 +132,14 @@ class Device:
         """Fresh memory for a result."""
         return np.empty(kind.shape, kind.numpy)
 
+    quick = None
+
+    def learn(self, x: Any, array: Any, layouts: Any) -> None:
+        """Inputs are taken in one way only."""
+
+    def reserve(self, kinds: Sequence[TensorType], arena: int) -> None:
+        """The host's memory needs no asking beforehand."""
+
     def adopt(self, x: Any, what: str, stream: Any = None) -> Any:
         """Every tensor that speaks DLPack is taken as NumPy does it."""
         return None

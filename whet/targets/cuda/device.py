@@ -21,11 +21,11 @@ from whet.plan.kernel import Kernel
 from whet.plan.plan import Plan, nbytes
 from whet.plan.target import Capabilities, Limits, Tactic
 from whet.progress import phase
-from whet.targets.cuda import codegen, driver, limits, tactics
+from whet.targets.cuda import codegen, dlpack, driver, limits, tactics
 from whet.targets.cuda.architecture import Architecture
 from whet.targets.cuda.arithmetic import POINTER
-from whet.targets.cuda.array import DeviceArray, adopt
-from whet.targets.cuda.compile import to_object
+from whet.targets.cuda.array import DeviceArray
+from whet.targets.cuda.compile import Function, to_object, unpack
 from whet.targets.cuda.legalize import emits, legalize
 from whet.targets.cuda.memory import Heap, Loan, aligned
 from whet.targets.cuda.tactics import Loaded, load
@@ -79,6 +79,9 @@ class Device:
         self._code: WeakValueDictionary[Kernel, Loaded] = WeakValueDictionary()
         """What is on the GPU: as long as something runs it."""
         self._lock = threading.Lock()
+        self._quick_types: set[type] = set()
+        self._theirs: tuple[Any, driver.Stream | None] = None, None
+        """The stream that a caller gave last, and what it is here."""
 
     @cached_property
     def context(self) -> driver.Context:
@@ -99,6 +102,12 @@ class Device:
                     self._objects[kernel] = self.object(kernel)
                 found = self._code[kernel] = self._load(kernel, self._objects[kernel])
             return found
+
+    def functions(self, kernel: Kernel) -> list[Function]:
+        """What is known of a kernel's code before it is on the device."""
+        if kernel not in self._objects:
+            self._objects[kernel] = self.object(kernel)
+        return unpack(self._objects[kernel])
 
     def _load(self, kernel: Kernel, code: bytes) -> Loaded:
         """Code on the device; what was made for one with more shared memory is made anew."""
@@ -207,6 +216,11 @@ class Device:
 
         return Executable(plan, self)
 
+    def reserve(self, kinds: Sequence[TensorType], arena: int) -> None:
+        """Makes sure of one piece of memory for weights that come one by one, and for a run."""
+        sizes = [aligned(nbytes(kind)) for kind in kinds if holds(kind)]
+        self.heap.reserve(sum(sizes) + aligned(arena))
+
     def arrays(self, kinds: Sequence[TensorType]) -> list[Any]:
         """Room for tensors, one after the other in one piece of memory; those that no kernel can
         hold stay with the host."""
@@ -243,7 +257,29 @@ class Device:
         its = None if stream is None else self.context.foreign(stream)
         if isinstance(x, DeviceArray):
             return x.on(its)
-        return adopt(x, self.context, its, what)
+        return dlpack.adopt(x, self.context, its, what)
+
+    def quick(self, x: Any, layouts: dlpack.Layouts, stream: Any) -> DeviceArray | None:
+        """What `adopt` gives, for tensors like those that were learnt, on a caller's stream; None
+        for all others."""
+        if stream is None or type(x) not in self._quick_types:
+            return None
+        array = dlpack.known(x, self.context, layouts)
+        if array is not None:
+            theirs, its = self._theirs
+            if theirs is not stream:
+                self._theirs = stream, self.context.foreign(stream)
+                its = self._theirs[1]
+            array.stream = its
+        return array
+
+    def learn(self, x: Any, array: Any, layouts: dlpack.Layouts) -> None:
+        """Remembers what a tensor was taken as."""
+        if type(array) is DeviceArray and dlpack.is_torch(type(x)):
+            self._quick_types.add(type(x))
+            if len(layouts) >= dlpack.MOST_LAYOUTS:
+                layouts.clear()
+            layouts[x.dtype, x.shape] = array.dtype, array.shape
 
     def trim(self) -> None:
         """Gives memory back to the device that nothing uses any more."""

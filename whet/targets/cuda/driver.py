@@ -158,6 +158,8 @@ class Context:
         self.number = int(self.handle)
         self.use()
         self.stream = Stream(self)
+        self.streams = [self.stream]
+        """Those that no run is on: each takes memory, and making one takes time."""
         self._foreign: dict[int, Stream] = {}
         pool = check(driver.cuDeviceGetDefaultMemPool(self.device), "opening the pool of memory")
         kept = driver.CUmemPool_attribute.CU_MEMPOOL_ATTR_RELEASE_THRESHOLD
@@ -177,6 +179,13 @@ class Context:
         """Makes it the calling thread's context."""
         if status := direct().cuCtxSetCurrent(self.number):
             raise failure(status, "choosing the device")
+
+    def lend(self) -> Stream:
+        """A stream for one run at a time; `streams` takes it back."""
+        try:
+            return self.streams.pop()
+        except IndexError:
+            return Stream(self)
 
     def foreign(self, stream: Any) -> Stream:
         """A stream of the caller's: its handle, or an object that has one."""

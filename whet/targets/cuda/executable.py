@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,15 +18,16 @@ from whet.ir.evaluate import compute
 from whet.ir.graph import Value
 from whet.ir.types import TensorType
 from whet.plan import trace
-from whet.plan.plan import Plan, segments
+from whet.plan.plan import Plan, nbytes, segments
 from whet.targets.cuda.array import DeviceArray
-from whet.targets.cuda.device import Device, holds
+from whet.targets.cuda.compile import Function
+from whet.targets.cuda.device import Device, holds, numbers
 from whet.targets.cuda.driver import Event, Stream
 from whet.targets.cuda.graph import Call
-from whet.targets.cuda.memory import Pinned, aligned
+from whet.targets.cuda.memory import Loan, Pinned, aligned
 from whet.targets.cuda.segments import Place, Segment
+from whet.targets.cuda.source import Launch
 from whet.targets.cuda.staging import Staging
-from whet.targets.cuda.tactics import Loaded
 
 
 class Executable:
@@ -38,6 +39,14 @@ class Executable:
         device.context.use()
         device.compile([step.kernel for step in plan.steps if step.kernel is not None])
         self._free: list[_Context] = []
+        outputs = plan.graph.outputs
+        written = {v for step in plan.steps for v in step.writes if step.kernel is not None}
+        self._is_direct = (
+            bool(plan.graph.inputs)
+            and all(not step.is_host for step in plan.steps)
+            and all(o in written and holds(o.tensor) for o in outputs)
+        )
+        """Whether nothing but kernels runs, and they write all outputs."""
 
     def run(
         self,
@@ -58,6 +67,28 @@ class Executable:
         finally:
             self._free.append(context)
 
+    def answer(self, given: Mapping[Value, Any], inputs: Sequence[Any]) -> list[DeviceArray] | None:
+        """The outputs, once they are asked for on the caller's stream that the inputs are on; None
+        where a run takes more than that."""
+        if not (self._is_direct and self._free) or trace.current.get() is not None:
+            return None
+        stream = inputs[0].stream
+        self.device.context.use()
+        try:
+            context = self._free.pop()
+        except IndexError:  # another thread has it
+            return None
+        try:
+            return context.answer(given, inputs, stream)
+        finally:
+            self._free.append(context)
+
+    @property
+    def arena(self) -> int:
+        """The bytes that one run at a time takes."""
+        kernels = [step.kernel for step in self.plan.steps if step.kernel is not None]
+        return sum(room(self.plan, [f for k in kernels for f in self.device.functions(k)]))
+
 
 class _Context:
     """What one run at a time needs: an arena, a stream, and the launches with their arguments."""
@@ -67,7 +98,7 @@ class _Context:
         self.made = {v for s in plan.steps if not s.is_host for v in s.writes}
         self.outside = tuple(o for o in plan.graph.outputs if o not in self.made)
         self.has_host_steps = any(step.is_host for step in plan.steps)
-        self.stream = self.used = Stream(device.context)
+        self.stream = self.used = device.context.lend()
         """Its own, and the one of the run before."""
         self.staging = Staging(device.context, device.heap)
         self.given: Mapping[Value, Any] | None = None
@@ -79,12 +110,21 @@ class _Context:
             if value in self.places:
                 self.places[value].move(self.arena + at)
         self.inputs = [self.places.get(value) for value in plan.graph.inputs]
+        self.outputs = [
+            (self.places.get(v), v.tensor.numpy, numbers(v.tensor), nbytes(v.tensor))
+            for v in plan.graph.outputs
+            if v in self.made and holds(v.tensor)
+        ]
         self.stream.synchronize()
+
+    def __del__(self) -> None:
+        if hasattr(self, "stream"):
+            self.device.context.streams.append(self.stream)
 
     def _lay_out(self) -> None:
         """The arena, with counters and scratch behind it; error words are in the host's memory,
         where a kernel that meets an error writes directly."""
-        sizes = room(self.plan, self.code)
+        sizes = room(self.plan, (f for code in self.code for f, _ in code or ()))
         self.memory = self.device.heap.take(sum(sizes))
         self.arena = self.memory.pointer
         self.counters = self.arena + sizes[0]
@@ -172,6 +212,31 @@ class _Context:
         results = {o: known[o] for o in self.plan.graph.outputs}
         return results if on_device else {o: _on_host(a, out, o) for o, a in results.items()}
 
+    def answer(
+        self, given: Mapping[Value, Any], inputs: Sequence[DeviceArray], stream: Stream
+    ) -> list[DeviceArray]:
+        """The same where all is on the device and on a caller's stream: the least that a run is."""
+        if self.used is not stream:
+            stream.follow(self.used)
+            self.used = stream
+        if self.checking:
+            self._verify()
+        if given is not self.given:
+            self._take_weights(given, stream)
+        self._bind(inputs, {}, stream)
+        results: list[DeviceArray] = []
+        context, verify = self.device.context, self._verify if self.checking else None
+        for place, dtype, shape, size in self.outputs:
+            memory = Loan(stream, size)
+            array = DeviceArray(context, memory.pointer, dtype, shape, memory)
+            array.stream, array.verify = stream, verify
+            if place is not None and place.pointer != array.pointer:
+                place.move(array.pointer)
+            results.append(array)
+        for segment in self.segments:
+            segment.run(stream)
+        return results
+
     def _enter(self, stream: Stream, on_device: bool) -> None:
         """Makes a run on this stream come behind the one before, and behind its inputs."""
         if self.used is not stream:
@@ -179,7 +244,7 @@ class _Context:
             self.used = stream
         if self.checking:
             self._verify()  # an earlier run that nobody waited for
-        if on_device and stream is self.stream:
+        if on_device and stream is self.stream and stream is not self.device.context.stream:
             stream.follow(self.device.context.stream)
 
     def _take_weights(self, given: Mapping[Value, Any], stream: Stream) -> None:
@@ -339,13 +404,13 @@ class _Context:
         return array
 
 
-def room(plan: Plan, code: Sequence[Loaded | None]) -> tuple[int, int, int]:
+def room(plan: Plan, functions: Iterable[Function | Launch]) -> tuple[int, int, int]:
     """The bytes of a run's arena, counters and scratch."""
-    functions = [function for loaded in code for function, _ in loaded or ()]
+    found = list(functions)
     return (
         aligned(plan.arena),
-        aligned(4 * max((f.counters for f in functions), default=0)),
-        aligned(max((f.scratch for f in functions), default=0)),
+        aligned(4 * max((f.counters for f in found), default=0)),
+        aligned(max((f.scratch for f in found), default=0)),
     )
 
 

@@ -58,6 +58,14 @@ class Heap:
         """The bytes of all blocks."""
         return sum(self._blocks.values())
 
+    def reserve(self, size: int) -> None:
+        """Makes sure that so many bytes lie together, which further pieces are cut from."""
+        with self._lock:
+            self._tidy()
+            if size and size > max(self._gaps.values(), default=0):
+                at, whole = self._block(aligned(size))
+                self._gaps[at] = whole
+
     def take(self, size: int) -> Piece:
         """Memory, at least one byte of it."""
         size = aligned(max(size, 1))

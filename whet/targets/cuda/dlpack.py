@@ -1,0 +1,296 @@
+"""The exchange of tensors with other libraries by DLPack.
+
+The layout of the structures is that of dlpack.h, version 1.0; capsules are exchanged in the older
+form without versions, which every library understands.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from whet.errors import InvalidInput
+from whet.ir.types import NUMPY_DTYPES, dtype_name
+from whet.targets.cuda.array import DeviceArray
+from whet.targets.cuda.driver import Context, Stream
+
+HOST, CUDA, CUDA_HOST, CUDA_MANAGED = 1, 2, 3, 13
+CODES = {"i": 0, "u": 1, "f": 2, "b": 6}
+BFLOAT = 4
+UNORDERED = -1  # DLPack: the exporter leaves streams alone
+
+
+class DLTensor(ctypes.Structure):
+    """A tensor as DLPack has it."""
+
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("device_type", ctypes.c_int32),
+        ("device_id", ctypes.c_int32),
+        ("ndim", ctypes.c_int32),
+        ("code", ctypes.c_uint8),
+        ("bits", ctypes.c_uint8),
+        ("lanes", ctypes.c_uint16),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
+    ]
+
+
+class DLManagedTensor(ctypes.Structure):
+    """A tensor and how it is given back."""
+
+
+DELETER = ctypes.CFUNCTYPE(None, ctypes.POINTER(DLManagedTensor))
+DLManagedTensor._fields_ = [
+    ("tensor", DLTensor),
+    ("context", ctypes.c_void_p),
+    ("deleter", DELETER),
+]
+
+_new = ctypes.pythonapi.PyCapsule_New
+_new.restype, _new.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+_pointer = ctypes.pythonapi.PyCapsule_GetPointer
+_pointer.restype, _pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+_is_valid = ctypes.pythonapi.PyCapsule_IsValid
+_is_valid.restype, _is_valid.argtypes = ctypes.c_int, [ctypes.c_void_p, ctypes.c_char_p]
+_raw_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)(
+    ("PyCapsule_GetPointer", ctypes.pythonapi)
+)
+_rename = ctypes.pythonapi.PyCapsule_SetName
+_rename.restype, _rename.argtypes = ctypes.c_int, [ctypes.py_object, ctypes.c_char_p]
+
+_is_valid_object = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_char_p)(
+    ("PyCapsule_IsValid", ctypes.pythonapi)
+)
+
+NAME, USED, EXCHANGE = b"dltensor", b"used_dltensor", b"dlpack_exchange_api"
+
+
+_alive: dict[int, tuple[Any, ...]] = {}
+"""What capsules that are still in use point to."""
+
+
+@DELETER
+def _forget(managed: Any) -> None:
+    _alive.pop(ctypes.addressof(managed.contents), None)
+
+
+@ctypes.PYFUNCTYPE(None, ctypes.c_void_p)
+def _capsule_ends(capsule: int) -> None:
+    """A capsule that nobody took gives its tensor back."""
+    if _is_valid(capsule, NAME):
+        _alive.pop(_raw_pointer(capsule, NAME), None)
+
+
+def capsule(array: DeviceArray) -> Any:
+    """A capsule of a tensor of ours."""
+    shape = (ctypes.c_int64 * max(array.ndim, 1))(*array.shape)
+    managed = DLManagedTensor()
+    tensor = managed.tensor
+    tensor.data, tensor.byte_offset = array.pointer, 0
+    tensor.device_type, tensor.device_id = array.__dlpack_device__()
+    tensor.ndim, tensor.lanes, tensor.bits = array.ndim, 1, array.dtype.itemsize * 8
+    is_bfloat = dtype_name(array.dtype) == "bfloat16"
+    code = BFLOAT if is_bfloat else CODES.get(array.dtype.kind)
+    if code is None:
+        raise InvalidInput(f"DLPack has no {array.dtype}; take numpy.asarray instead")
+    tensor.code = code
+    tensor.shape = ctypes.cast(shape, ctypes.POINTER(ctypes.c_int64))
+    managed.deleter = _forget
+    address = ctypes.addressof(managed)
+    _alive[address] = (managed, shape, array)
+    return _new(address, NAME, ctypes.cast(_capsule_ends, ctypes.c_void_p))
+
+
+_TENSOR = struct.Struct("=QiiiBBHQQQ")
+"""The fields of DLTensor, read at once: a run has no time for one after the other."""
+
+_DELETER_AT = _TENSOR.size + ctypes.sizeof(ctypes.c_void_p)
+_deleters: dict[int, Any] = {}
+"""By address: libraries have one each."""
+
+
+class _Taken:
+    """Another library's tensor: given back with the last reference."""
+
+    def __init__(self, managed: int) -> None:
+        self.managed = managed
+
+    def __del__(self) -> None:
+        address = ctypes.c_void_p.from_address(self.managed + _DELETER_AT).value
+        if address is None:
+            return
+        if address not in _deleters:
+            _deleters[address] = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)
+        _deleters[address](self.managed)
+
+
+def adopt(x: Any, context: Context, stream: Stream | None, what: str) -> DeviceArray | None:
+    """Another library's tensor on this GPU, without a copy, finished for what comes next on a
+    stream, or, without one, on the context's own; None where it is in the host's memory. Raises
+    InvalidInput where it is on another device, or not dense."""
+    exchange = _EXCHANGES.get(type(x)) or _exchange_of(type(x))
+    if exchange is not None:
+        return exchange.adopt(x, context, stream, what)
+    kind, number = x.__dlpack_device__()
+    if not _is_here(int(kind), number, context, what):
+        return None
+    # What is on the caller's stream needs no other order than that.
+    wanted = context.stream.number if stream is None else UNORDERED
+    capsule = x.__dlpack__(stream=wanted)
+    managed = _pointer(capsule, NAME)
+    _rename(capsule, USED)
+    owner = _Taken(managed)
+    array = _read(ctypes.string_at(managed, _TENSOR.size), context, owner, what)
+    array.stream = stream
+    return array
+
+
+def _is_here(kind: int, number: int, context: Context, what: str) -> bool:
+    """Whether a tensor is on this GPU, and not in the host's memory, which may be pinned."""
+    if kind in (CUDA, CUDA_MANAGED) and number == context.found.number:
+        return True
+    if kind in (HOST, CUDA_HOST):
+        return False
+    raise InvalidInput(
+        f"{what} lies on device {number} of DLPack's kind {kind}; the session runs on "
+        f"cuda:{context.found.number}: copy it there"
+    )
+
+
+def _read(fields: bytes, context: Context, owner: object, what: str) -> DeviceArray:
+    """A tensor on this GPU by the fields of its DLTensor."""
+    data, _, _, rank, code, bits, lanes, shape_at, strides_at, offset = _TENSOR.unpack(fields)
+    extents = ctypes.string_at(shape_at, 8 * rank) if rank else b""
+    strides = ctypes.string_at(strides_at, 8 * rank) if strides_at and rank else b""
+    key = code, bits, lanes, extents, strides
+    known = _LAYOUTS.get(key)
+    if known is None:
+        if len(_LAYOUTS) >= MOST_LAYOUTS:
+            _LAYOUTS.clear()
+        known = _LAYOUTS[key] = _layout(*key, what)
+    dtype, shape = known
+    return DeviceArray(context, data + offset, dtype, shape, owner)
+
+
+def _layout(
+    code: int, bits: int, lanes: int, extents: bytes, strides: bytes, what: str
+) -> tuple[np.dtype[Any], tuple[int, ...]]:
+    """The dtype and the shape of a dense tensor."""
+    shape, steps = (struct.unpack(f"={len(b) // 8}q", b) for b in (extents, strides))
+    if strides and not _is_dense(shape, steps):
+        raise InvalidInput(f"{what} is not contiguous; make it so, with .contiguous() in PyTorch")
+    return _dtype(code, bits, lanes, what), shape
+
+
+_LAYOUTS: dict[tuple[int, int, int, bytes, bytes], tuple[np.dtype[Any], tuple[int, ...]]] = {}
+"""What DLPack's fields mean: inputs come back with the same ones, at other addresses."""
+MOST_LAYOUTS = 1024
+
+
+_Fields = ctypes.c_char * _TENSOR.size
+
+
+class Exchange:
+    """A library's functions behind `__dlpack_c_exchange_api__` (DLPack 1.3): they show a tensor as
+    it is, and no object is made. What they show is there for as long as the tensor is."""
+
+    def __init__(self, show: int, current_stream: int) -> None:
+        self._show = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_void_p)(show)
+        kind = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_int32, ctypes.c_void_p)
+        self._current_stream = kind(current_stream)
+
+    def adopt(
+        self, x: Any, context: Context, stream: Stream | None, what: str
+    ) -> DeviceArray | None:
+        """The tensor, finished for what comes next on a stream."""
+        room = _Fields()
+        if self._show(x, room):  # an exception that it set is raised by ctypes
+            raise InvalidInput(f"{what} cannot be taken through DLPack")
+        fields = room.raw
+        kind, number = _DEVICE.unpack_from(fields, 8)
+        if (kind != CUDA or number != context.found.number) and not _is_here(
+            kind, number, context, what
+        ):
+            return None
+        array = _read(fields, context, x, what)
+        if stream is None:
+            found = ctypes.c_uint64()
+            context.use()
+            self._current_stream(kind, number, ctypes.addressof(found))
+            context.stream.follow(context.foreign(found.value))
+        array.stream = stream
+        return array
+
+
+Layouts = dict[tuple[Any, Any], tuple[np.dtype[Any], tuple[int, ...]]]
+"""The dtypes and shapes of PyTorch's tensors that one input took, and what they are to NumPy."""
+
+
+def is_torch(kind: type) -> bool:
+    """Whether a type is PyTorch's tensor, whose attributes say what DLPack does, and sooner."""
+    return kind.__module__ in ("torch", "torch.nn.parameter") and hasattr(kind, "data_ptr")
+
+
+def known(x: Any, context: Context, layouts: Layouts) -> DeviceArray | None:
+    """PyTorch's tensor on this GPU where one like it was taken before; None for all else."""
+    layout = layouts.get((x.dtype, x.shape))
+    if (
+        layout is None
+        or not x.is_cuda
+        or x.get_device() != context.found.number
+        or not x.is_contiguous()
+    ):
+        return None
+    return DeviceArray(context, x.data_ptr(), *layout, x)
+
+
+_DEVICE = struct.Struct("=ii")
+_EXCHANGES: dict[type, Exchange] = {}
+_WITHOUT: set[type] = set()
+_TABLE = struct.Struct("=IIQQQQQQ")
+"""DLPackExchangeAPI: the version, the older table, then five functions."""
+
+
+def _exchange_of(kind: type) -> Exchange | None:
+    """The functions of a type of tensors; None where it has none that are known here."""
+    if kind in _WITHOUT:
+        return None
+    table = getattr(kind, "__dlpack_c_exchange_api__", None)
+    if table is not None and _is_valid_object(table, EXCHANGE):
+        address = _pointer(table, EXCHANGE)
+        major, _, _, _, _, _, show, stream = _TABLE.unpack(ctypes.string_at(address, _TABLE.size))
+        if major == 1 and show and stream:
+            return _EXCHANGES.setdefault(kind, Exchange(show, stream))
+    _WITHOUT.add(kind)
+    return None
+
+
+def _is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    step = 1
+    for size, stride in zip(reversed(shape), reversed(strides)):
+        if size not in (0, 1) and stride != step:
+            return False
+        step *= size
+    return True
+
+
+def _dtype(code: int, bits: int, lanes: int, what: str) -> Any:
+    found = _DTYPES.get((code, bits))
+    if lanes != 1 or found is None:
+        raise InvalidInput(f"{what} has a dtype that no tensor can have")
+    return found
+
+
+_DTYPES = {
+    **{(CODES[k], 8 * n): np.dtype(f"{k}{n}") for k in "iu" for n in (1, 2, 4, 8)},
+    **{(CODES["f"], 8 * n): np.dtype(f"f{n}") for n in (2, 4, 8)},
+    (CODES["b"], 8): np.dtype("bool"),
+    (BFLOAT, 16): np.dtype(NUMPY_DTYPES["bfloat16"]),
+}
+"""By DLPack's code and the number of bits."""
