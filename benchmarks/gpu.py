@@ -251,7 +251,7 @@ def warm_start(engine: Path, cache: Path, batch: int) -> dict[str, Any]:
     root = Path(__file__).parents[1]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
     seconds, *numbers = done.stdout.split()
-    names = ("warm compiled", "memory", "planned")
+    names = ("warm compiled", "memory", "foreseen", "least")
     return {"warm s": float(seconds), **dict(zip(names, map(int, numbers)))}
 
 
@@ -383,8 +383,10 @@ def line(row: dict[str, Any]) -> str:
         f"{row['device only']:.3f}) {ratio}; {peers}; error {row['error']:.1e}{error}; "
         f"{row['kernels']} kernels, {row['references']} on the host; cold {row['cold s']:.1f} s "
         f"({row['cold processor s']:.0f}), warm {row['warm s']:.2f} s ({row['warm compiled']}), "
-        f"host {row['host us']:.0f} us, memory {row['memory'] / row['planned']:.2f} of "
-        f"{row['planned'] / 1e6:.0f} MB{'' if row['same bits'] else ', OTHER BITS'}"
+        f"host {row['host us']:.0f} us, memory {row['memory'] / 1e6:.1f} MB, "
+        f"{row['memory'] / row['foreseen']:.2f} of what is foreseen and "
+        f"{row['memory'] / row['least']:.2f} of weights and arena"
+        f"{'' if row['same bits'] else ', OTHER BITS'}"
     )
 
 

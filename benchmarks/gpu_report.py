@@ -107,16 +107,18 @@ def memory(rows: list[Row]) -> str:
     """What is taken on the device."""
     text = [
         "## Memory\n",
-        "In a new process. Used: free memory of the device once it is open, less that after the "
-        "first run. Planned: weights as kernels read them, the arena, counters, partial sums, and "
-        "inputs and outputs that come from the host.\n",
-        "| network | batch | used, MB | planned, MB | used / planned | arena, MB | "
-        "alive at once, MB |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "In a new process, by NumPy arrays. Used: free memory of the device once it is open, less "
+        "that after the first run. Foreseen: what `whet show --memory` says without a device. "
+        "Least: weights as kernels read them, and the arena with counters and partial sums; inputs "
+        "and outputs come on top, then code, each in pieces of 2 MiB.\n",
+        "| network | batch | used, MB | foreseen, MB | used / foreseen | weights + arena, MB | "
+        "used / (weights + arena) | arena, MB | alive at once, MB |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     text += [
-        f"| {r['network']} | {r['batch']} | {r['memory'] / 1e6:.1f} | {r['planned'] / 1e6:.1f} | "
-        f"{r['memory'] / r['planned']:.2f} | {r['arena'] / 1e6:.1f} | {r['live'] / 1e6:.1f} |"
+        f"| {r['network']} | {r['batch']} | {r['memory'] / 1e6:.1f} | {r['foreseen'] / 1e6:.1f} | "
+        f"{r['memory'] / r['foreseen']:.2f} | {r['least'] / 1e6:.1f} | "
+        f"{r['memory'] / r['least']:.2f} | {r['arena'] / 1e6:.1f} | {r['live'] / 1e6:.1f} |"
         for r in rows
         if "failed" not in r
     ]

@@ -1,7 +1,8 @@
 """The start of a session in a process of its own: gpu_start ENGINE CACHE BATCH.
 
 Prints the seconds from before `import whet` to the first result in the host's memory, how many
-kernels had to be compiled, and the bytes of the device that are taken and that were planned.
+kernels had to be compiled, and bytes of the device: those taken, those that `whet show` foresees,
+and those of weights and arena.
 """
 
 from __future__ import annotations
@@ -29,12 +30,17 @@ def main(engine: str, cache: str, batch: int) -> None:
     session.run(inputs)
     taken = time.perf_counter() - start
     used = free - context.free_bytes()
-    print(f"{taken:.3f} {session._runner.device.compiled} {used} {planned(session)}")
+    foreseen = footprint(session)
+    least = foreseen.weights + foreseen.arena
+    print(f"{taken:.3f}", session._runner.device.compiled, used, foreseen.taken, least)
 
 
-def planned(session: Any) -> int:
-    """The bytes of weights, of the arena, and of staged inputs and outputs."""
-    return int(session._runner.device.heap.taken)
+def footprint(session: Any) -> Any:
+    """What `whet show` says of the plan that ran."""
+    from whet.runtime.program import needed
+
+    plan = session.plans[-1]
+    return session._runner.device.footprint(plan, needed(plan))
 
 
 if __name__ == "__main__":

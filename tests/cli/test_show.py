@@ -166,5 +166,8 @@ def test_engines_can_be_shown(whet, engine):
 def test_kernels_of_a_gpu_that_is_not_here(whet, digits):
     done = whet("show", digits, "--kernels", "--device", "sm90")
     assert done.status == 0 and "convolution + add + relu" in done.out and "tile rows=" in done.out
+    done = whet("show", digits, "--memory", "--device", "sm90")
+    assert done.status == 0 and "of the device: " in done.out
+    assert "of the device" not in whet("show", digits, "--memory").out
     done = whet("show", digits, "--times", "--device", "sm90")
     assert done.status == 2 and "cuda" in done.err

@@ -305,3 +305,9 @@ def _print_memory(found: Inspection) -> None:
     say(f"{len(held)} buffers share {size(arena)}; each for itself they would take {alone}")
     weights = sum(nbytes(v.tensor) for v in needed(found.plan))
     say(f"prepared weights take {size(weights)}, once for all sessions")
+    if (foreseen := found.footprint) is not None:
+        say(
+            f"{size(foreseen.taken)} of the device: {size(foreseen.weights)} weights, "
+            f"{size(foreseen.arena)} for a run, {size(foreseen.staged)} for inputs and outputs on "
+            f"the host, about {size(foreseen.code)} code, and what rounds them up to whole pieces"
+        )

@@ -73,6 +73,22 @@ class Limits:
     """Bytes read from beyond the caches that belong to one core."""
 
 
+@dataclass(frozen=True)
+class Footprint:
+    """What a session takes of a device's memory, in bytes, foreseen from its plan."""
+
+    weights: int
+    """As kernels read them."""
+    arena: int
+    """For one run at a time: results in between, and what kernels need besides."""
+    staged: int
+    """Inputs and outputs that are the host's."""
+    code: int
+    """About what machine code takes."""
+    taken: int
+    """All of it, in the pieces that the device is asked for."""
+
+
 class Executable(Protocol):
     """A Plan compiled for a device."""
 
@@ -153,6 +169,10 @@ class Device(Protocol):
     def tactics(self, kernel: Kernel) -> list[Tactic]:
         """The ways to run a kernel that were weighed, the chosen one first; none where there is
         only one way."""
+
+    def footprint(self, plan: Plan, given: Sequence[Value]) -> Footprint | None:
+        """What a session is going to take of the device's own memory for a plan, `given` being
+        what it keeps; None for a device that shares the host's."""
 
     def limits(self) -> Limits | None:
         """What the device can do at most; None where that is not known."""

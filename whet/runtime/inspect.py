@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from whet.engine.atomic import atomic_write
@@ -14,7 +14,7 @@ from whet.plan.bind import bound
 from whet.plan.describe import arena_of, kind_of, source_of, title_of
 from whet.plan.kernel import Template
 from whet.plan.plan import Plan, Step
-from whet.plan.target import Limits, Tactic
+from whet.plan.target import Footprint, Limits, Tactic
 from whet.plan.trace import Trace
 from whet.plan.work import Sizes, Work, nbytes_at, work_of
 
@@ -97,6 +97,8 @@ class Inspection:
     limits: Limits | None = None
     runs: int = 0
     """How many runs `seconds` are the median of."""
+    footprint: Footprint | None = None
+    """What a session takes of a device that has memory of its own, where that was foreseen."""
     plan: Plan | None = field(default=None, kw_only=True, repr=False)
     """The one that takes longest."""
 
@@ -118,6 +120,7 @@ class Inspection:
             "weights": self.weights,
             "reference ops": list(self.reference_ops),
             "limits": None if self.limits is None else asdict(self.limits),
+            "footprint": None if self.footprint is None else asdict(self.footprint),
             "runs": self.runs,
             "seconds": self.seconds,
             "kernels": [kernel.to_plain() for kernel in self.kernels],
@@ -142,7 +145,10 @@ def inspect(plan: Plan, device: Device, threads: int, sizes: Sizes = {}) -> Insp
     """What the steps of a plan do, `sizes` being the values of the named ones; nothing is run."""
     inspector = _Inspector(plan, device, sizes, None)
     kernels = [inspector.kernel(n, step, None) for n, step in enumerate(plan.steps, 1)]
-    return _inspection([inspector], kernels, threads)
+    from whet.runtime.program import needed
+
+    found = _inspection([inspector], kernels, threads)
+    return replace(found, footprint=None if sizes else device.footprint(plan, needed(plan)))
 
 
 def inspect_run(

@@ -226,6 +226,20 @@ def test_preparing_leaves_only_what_it_made(gpu: Driver) -> None:
     assert gpu.used == 0
 
 
+@pytest.mark.parametrize("columns", [40, 70_000, 200_000])
+def test_what_is_taken_is_foreseen(gpu: Driver, columns: int) -> None:
+    w = RNG.normal(size=(ROWS, columns)).astype(np.float32)
+    session = whet.build(model(w)).session(device="cuda", cache=False)
+    foreseen = session.inspect().footprint
+    x = RNG.normal(size=w.shape).astype(np.float32)
+    check(session.run({"x": x, "i": drawn(1)["i"]}), {"x": x, "i": drawn(1)["i"]}, w)
+    gc.collect()
+    assert foreseen is not None
+    # A stub's kernels need counters and scratch that Triton's do not.
+    assert gpu.used == foreseen.taken - foreseen.code
+    assert foreseen.weights >= w.nbytes and foreseen.staged >= x.nbytes + w.nbytes
+
+
 def heap() -> tuple[Heap, dict[int, int]]:
     blocks: dict[int, int] = {}
 

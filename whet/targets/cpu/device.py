@@ -134,6 +134,9 @@ class Device:
 
     quick = None
 
+    def footprint(self, plan: Plan, given: Sequence[Value]) -> None:
+        """The host's memory is shared."""
+
     def learn(self, x: Any, array: Any, layouts: Any) -> None:
         """Inputs are taken in one way only."""
 

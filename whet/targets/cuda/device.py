@@ -19,13 +19,14 @@ from whet.ir.types import TensorType
 from whet.knobs import knobs
 from whet.plan.kernel import Kernel
 from whet.plan.plan import Plan, nbytes
-from whet.plan.target import Capabilities, Limits, Tactic
+from whet.plan.target import Capabilities, Footprint, Limits, Tactic
 from whet.progress import phase
 from whet.targets.cuda import codegen, dlpack, driver, limits, tactics
 from whet.targets.cuda.architecture import Architecture
 from whet.targets.cuda.arithmetic import POINTER
 from whet.targets.cuda.array import DeviceArray
 from whet.targets.cuda.compile import Function, to_object, unpack
+from whet.targets.cuda.footprint import footprint
 from whet.targets.cuda.legalize import emits, legalize
 from whet.targets.cuda.memory import Heap, Loan, aligned
 from whet.targets.cuda.tactics import Loaded, load
@@ -203,6 +204,10 @@ class Device:
         has measured to be fastest is not told."""
         tiles = codegen.tiles(kernel, self.architecture)
         return [Tactic(type(tile).__name__.lower(), asdict(tile)) for tile in tiles]
+
+    def footprint(self, plan: Plan, given: Sequence[Value]) -> Footprint:
+        """What a session is going to take of the device's memory."""
+        return footprint(plan, given, self.architecture)
 
     def limits(self) -> Limits:
         """What this GPU can do at most."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,13 +20,11 @@ from whet.ir.types import TensorType
 from whet.plan import trace
 from whet.plan.plan import Plan, nbytes, segments
 from whet.targets.cuda.array import DeviceArray
-from whet.targets.cuda.compile import Function
 from whet.targets.cuda.device import Device, holds, numbers
 from whet.targets.cuda.driver import Event, Stream
 from whet.targets.cuda.graph import Call
-from whet.targets.cuda.memory import Loan, Pinned, aligned
+from whet.targets.cuda.memory import Loan, Pinned, room
 from whet.targets.cuda.segments import Place, Segment
-from whet.targets.cuda.source import Launch
 from whet.targets.cuda.staging import Staging
 
 
@@ -402,16 +400,6 @@ class _Context:
         self.used.download(array.ctypes.data, self.places[value].pointer, array.nbytes)
         self.used.synchronize()
         return array
-
-
-def room(plan: Plan, functions: Iterable[Function | Launch]) -> tuple[int, int, int]:
-    """The bytes of a run's arena, counters and scratch."""
-    found = list(functions)
-    return (
-        aligned(plan.arena),
-        aligned(4 * max((f.counters for f in found), default=0)),
-        aligned(max((f.scratch for f in found), default=0)),
-    )
 
 
 def _on_host(array: Any, out: Mapping[Value, Any], value: Value) -> Any:

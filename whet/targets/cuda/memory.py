@@ -5,11 +5,12 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections import deque
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
 
 import numpy as np
 
+from whet.plan.plan import Plan
 from whet.targets.cuda.driver import ALIGNMENT, Context, Stream, api, check, direct, failure
 
 GRAIN = 2 << 20
@@ -19,6 +20,26 @@ GRAIN = 2 << 20
 def aligned(size: int, to: int = ALIGNMENT) -> int:
     """A number of bytes, rounded up."""
     return -(-size // to) * to
+
+
+class Needs(Protocol):
+    """A function to launch, compiled or not."""
+
+    @property
+    def counters(self) -> int: ...
+
+    @property
+    def scratch(self) -> int: ...
+
+
+def room(plan: Plan, functions: Iterable[Needs]) -> tuple[int, int, int]:
+    """The bytes of a run's arena, counters and scratch."""
+    found = list(functions)
+    return (
+        aligned(plan.arena),
+        aligned(4 * max((f.counters for f in found), default=0)),
+        aligned(max((f.scratch for f in found), default=0)),
+    )
 
 
 class Heap:
