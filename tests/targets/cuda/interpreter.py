@@ -72,6 +72,7 @@ FUNCTIONS: dict[str, Any] = {
     "atan": np.arctan,
     "rint": np.rint,
     "fmod": np.fmod,
+    "mul_rn": np.multiply,
     "pow": lambda a, b: np.power(a.astype(np.float64), b.astype(np.float64)),
 }
 
@@ -116,10 +117,10 @@ def launch(source: Source, call: Launch, arrays: dict[Any, np.ndarray]) -> None:
 def run_kernel(source: Source, buffers: list[np.ndarray]) -> bool:
     """Runs a kernel on its buffers; whether it raised the error flag."""
     error = np.zeros(1, np.int32)
+    # Scratch holds anything at first; counters are found zero, and left so.
+    scratch = np.full(max(4, *(call.scratch for call in source.launches)), 0xA5, np.uint8)
     for call in source.launches:
-        # Scratch holds anything; counters are found zero, and left so.
         counters = np.zeros(max(call.counters, 1), np.int32)
-        scratch = np.full(max(call.scratch, 4), 0xA5, np.uint8)
         arrays: dict[Any, np.ndarray] = dict(enumerate(buffers))
         arrays |= {"error": error, "counters": counters, "scratch": scratch}
         launch(source, call, arrays)

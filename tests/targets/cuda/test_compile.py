@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
 import whet
 from tests.targets.cuda.contractions import attentions, convolution, problem
+from tests.targets.cuda.layers import recurrent, suppression
 from tests.targets.cuda.needs import needs_triton
 from whet.errors import InvalidSetting
 from whet.ir.graph import Graph, Input, make
@@ -32,6 +34,7 @@ ARCHITECTURES = ("sm80", "sm86", "sm89", "sm90", "sm100", "sm120")
 
 def graphs() -> dict[str, Graph]:
     """One graph for each template, and some for loops."""
+    rng = np.random.default_rng(3)
     attention = next(p for p in attentions() if p.name == "attention-causal")
     found = {
         "product": problem("product", MatMul(), (64, 64), (64, 64)).graph,
@@ -41,6 +44,9 @@ def graphs() -> dict[str, Graph]:
         "attention": attention.graph,
         "softmax": problem("softmax", Softmax(), (5, 300), dtype="float32").graph,
         "scan": problem("scan", Cumulative("sum", 1), (5, 30), dtype="float32").graph,
+        "resident": recurrent(rng, "gru", 20, 2).graph,
+        "streamed": recurrent(rng, "lstm", 100, 2, "float16").graph,
+        "suppression": suppression(rng, 1, 3, 200, True, 3).graph,
         "moved": problem("moved", lambda x: transpose(x, 1, 0) + 1.0, (70, 90)).graph,
     }
     x = make(Input("x", TensorType("float32", (5, 4))), ())[0]

@@ -27,7 +27,18 @@ ROOT = Path(__file__).resolve().parents[3]
     ids="-".join,
 )
 def test_contractions(words: list[str]) -> None:
-    command = [sys.executable, "-m", "tests.targets.cuda.run_contractions", *words]
+    interpret("run_contractions", *words)
+
+
+@needs_triton
+@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn", "suppression"])
+def test_layers(kind: str) -> None:
+    interpret("run_layers", kind)
+
+
+def interpret(module: str, *words: str) -> None:
+    """Runs problems whose names hold the words; each must be right."""
+    command = [sys.executable, "-m", f"tests.targets.cuda.{module}", *words]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
-    assert " 0 failed" in done.stdout and not done.stdout.startswith("0 passed")
+    assert " 0 failed" in done.stdout and "\n0 passed" not in f"\n{done.stdout}"

@@ -24,7 +24,7 @@ class Launch:
     counters: int = 0
     """Words that the function needs to find zero, and leaves zero."""
     scratch: int = 0
-    """Bytes that it may write as it likes."""
+    """Bytes that it may write as it likes; the next launch of the same source finds them there."""
     spread: bool = False
     """Whether its blocks are to lie evenly over the multiprocessors, whatever else runs there."""
 

@@ -11,24 +11,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from whet.ir.graph import Graph, Input, Value, constant, make, operator
-from whet.ir.types import TensorType
+from whet.ir.graph import Value, constant, operator
 from whet.ops.elementwise import Cast
 from whet.ops.movement import Pad, reshape, transpose
-from whet.ops.recurrent import GATES, MOST_UNROLLED, Recurrent
+from whet.ops.recurrent import GATES, Recurrent
+from whet.plan import recurrent as layers
 from whet.plan.kernel import Expression, Load, Template, View
-from whet.plan.lower import Lowering
 from whet.targets.cpu.architecture import Architecture
 from whet.targets.cpu.expressions import Emitter
+from whet.targets.cpu.legalize import legalize
 from whet.targets.cpu.llvm import Function, Index, Module, vector
 from whet.targets.cpu.reductions import lane_mask
 from whet.targets.cpu.templates.matmul import integer
 
-FLOATS = ("float32", "float16", "bfloat16")
 MOST_UNITS = 4096
 """Units whose state a thread keeps on its stack."""
-SMALL_WEIGHT = 1 << 15
-"""Elements of a weight that one thread reads faster than several share it."""
 UNROLL = 4
 
 
@@ -75,18 +72,14 @@ class RecurrentTemplate:
         return False
 
     def legalize(self, value: Value, architecture: Architecture) -> Any:
-        op = value.op
-        if type(op) is not Recurrent or value.dtype not in FLOATS:
+        op: Any = value.op
+        if not layers.runs_whole(value):
             return None
         gates, weight = value.inputs[:2]
         assert gates is not None and weight is not None
-        there = [i for i in value.inputs if i is not None]
-        if not all(i.tensor.is_static and 0 not in i.shape for i in there):
-            return None
-        steps, batch, _ = _integers(gates)
-        units, columns = _integers(weight)
-        few = steps <= MOST_UNROLLED
-        if units > MOST_UNITS or (few and units * columns > SMALL_WEIGHT):
+        _, batch, _ = _integers(gates)
+        units, _ = _integers(weight)
+        if units > MOST_UNITS:
             return None
         run = FusedRecurrent(**{f.name: getattr(op, f.name) for f in fields(op)})
         given = (*value.inputs, *(None,) * (7 - len(value.inputs)))
@@ -124,22 +117,6 @@ def _cast(x: Value, dtype: str) -> Value:
 
 def _integers(value: Value) -> tuple[int, ...]:
     return tuple(integer(size) for size in value.shape)
-
-
-def cell(build: Callable[..., Any], leaves: int) -> tuple[Expression, ...]:
-    """The elementwise arithmetic that `build` makes of `leaves` numbers; leaf n is element 0 of
-    buffer n."""
-    from whet.targets.cpu.legalize import legalize
-
-    kind = TensorType("float32", (1,))
-    given = tuple(make(Input(f"leaf {n}", kind), ())[0] for n in range(leaves))
-    built = build(*given)
-    graph = Graph(given, built if isinstance(built, tuple) else (built,))
-    while (simpler := graph.map(legalize)) is not graph:
-        graph = simpler
-    lowering = Lowering(lambda v: not isinstance(v.op, Input))
-    lowering.buffers.update({v: n for n, v in enumerate(given)})
-    return tuple(lowering.pull(v, (0,)) for v in graph.outputs)
 
 
 @dataclass
@@ -334,11 +311,7 @@ class RecurrentCode:
 
     def lstm(self, b: Block, at: _At) -> None:
         f, peephole = self.f, self.inputs[5]
-
-        def build(i: Any, o: Any, g: Any, d: Any, c: Any, *rest: Any) -> Any:
-            return self.op.lstm_cell((i, o, g, d), c, rest or None)
-
-        expressions = cell(build, 5 if peephole is None else 8)
+        expressions = layers.lstm(self.op, peephole is not None, legalize)
         total = self.sums(b, at, range(4), at.old)
         for r, v in at.places(b):
             leaves = [
@@ -353,12 +326,8 @@ class RecurrentCode:
 
     def gru(self, b: Block, at: _At) -> None:
         """With the reset gate behind the product."""
-        f, op, bias = self.f, self.op, self.inputs[4]
-
-        def build(z: Any, r: Any, own: Any, state: Any, h: Any) -> Any:
-            return op.gru_state(op.squash(0, z), own + op.squash(0, r) * state, h)
-
-        expressions = cell(build, 5)
+        f, bias = self.f, self.inputs[4]
+        expressions = layers.gru(self.op, legalize)
         total = self.sums(b, at, range(3), at.old)
         for r, v in at.places(b):
             own = [self.own(b, at, g, r, v) for g in range(3)]
@@ -371,8 +340,8 @@ class RecurrentCode:
 
     def gru_gates(self, b: Block, at: _At) -> None:
         """The update gate, and the state that the reset gate lets through."""
-        f, op = self.f, self.op
-        expressions = cell(lambda z, r, h: (op.squash(0, z), op.squash(0, r) * h), 3)
+        f = self.f
+        expressions = layers.gru_gates(self.op, legalize)
         total = self.sums(b, at, range(2), at.old)
         for r, v in at.places(b):
             leaves = [
@@ -386,7 +355,7 @@ class RecurrentCode:
 
     def gru_candidate(self, b: Block, at: _At) -> None:
         f = self.f
-        expressions = cell(self.op.gru_state, 3)
+        expressions = layers.gru_candidate(self.op, legalize)
         total = self.sums(b, at, (2,), self.reset)
         for r, v in at.places(b):
             place = r * self.row_bytes
@@ -395,7 +364,7 @@ class RecurrentCode:
             self.finish(b, at, r, v, *self.compute(expressions, [z, candidate, h]))
 
     def plain(self, b: Block, at: _At) -> None:
-        expressions = cell(lambda x: self.op.squash(0, x), 1)
+        expressions = layers.plain(self.op, legalize)
         total = self.sums(b, at, (0,), at.old)
         for r, v in at.places(b):
             x = self.f.binary("fadd", self.type, self.own(b, at, 0, r, v), total[0, r, v])

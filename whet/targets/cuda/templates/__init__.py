@@ -9,10 +9,14 @@ from whet.targets.cuda.templates.attention import AttentionTemplate, FlashAttent
 from whet.targets.cuda.templates.convolution import ConvolutionTemplate, ImplicitConvolution
 from whet.targets.cuda.templates.depthwise import Depthwise, DepthwiseTemplate
 from whet.targets.cuda.templates.matmul import Product, ProductTemplate
+from whet.targets.cuda.templates.recurrent import FusedRecurrent, RecurrentTemplate
+from whet.targets.cuda.templates.suppression import GreedySuppression, SuppressionTemplate
 
 TEMPLATES: dict[type[Op], Any] = {
     Depthwise: DepthwiseTemplate(),
     Product: ProductTemplate(),
     ImplicitConvolution: ConvolutionTemplate(),
     FlashAttention: AttentionTemplate(),
+    FusedRecurrent: RecurrentTemplate(),
+    GreedySuppression: SuppressionTemplate(),
 }
