@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
         note(f"slow: {len(session.reference_ops)} nodes run their NumPy reference: {names}")
     if options.debug:
         with working("reading out"):
-            outputs = {**outputs, **session.debug(arrays, options.debug)}
+            outputs = {**outputs, **_each(session.debug(arrays, options.debug))}
     _summarise(outputs)
     for name, array in outputs.items():
         if options.top:
@@ -80,6 +80,15 @@ def run(options: argparse.Namespace) -> int:
     if options.trace:
         write_trace(options, arrays)
     return OK
+
+
+def _each(tensors: dict[str, Any]) -> dict[str, Any]:
+    """Tensors by name; those in bodies that ran several times with the number of each time."""
+    found: dict[str, Any] = {}
+    for name, value in tensors.items():
+        parts = {f"{name}[{i}]": x for i, x in enumerate(value)} if isinstance(value, list) else {}
+        found.update(parts or {name: value})
+    return found
 
 
 def save(path: str, outputs: dict[str, Any]) -> None:

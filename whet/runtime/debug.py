@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,8 @@ from whet.plan.plan import Plan, Step
 if TYPE_CHECKING:
     import onnx
 
+    from whet.frontends.onnx import Imported
+
 
 @dataclass(frozen=True, eq=False)
 class Source:
@@ -29,28 +31,51 @@ class Source:
 
     graph: Graph
     tensors: Mapping[str, Value]
+    inner: Mapping[str, str] = field(default_factory=dict)
+    """The dtypes of tensors in the bodies of control flow."""
+    model: Any = None
+    """The model's records, from which it is read again with such tensors as outputs."""
 
     def with_outputs(self, names: Collection[str]) -> Graph:
         """The graph that also gives these values; raises InvalidInput with all names it lacks."""
-        unknown = [name for name in names if name not in self.tensors]
+        inside = {n: self.inner[n] for n in names if n in self.inner and n not in self.tensors}
+        unknown = [name for name in names if name not in self.tensors and name not in inside]
         if unknown:
             raise InvalidInput(_unknown(unknown, self._near(unknown)))
+        if inside:
+            return self._with_inner(inside).with_outputs(names)
         return _with_outputs(self.graph, {name: self.tensors[name] for name in names})
+
+    def _with_inner(self, dtypes: Mapping[str, str]) -> Source:
+        """The model read again so that its own graph has tensors of its bodies, as lists."""
+        from whet.frontends.onnx.importer import import_model
+        from whet.frontends.onnx.watched import watched
+
+        imported = import_model(watched(self.model, dtypes))
+        return Source(imported.graph, imported.tensors)
 
     def _near(self, names: Sequence[str]) -> list[str]:
         """Tensors that may have been meant: results of nodes of these names, and similar names."""
         origins = self.graph.origins
         of_nodes = [t for t, v in self.tensors.items() if set(origins.get(v, ())) & set(names)]
-        similar = [near for n in names for near in get_close_matches(n, self.tensors, 3)]
+        known = [*self.tensors, *self.inner]
+        similar = [near for n in names for near in get_close_matches(n, known, 3)]
         return list(dict.fromkeys([*of_nodes, *similar]))
 
 
 def read(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Source:
     """A model's graph, from its ONNX file."""
-    from whet.frontends.onnx import from_onnx
+    return source_of(model)[0]
 
-    imported = from_onnx(model)
-    return Source(imported.graph, imported.tensors)
+
+def source_of(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> tuple[Source, Imported]:
+    """The same, with all else that was read."""
+    from whet.frontends.onnx.importer import import_model
+    from whet.frontends.onnx.protobuf import read_model
+
+    records = read_model(model)
+    imported = import_model(records)
+    return Source(imported.graph, imported.tensors, imported.inner, records), imported
 
 
 def without_outputs(graph: Graph, names: Collection[str]) -> Graph:
@@ -172,8 +197,8 @@ def _unknown(names: Sequence[str], near: Sequence[str]) -> str:
     said = f"; there are {', '.join(map(repr, near))}" if near else ""
     listed = ", ".join(map(repr, names))
     return (
-        f"the model's own graph has no tensor {listed} that can be read out{said}. Names inside "
-        "the bodies of If, Loop and Scan, and behind ranks that only a run can tell, cannot"
+        f"the model has no tensor {listed} that can be read out{said}. In a branch that no run "
+        "takes there is none; behind ranks that only a run can tell, make it an output of the model"
     )
 
 

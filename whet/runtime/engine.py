@@ -34,7 +34,7 @@ from whet.passes.recognise import Numbers
 from whet.passes.simplify import simplify
 from whet.progress import ProgressMonitor, monitored, phase
 from whet.runtime.cache import Cache
-from whet.runtime.debug import Source, Tensors, without_outputs
+from whet.runtime.debug import Source, Tensors, source_of, without_outputs
 from whet.runtime.devices import (
     architecture_called,
     cache_of,
@@ -109,7 +109,9 @@ class Engine:
     def tensors(self) -> tuple[str, ...]:
         """The names that `debug` can read out of a session's runs: all of the model's where it was
         built in this process, else its outputs and those that were marked then."""
-        return tuple(self.source.tensors) if self.source is not None else self.graph.output_names
+        if self.source is None:
+            return self.graph.output_names
+        return (*self.source.tensors, *self.source.inner)
 
     @cached_property
     def names(self) -> Names:
@@ -315,14 +317,11 @@ def build(
     Raises InvalidModel for a damaged model, UnsupportedModel with all nodes that cannot be read,
     Cancelled.
     """
-    from whet.frontends.onnx import from_onnx
-
     with monitored(progress), phase("build", 2 + len(architectures)) as step:
-        imported = from_onnx(model)
+        source, imported = source_of(model)
         step()
         weights = ImportedWeights(imported.weights)
         numbers = Numbers(lambda name: weights.array(name))
-        source = Source(imported.graph, imported.tensors)
         graph = optimise(source.with_outputs(debug), _dump(), numbers)
         if precision is not None:
             graph = optimise(lowered(graph, precision), _dump(), passes=(fold_constants, simplify))

@@ -556,15 +556,15 @@ def _ready(graph: Graph, told: frozenset[str]) -> set[Value]:
     """The Values that can be planned: tensors of known sizes, made from such."""
     ready: set[Value] = set()
     for value in graph.values:
-        tensors = [s.type for s in value.siblings if isinstance(s.type, TensorType)]
-        known = isinstance(value.type, TensorType) and value.op.symbols <= told
+        # All results come from one place: one that is no tensor keeps the others back.
+        known = value.op.symbols <= told
         if value.op.graphs and value.op.symbols & told:
             # Each set of sizes would make new inner graphs of it.
             raise Undecided(f"the graphs in {value.op} use sizes from outside")
         if isinstance(value.op, Input | Parameter):
             ready.add(value)
             continue
-        known = known and all(_is_known(t, told) for t in tensors)
+        known = known and all(_is_known(s.type, told) for s in value.siblings)
         if known and all(i is None or i in ready for i in value.inputs):
             ready.add(value)
     return ready

@@ -160,7 +160,8 @@ class Session:
         has one (PyTorch's, CuPy's, cuda.core's). The run is then only asked for, in order with all
         else on that stream, and so are its results; without it they are there when this returns.
         `debug`: callbacks by the names of tensors in the ONNX file; each is given its array when
-        the kernel that computes it is done, and so also where a later one fails. See `debug`.
+        the kernel that computes it is done, and so also where a later one fails; what lies in
+        bodies of control flow is told at the end. See `debug`.
         Raises InvalidInput for wrong names, dtypes or numbers of axes, ShapeError for sizes that do
         not fit, IndexOutOfRange for an index outside of its axis, OutOfMemory.
         """
@@ -182,7 +183,8 @@ class Session:
         names: Collection[str],
         model: str | os.PathLike[str] | bytes | onnx.ModelProto | None = None,
     ) -> dict[str, Any]:
-        """Arrays by name of any tensors that the model's own graph has in the ONNX file.
+        """Arrays by name of any tensors that the ONNX file has; of one in the body of an If, a Loop
+        or a Scan the list of its arrays, one for each time that the body ran.
 
         What is fused away is computed by a plan of its own, which is compiled the first time; its
         other kernels may be fused, and round, differently for that. An engine that was loaded from

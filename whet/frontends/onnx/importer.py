@@ -30,6 +30,7 @@ from whet.frontends.onnx.reading import Reading
 from whet.frontends.onnx.region import Region, cut
 from whet.frontends.onnx.registry import Meaning, NeedsValue, Refused, meaning
 from whet.frontends.onnx.scope import Inner, Level, Poison, Poisoned, Postponed, Scope
+from whet.frontends.onnx.watched import inner_dtypes
 from whet.ir.graph import (
     Constant,
     Graph,
@@ -67,6 +68,8 @@ class Imported:
     of each."""
     tensors: Mapping[str, Value] = field(default_factory=dict)
     """What each name in the model's own graph stands for, as far as it was read."""
+    inner: Mapping[str, str] = field(default_factory=dict)
+    """The dtypes of tensors in the bodies of control flow, as far as these were read."""
 
 
 def from_onnx(source: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Imported:
@@ -124,6 +127,10 @@ class Importer:
         self.names: set[str] = set()
         self.is_late = captured is not None
         self.values = Known(self.weights, captured or {})
+        self.dtypes: dict[str, str] = {}
+        """Of all tensors read so far, by their names in the model."""
+        self.prefixes: set[str] = set()
+        """What stands before the names of a body whose nodes took the place of another node."""
 
     # The graph of one stage.
 
@@ -156,7 +163,8 @@ class Importer:
         )
         tensors = {name: v for name, v in scope.values.items() if isinstance(v, Value)}
         frozen = frozenset(self.values.frozen)
-        return Imported(graph, self.weights, frozen, self.values.needed, tensors)
+        inner = inner_dtypes(body, self.dtypes, self.prefixes)
+        return Imported(graph, self.weights, frozen, self.values.needed, tensors, inner)
 
     def read(self, body: Body, scope: Scope) -> None:
         """Adds a graph's initializers and the results of its nodes to the scope."""
@@ -248,6 +256,8 @@ class Importer:
                 raise InvalidModel(f"the tensor {name!r} has a value already")
             if name:
                 scope.values[name] = value
+            if isinstance(value, Value) and isinstance(value.type, Tensors):
+                self.dtypes[name] = value.type.dtype
 
     def put_in_place(self, expansion: Expansion, scope: Scope) -> list[Node]:
         """Gives the names of an expansion their values, and returns its nodes."""

@@ -109,6 +109,7 @@ class Reading:
         Inputs may be names that earlier nodes of the expansion give.
         """
         prefix = self.importer.unique(self.node.label) + "/"
+        self.importer.prefixes.add(prefix)
         names = list(outputs or (f"{prefix}output{i}" for i in range(len(body.outputs))))
         return expand_body(body, inputs, names, prefix), names
 

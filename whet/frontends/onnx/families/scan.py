@@ -147,8 +147,18 @@ def scan(
     body: Body, states: Sequence[Value], scanned: Sequence[Value], node: Reading
 ) -> tuple[Value, ...]:
     """A scan along the first axes, as an operator."""
-    types = [*(s.type for s in states), *map(_slice, scanned)]
-    return _close(node.trace(body, types), states, scanned, node)
+    kept = [s.type for s in states]
+    while True:
+        inner = node.trace(body, [*kept, *map(_slice, scanned)])
+        after = [_widened(t, v.type) for t, v in zip(kept, inner.outputs)]
+        if after == kept:
+            return _close(inner, states, scanned, node)
+        kept = after
+
+
+def _widened(before: Type, after: Type) -> Type:
+    """The type of a sequence before and after a step; tensors keep theirs."""
+    return sq.join(before, after) if isinstance(before, SequenceType) else before
 
 
 def _close(
@@ -158,9 +168,9 @@ def _close(
     length = scanned[0].shape[0]
     for other in scanned[1:]:
         length = ew.require_equal(length, other.shape[0], "the lengths of scanned inputs")
-    for before, after in zip(states, inner.outputs):
-        _require_same(before.type, after.type)
-    types: list[Type] = [s.type for s in states]
+    types = [before.type for before in inner.parameters[: len(states)]]
+    for before, after in zip(types, inner.outputs):
+        _require_same(before, after.type)
     for i, value in enumerate(inner.outputs[len(states) :]):
         item = outer_type(value.tensor, inner.sizes, node, f"scan{i}")
         assert isinstance(item, TensorType)

@@ -1,0 +1,142 @@
+"""Tensors inside the bodies of If, Loop and Scan, made outputs of the model.
+
+A body runs any number of times: what such an output gives is the list of the tensor's arrays, one
+for each time. The list is handed from node to node and into the bodies, as a state that each of
+them carries, so that nothing else has to know of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from whet.frontends.onnx.model import DTYPES, Body, Model, Node
+
+OPSET = 17
+"""In which the nodes that are added have their meaning."""
+
+CARRIES = {"If", "Loop", "Scan"}
+
+
+def inner_names(body: Body) -> dict[str, None]:
+    """The names that only bodies give a meaning, in their order."""
+    found: dict[str, None] = {}
+    for node in body.nodes:
+        for inner in node.bodies if node.operator in CARRIES else ():
+            made = (name for n in inner.nodes for name in n.outputs if name)
+            found.update(dict.fromkeys(made))
+            found.update(inner_names(inner))
+    return {name: None for name in found if name not in body.own}
+
+
+def inner_dtypes(
+    body: Body, dtypes: Mapping[str, str], prefixes: Collection[str]
+) -> dict[str, str]:
+    """The dtypes of tensors that only bodies give, as far as the bodies were read: as such, or in
+    the place of a node, with one of the prefixes."""
+    found: dict[str, str] = {}
+    for name in inner_names(body):
+        ways = [name, *(key for key in dtypes if key.endswith(name) and key != name)]
+        read = [k for k in ways if k in dtypes and (k == name or k[: -len(name)] in prefixes)]
+        if read:
+            found[name] = dtypes[read[0]]
+    return found
+
+
+def watched(model: Model, dtypes: Mapping[str, str]) -> Model:
+    """The model with further outputs: the lists of these tensors of its bodies, by their names."""
+    body = model.body
+    for number, (name, dtype) in enumerate(dtypes.items()):
+        body = _Watch(name, f"{name}#{number}").model(body, dtype)
+    return replace(model, body=body)
+
+
+class _Watch:
+    """One tensor, and the names of its list on the way."""
+
+    def __init__(self, name: str, stem: str) -> None:
+        self.name, self.stem, self.count = name, stem, 0
+
+    def model(self, body: Body, dtype: str) -> Body:
+        """The model's own graph with the list as its last output."""
+        start = self.fresh()
+        number = next(n for n, found in DTYPES.items() if found == dtype)
+        first = _node("SequenceEmpty", (), start, {"dtype": number})
+        nodes, end = self.nodes(body.nodes, start)
+        last = _node("Identity", (end,), self.name)
+        outputs = (*body.outputs, (self.name, None))
+        return replace(body, nodes=(first, *nodes, last), outputs=outputs)
+
+    def nodes(self, nodes: Iterable[Node], at: str) -> tuple[list[Node], str]:
+        """The nodes, those with the tensor inside carrying the list, and its name behind them."""
+        found: list[Node] = []
+        for node in nodes:
+            if node.operator in CARRIES and any(map(self.is_in, node.bodies)):
+                before, at = at, self.fresh()
+                node = self.carrying(node, before, at)
+            found.append(node)
+        return found, at
+
+    def is_in(self, body: Body) -> bool:
+        """Whether a body, or one inside of it, gives the tensor."""
+        return self.name in body.own or any(self.is_in(b) for n in body.nodes for b in n.bodies)
+
+    def carrying(self, node: Node, before: str, after: str) -> Node:
+        """A node that is given the list by one name, and gives it by another."""
+        if node.operator == "If":  # its branches capture the list, which is their last output
+            bodies = {
+                key: self.body(branch, before, len(branch.outputs))
+                for key, branch in _bodies(node).items()
+            }
+            outputs = _with(node.outputs, max(len(b.outputs) for b in node.bodies), after, "")
+            return replace(node, outputs=outputs, attributes={**node.attributes, **bodies})
+        ((key, body),) = _bodies(node).items()
+        first = 2 if node.operator == "Loop" else 0  # the iteration and the condition
+        scanned = node.attributes.get("num_scan_inputs", 0)
+        states = len(body.inputs) - first - scanned
+        name = self.fresh()
+        # The list is one state more, behind the others.
+        inner = self.body(body, name, states + (first and 1))
+        inner = replace(inner, inputs=_with(body.inputs, first + states, (name, None), None))
+        return replace(
+            node,
+            inputs=_with(node.inputs, first + states, before, ""),
+            outputs=_with(node.outputs, states, after, ""),
+            attributes={**node.attributes, key: inner},
+        )
+
+    def body(self, body: Body, at: str, place: int) -> Body:
+        """A body whose output in this place is the list, which it knows as `at`, with all that is
+        added to it here."""
+        nodes, end = self.nodes(body.nodes, at)
+        last = self.fresh()
+        adds = self.name in body.own
+        nodes.append(
+            _node("SequenceInsert", (end, self.name), last)
+            if adds
+            else _node("Identity", (end,), last)
+        )
+        outputs = _with(body.outputs, place, (last, None), None)
+        return replace(body, nodes=tuple(nodes), outputs=outputs)
+
+    def fresh(self) -> str:
+        """A name that is not in use."""
+        self.count += 1
+        return f"{self.stem}.{self.count}"
+
+
+def _bodies(node: Node) -> dict[str, Body]:
+    return {key: value for key, value in node.attributes.items() if isinstance(value, Body)}
+
+
+def _with(ends: tuple[Any, ...], place: int, new: Any, absent: Any) -> tuple[Any, ...]:
+    """A node's or a body's ends with another one in a place; those left out before it are named."""
+    ends = (*ends, *[absent] * (place - len(ends)))
+    return (*ends[:place], new, *ends[place:])
+
+
+def _node(
+    operator: str, inputs: tuple[str, ...], output: str, attributes: Mapping[str, Any] = {}
+) -> Node:
+    return Node(operator, "", OPSET, "", inputs, (output,), attributes)
