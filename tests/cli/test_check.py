@@ -8,6 +8,7 @@ from onnx import TensorProto, helper
 
 import whet as library
 from tests.cli.conftest import save
+from tests.frontends.written import written
 from whet.cli.judge import compare_one
 from whet.cli.layers import Layers
 from whet.ops import contract
@@ -99,6 +100,44 @@ def test_a_wrong_kernel_is_told_from_those_that_inherit(digits, which):
     first, *rest = layers.wrong
     assert layers.found.index(first) == which and first.is_its_own
     assert rest and not any(layer.is_its_own for layer in rest)
+
+
+LOOP = """g (float[8] x, int64 n, bool c) => (float[8] y) {
+  k = Constant<value = bool {1}>()
+  y = Loop(n, k, x) <
+    body = b (int64 i, bool c1, float[8] s) => (bool c2, float[8] t) {
+    c2 = Identity(c1)
+    f = Cast<to = 1>(i)
+    q = If (c) <
+      then_branch = p () => (float[8] o) { e = Exp(s)
+        o = Softmax(e) },
+      else_branch = r () => (float[8] o2) { o2 = Neg(s) }>
+    t = Mul(q, f) }>
+}"""
+
+
+@pytest.mark.parametrize("number", [0, 4])
+def test_bodies_of_control_flow_are_compared_each_time(number):
+    """A kernel's result is spoilt in one iteration: that is the one that is named."""
+    session = library.build(written(LOOP)).session(device="cpu", cache=False)
+    inputs = {"x": np.ones(8, np.float32), "n": np.array(6), "c": np.array(True)}
+    layers, count = Layers(session, None), 0
+    session.trace(inputs, layers.look)
+    assert len(layers.found) >= 12 and not layers.wrong and not layers.not_compared
+    layers = Layers(session, None)
+
+    def look(step, values):
+        nonlocal count
+        if "y/q/o" in step.nodes:
+            if count == number:
+                values[step.writes[0]][...] += 1
+            count += 1
+        layers.look(step, values)
+
+    session.trace(inputs, look)
+    first = layers.wrong[0]
+    assert first.is_its_own
+    assert first.finding.name.endswith(f", time {number + 1}" if number else "o")
 
 
 def test_half_precision_is_compared_within_kernels_too(whet, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from whet.runtime.session import Session
 
 MOST_ROWS = 20
+MOST_TIMES = 8
+"""How often a plan is compared, where a loop runs it again and again."""
 
 
 def per_layer(
@@ -82,7 +85,10 @@ class Layers:
         self.found: list[Layer] = []
         self.not_compared = 0
         self.references: dict[Plan, Reference] = {}
-        self.seen: set[int] = set()
+        self.seen: dict[Plan, set[int]] = {}
+        """The steps of a plan's latest run that were done."""
+        self.times: Counter[Plan] = Counter()
+        """How often plans were run again: the body of a loop is."""
 
     @property
     def wrong(self) -> list[Layer]:
@@ -90,12 +96,17 @@ class Layers:
 
     def look(self, step: Step, values: Mapping[Any, Any]) -> None:
         """Is shown each step when it is done, and what it wrote."""
-        if id(step) in self.seen:
-            return  # the body of a loop runs again
-        self.seen.add(id(step))
         plan = next((p for p in self.session.plans if any(s is step for s in p.steps)), None)
         if plan is None:
             return  # between two plans the reference itself runs
+        seen = self.seen.setdefault(plan, set())
+        if id(step) in seen:
+            self.times[plan] += 1
+            seen.clear()
+            self.references.pop(plan, None)
+        seen.add(id(step))
+        if self.times[plan] >= MOST_TIMES:
+            return
         if plan not in self.references:
             self.references[plan] = Reference(self.session, plan, values)
         reference = self.references[plan]
@@ -104,16 +115,17 @@ class Layers:
             is_read = any(value in s.reads for s in plan.steps) or value in plan.graph.outputs
             # Else a later step writes more of it, or it is only room that a kernel works in.
             if last is step and is_read and value in values:
-                self._compare(reference, step, value, values)
+                self._compare(reference, step, value, values, self.times[plan])
 
     def _compare(
-        self, reference: Reference, step: Step, value: Value, values: Mapping[Any, Any]
+        self, reference: Reference, step: Step, value: Value, values: Mapping[Any, Any], time: int
     ) -> None:
         wanted = reference.expected(value)
         if wanted is None:
             self.not_compared += 1
             return
         name = " + ".join(step.nodes) or str(value.op)
+        name += f", time {time + 1}" if time else ""
         finding = compare_one(name, values[value], wanted, self.tolerance)
         own = None
         if not finding.is_right:
