@@ -112,6 +112,8 @@ def flatten(index: Indices, shape: Indices) -> Size:
 
 def unflatten(offset: Size, shape: Indices) -> Indices:
     """The index that has a row-major offset."""
+    if 0 in shape:  # nothing lies anywhere
+        return (0,) * len(shape)
     index: list[Size] = []
     for axis in range(len(shape)):
         inner = product(shape[axis + 1 :])

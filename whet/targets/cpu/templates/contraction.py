@@ -3,14 +3,14 @@ epilogue."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import astuple, fields, replace
 from typing import Any
 
 import numpy as np
 
 from whet.ir.graph import Op, Value, constant, operator
-from whet.ir.sizes import Size, product
+from whet.ir.sizes import Size, is_less, product
 from whet.ir.types import TensorType
 from whet.ops.contract import Convolution, MatMul
 from whet.ops.elementwise import Mul
@@ -181,10 +181,11 @@ class Contraction:
         """x may be strided, its channels only where there are few."""
         if position != 0 or not isinstance(op, PackedConvolution | PackedProduct):
             return False
-        steps = [s for s in (*view.strides, view.offset) if isinstance(s, int)]
-        if min(steps, default=0) < 0 or not is_steady(op, view):
+        if not all(is_less(-1, step) for step in (*view.strides, view.offset)):
             return False
         seen = op.specification(view.strides, view.shape)
+        if not is_steady(op, view) or not are_numbers(seen.flattened().x_strides[1:]):
+            return False
         # The weight was packed before it was known how x lies: it must suit both.
         plain = op.specification(contiguous(view.shape), view.shape)
         return seen.x_strides[-1] == plain.x_strides[-1] and taps_innermost(seen) == taps_innermost(
@@ -270,7 +271,7 @@ class Contraction:
         """The kernel with other schedules that may be faster and give the same bits."""
         op, x = kernel.op, kernel.inputs[0]
         assert isinstance(op, PackedConvolution | PackedProduct) and x is not None
-        if not all(isinstance(size, int) for size in (*x.shape, *x.strides)):
+        if not are_numbers((*x.shape, *x.strides)):
             return []
         spec = op.specification(x.strides, x.shape)
         spec = spec.flattened() if isinstance(op, PackedProduct) else spec
@@ -336,6 +337,11 @@ def is_steady(op: Packed, view: View) -> bool:
         sizes = [*(view.shape[i] for i in inner), *(view.strides[i] for i in inner)]
     else:
         sizes = [view.shape[-1], *view.strides[-2:]]
+    return are_numbers(sizes)
+
+
+def are_numbers(sizes: Iterable[Size]) -> bool:
+    """Whether no run has to tell any of the sizes."""
     return all(isinstance(size, int) for size in sizes)
 
 

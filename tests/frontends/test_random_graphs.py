@@ -1,0 +1,66 @@
+"""Random graphs of mixed operators, whole, against ONNX Runtime; and what they have found."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+import numpy as np
+import pytest
+
+import whet
+from tests.frontends.fuzz_graphs import problems
+from tests.frontends.random_graphs import drawn, outputs_of
+from tests.frontends.written import assert_same, peer, written
+
+pytest.importorskip("onnxruntime", reason="ONNX Runtime, the judge, is not installed")
+
+SEED = secrets.randbits(32)
+COUNT = 16
+NODES = 10
+
+
+@pytest.mark.parametrize("number", range(COUNT))
+def test_like_onnxruntime(number: int) -> None:
+    seed = SEED + number
+    graph = drawn(seed, NODES)
+    assert len(graph.nodes) >= NODES
+    wrong = problems(graph, outputs_of(graph, seed), seed)
+    assert not wrong, (
+        f"python -m tests.frontends.fuzz_graphs --seed {seed} --nodes {NODES} --count 1"
+    )
+
+
+FOUND = {
+    "product of nothing by nothing": (
+        """agraph (float[4, 6] x) => (y)
+        <int64[2] parts = {4, 0}, int64[1] last = {-1}> {
+          all, none = Split <axis = 0> (x, parts)
+          turned = Transpose <perm = [1, 0]> (none)
+          y = MatMul (none, turned)
+        }""",
+        [(4, 6)],
+    ),
+    "rows that only a run knows the distance of": (
+        """agraph (float[n, m, 4] x) => (y)
+        <int64[1] first = {-1}, int64[1] end = {-2}, int64[1] axis = {1}, int64[1] back = {-1},
+         float[4, 4] w = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16}> {
+          last = Slice (x, first, end, axis, back)
+          y = MatMul (last, w)
+        }""",
+        [(2, 5, 4), (3, 1, 4)],
+    ),
+}
+"""Name -> model as text, and the shapes of its input x in turn."""
+
+
+@pytest.mark.parametrize("specialize", ["none", "eager"])
+@pytest.mark.parametrize("name", FOUND)
+def test_found(name: str, specialize: str, tmp_path: Any) -> None:
+    text, shapes = FOUND[name]
+    model = written(text)
+    session = whet.build(model).session("cpu", specialize=specialize, cache=tmp_path)
+    for shape in shapes:
+        given = {"x": np.random.default_rng().standard_normal(shape).astype(np.float32)}
+        got = list(session.run(given).values())
+        assert_same(got, peer(model, given))
