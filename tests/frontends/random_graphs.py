@@ -354,6 +354,7 @@ def reshaped(d: Drawing) -> Any:
         shape = [*shape[:at], -1, *fixed]
     elif form == 1:
         axis = d.axis(x, fixed=True)
+        d.need(x.size(axis) > 0)
         part = d.of(*(p for p in range(1, x.size(axis) + 1) if x.size(axis) % p == 0))
         rest = [x.size(a) if x.is_fixed(a) else -1 for a in range(axis + 1, x.rank)]
         shape = [*shape[:axis], part, x.size(axis) // part, *rest]

@@ -15,6 +15,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import whet
+from tests.frontends.written import written
 from tests.runtime.models import convolutions, model, value
 from whet.errors import IndexOutOfRange, InvalidInput, InvalidSetting, ShapeError
 from whet.ir.evaluate import evaluate
@@ -100,9 +101,29 @@ def test_wrong_outputs_are_refused(session: whet.Session) -> None:
         ({"y": np.zeros((10, 1), np.float32).T[:, ::2]}, "C-contiguous"),
         ({"y": np.zeros((1, 9), np.float32)}, r"float32\[1,10\]"),
         ({"y": np.zeros((1, 10))}, r"float32\[1,10\]"),
+        ("y", "arrays by output name, not a str"),
     ):
         with pytest.raises(InvalidInput, match=says):
-            session.run({"x": draw(0)}, out=out)
+            session.run({"x": draw(0)}, out=out)  # type: ignore[arg-type]
+
+
+LATE = """g (float[n,3] x, int64[r] shape) => (early, late, end) {
+  early = Relu(x)
+  late = Reshape(x, shape)
+  end = Neg(late)
+}"""
+
+
+def test_outputs_go_where_they_should_in_every_stage() -> None:
+    session = whet.build(written(LATE)).session(cache=False)
+    inputs = {"x": draw(0)[0, 0, :, :3], "shape": np.array([6, 8])}
+    want = session.run(inputs)
+    for name, array in want.items():
+        out = np.full_like(array, np.nan)
+        got = session.run(inputs, out={name: out})
+        assert got[name] is out
+        for other, expected in want.items():
+            np.testing.assert_array_equal(got[other], expected)
 
 
 def test_named_sizes_take_any_value() -> None:

@@ -216,19 +216,21 @@ class Session:
             answer = runner.answer(graph, arrays)
             if answer is not None:
                 return dict(zip(graph.output_names, answer))
-        targets = self._check_out(out) if out else {}
+        out = self._check_out(out) if out else {}
         try:
             with runner.prepared.pinned():
-                results = runner.execute(graph, arrays, targets)
+                results = runner.execute(graph, arrays, _targets(graph, out))
                 if graph.late is not None:
-                    return self._finish(runner, graph, results)
+                    return self._finish(runner, graph, results, out)
         except MemoryError as error:
             if isinstance(error, Error):
                 raise
             raise OutOfMemory(f"this run needs more memory than there is: {error}") from error
         return dict(zip(graph.output_names, results))
 
-    def _finish(self, runner: Runner, graph: Graph, results: list[Any]) -> dict[str, Any]:
+    def _finish(
+        self, runner: Runner, graph: Graph, results: list[Any], out: Mapping[str, np.ndarray]
+    ) -> dict[str, Any]:
         """Runs the stages that could not be planned before."""
         named: dict[str, Any] = {}
         generation = runner.prepared.generation
@@ -238,7 +240,8 @@ class Session:
             named.update(zip(graph.output_names, results))
             captured = dict(zip(graph.late.captured, results[ready:]))
             graph = self._optimised(graph.late.stage(captured, generation.weights.array))
-            results = runner.execute(graph, [captured[v.op.name] for v in graph.inputs])  # type: ignore[attr-defined]
+            arrays = [captured[v.op.name] for v in graph.inputs]  # type: ignore[attr-defined]
+            results = runner.execute(graph, arrays, _targets(graph, out))
         named.update(zip(graph.output_names, results))
         return named
 
@@ -279,12 +282,13 @@ class Session:
                 f"the sizes lie in none of the engine's {len(self.profiles)} profiles: {given}"
             )
 
-    def _check_out(self, out: Mapping[str, np.ndarray]) -> dict[int, np.ndarray]:
-        numbers = {name: number for number, name in enumerate(self._outputs)}
+    def _check_out(self, out: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        if not isinstance(out, Mapping):
+            raise InvalidInput(f"out is arrays by output name, not a {type(out).__name__}")
         for name, array in out.items():
-            if name not in numbers:
+            if name not in self._outputs:
                 raise InvalidInput(
-                    f"there is no output {name!r}; the model has {', '.join(numbers)}"
+                    f"there is no output {name!r}; the model has {', '.join(self._outputs)}"
                 )
             if not (
                 isinstance(array, np.ndarray) and array.flags.c_contiguous and array.flags.writeable
@@ -292,4 +296,9 @@ class Session:
                 raise InvalidInput(
                     f"the array for output {name!r} must be a writeable, C-contiguous NumPy array"
                 )
-        return {numbers[name]: array for name, array in out.items()}
+        return out
+
+
+def _targets(graph: Graph, out: Mapping[str, np.ndarray]) -> dict[int, np.ndarray]:
+    """The arrays to write to by the number of the output that a graph has under the name."""
+    return {number: out[name] for number, name in enumerate(graph.output_names) if name in out}
