@@ -7,21 +7,20 @@ import secrets
 import numpy as np
 import pytest
 
+from tests.levels import LEVELS, architecture
 from whet.engine.weights import ImportedWeights
 from whet.ir.graph import Graph, Input, make
 from whet.ir.types import FLOATS, NUMPY_DTYPES, TensorType, dtype_name
 from whet.ops.cast import FEW_BITS, PACKED_BITS, Cast
 from whet.runtime.program import Runner
-from whet.targets.cpu import host
 from whet.targets.cpu.device import Device
 
-LEVELS = ("avx512", "avx2", "sse2")
 SMALL = sorted(FEW_BITS)
 
 
 def on_cpu(level: str, op: Cast, x: np.ndarray) -> np.ndarray:
     value = make(Input("x", TensorType(dtype_name(x.dtype), x.shape)), ())[0]
-    runner = Runner(Device(host.architecture(level)), ImportedWeights({}), threads=1)
+    runner = Runner(Device(architecture(level)), ImportedWeights({}), threads=1)
     (result,) = runner.execute(Graph((value,), (op(value),)), [x])
     assert not runner.reference_ops
     return result

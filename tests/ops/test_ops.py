@@ -11,6 +11,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from tests.levels import LEVELS, architecture
 from tests.ops.cases import CASES
 from tests.ops.draw import Case, assert_close
 from whet.engine.weights import ImportedWeights
@@ -62,20 +63,17 @@ def lowered(value: Value) -> Value:
 
 
 @cache
-def cpu_device(level: str) -> Device:
-    return Device(host.architecture(level))
-
-
 def by_cpu(level: str) -> Run:
     """The CPU's own machine code, for one processor level."""
 
     def run(graph: Graph, arrays: list[np.ndarray]) -> list[np.ndarray]:
-        return Runner(cpu_device(level), ImportedWeights({}), threads=2).execute(graph, arrays)
+        return Runner(Device(architecture(level)), ImportedWeights({}), threads=2).execute(
+            graph, arrays
+        )
 
     return run
 
 
-LEVELS = ("avx512", "avx2", "sse2")
 TARGETS: dict[str, Run] = {"reference": by_primitives} | {f"cpu-{n}": by_cpu(n) for n in LEVELS}
 
 
@@ -95,7 +93,7 @@ def test_named_sizes_mean_the_same(case: Case) -> None:
 @pytest.mark.parametrize("case", [c for c in CASES if c.named_sizes], ids=lambda case: case.name)
 def test_kernels_for_all_sizes_agree(case: Case) -> None:
     graph, arrays = case.graph(named=True), case.arrays(SEED)
-    runner = Runner(cpu_device("avx512"), ImportedWeights({}), threads=2, specialize="none")
+    runner = Runner(Device(host.architecture()), ImportedWeights({}), threads=2, specialize="none")
     agree(runner.execute(graph, arrays), by_reference(case.graph(), arrays), case)
 
 

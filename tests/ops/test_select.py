@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.levels import LEVELS, architecture
 from whet.engine.weights import ImportedWeights
 from whet.ir.evaluate import evaluate
 from whet.ir.graph import Graph, Input, make
@@ -16,10 +17,8 @@ from whet.ir.sizes import symbol
 from whet.ir.types import NUMPY_DTYPES, TensorType, dtype_name
 from whet.ops import select
 from whet.runtime.program import Runner
-from whet.targets.cpu import host
 from whet.targets.cpu.device import Device
 
-LEVELS = ("avx512", "avx2", "sse2")
 DTYPES = ("float32", "float64", "float16", "bfloat16", "int8", "uint8", "int32", "int64", "uint64")
 COUNT = symbol("count", 0)
 
@@ -32,7 +31,7 @@ def check(level: str, build: Callable[..., Any], *arrays: np.ndarray, named: boo
     outputs = built if isinstance(built, tuple) else (built,)
     definers = {"count": outputs[0]} if named else {}
     graph = Graph(inputs, outputs, definers=definers)
-    runner = Runner(Device(host.architecture(level)), ImportedWeights({}), threads=2)
+    runner = Runner(Device(architecture(level)), ImportedWeights({}), threads=2)
     got = runner.execute(graph, arrays)
     assert not runner.reference_ops
     for a, b in zip(got, evaluate(graph, dict(zip(inputs, arrays))), strict=True):

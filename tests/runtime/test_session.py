@@ -16,6 +16,7 @@ from onnx import TensorProto, helper
 
 import whet
 from tests.frontends.written import written
+from tests.levels import LEVELS, architecture
 from tests.runtime.models import convolutions, model, value
 from whet.errors import IndexOutOfRange, InvalidInput, InvalidSetting, ShapeError
 from whet.ir.evaluate import evaluate
@@ -182,10 +183,10 @@ def test_options_that_do_not_exist_are_refused(engine: whet.Engine) -> None:
             engine.session(threads=threads)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("level", ["avx512", "avx2", "sse2"])
+@pytest.mark.parametrize("level", LEVELS)
 def test_levels_agree(engine: whet.Engine, level: str) -> None:
     x = draw(5)
-    y = engine.session(device=f"cpu:{level}", cache=False).run({"x": x})["y"]
+    y = engine.session(device=f"cpu:{architecture(level).level}", cache=False).run({"x": x})["y"]
     np.testing.assert_allclose(y, reference(engine, x), atol=1e-5)
 
 

@@ -8,10 +8,9 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-import pytest
 from numpy.typing import NDArray
 
-from whet.errors import DeviceError
+from tests.levels import architecture
 from whet.ir.evaluate import evaluate
 from whet.ir.graph import Graph, Input, Value, make
 from whet.ir.types import TensorType
@@ -19,7 +18,6 @@ from whet.plan.plan import Plan, make_plan, nbytes
 from whet.targets.cpu import codegen, host
 from whet.targets.cpu.device import Device
 
-LEVELS = ("avx512", "avx2", "sse2")
 GUARD = 128  # bytes on both sides of each buffer that must stay as they are
 POISON = 0xA5
 
@@ -27,10 +25,7 @@ POISON = 0xA5
 @cache
 def device(level: str) -> Device:
     """This processor held down to a level; skips the test where it has less."""
-    try:
-        return Device(host.architecture(level))
-    except DeviceError as error:
-        pytest.skip(str(error))
+    return Device(architecture(level))
 
 
 def tensor(name: str, dtype: str, *shape: int) -> Value:

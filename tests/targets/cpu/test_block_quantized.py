@@ -7,6 +7,7 @@ import secrets
 import numpy as np
 import pytest
 
+from tests.levels import LEVELS
 from tests.targets.cpu.kernels import expected, tensor
 from tests.targets.cpu.test_integer import device, kernels
 from whet.engine.weights import ImportedWeights
@@ -19,7 +20,6 @@ from whet.ops.movement import slice_axis
 from whet.runtime.program import Runner
 
 SEED = secrets.randbits(32)
-LEVELS = ("avx512", "avx2", "sse2")
 
 
 @pytest.mark.parametrize("number", range(10))

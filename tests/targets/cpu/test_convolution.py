@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tests.levels import LEVELS, architecture
 from whet.targets.cpu import host, jit
 from whet.targets.cpu.architecture import Architecture
 from whet.targets.cpu.llvm import Function, vector
@@ -19,7 +20,6 @@ from whet.targets.cpu.templates.epilogue import FIRST_BUFFER, Epilogue, Origin, 
 from whet.targets.cpu.templates.schedule import Schedule
 from whet.targets.cpu.templates.specification import Convolution, product
 
-LEVELS = ("avx512", "avx2", "sse2")
 GUARD = 64  # elements before and after y that must stay as they are
 POISON = np.float32(np.nan)
 
@@ -38,13 +38,6 @@ def reference(c: Convolution, x: NDArray[Any], weight: NDArray[Any]) -> NDArray[
         ]
         y += np.einsum("...gc,gfc->...gf", x[:, *cut], w[:, :, *tap])
     return y.reshape(c.batch, *c.outputs, c.filters)
-
-
-def architecture(level: str) -> Architecture:
-    try:
-        return host.architecture(level)
-    except Exception as error:
-        pytest.skip(str(error))
 
 
 def aligned(array: NDArray[Any]) -> NDArray[Any]:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.targets.cpu.kernels import LEVELS, run, tensor
+from tests.levels import LEVELS
+from tests.targets.cpu.kernels import run, tensor
 from whet.ir.graph import constant
 from whet.ops.elementwise import (
     Cast,

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests import levels
 from whet.errors import DeviceError, OutOfMemory
 from whet.targets.cpu import host
 from whet.targets.cpu.architecture import LEVELS, Architecture
@@ -31,16 +32,9 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
 
 
-def runnable(level: str) -> Architecture:
-    try:
-        return host.architecture(level)
-    except DeviceError as error:
-        pytest.skip(str(error))
-
-
 @pytest.mark.parametrize("level", [None, *X86])
 def test_names_say_all(level):
-    architecture = host.architecture() if level is None else runnable(level)
+    architecture = host.architecture() if level is None else levels.architecture(level)
     assert Architecture.parse(str(architecture)) == architecture
     assert host.architecture(str(architecture)) == architecture
     assert host.runs(architecture)

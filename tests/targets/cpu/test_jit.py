@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests import levels
 from whet.errors import CompileError
 from whet.targets.cpu import elf, host, jit
 
@@ -55,13 +56,10 @@ def expected(x: np.ndarray, factor: float) -> np.ndarray:
     return x * np.array([factor, 2, 3, 4, 5, 6, 7, 8], np.float32)
 
 
-@pytest.mark.parametrize("level", ["avx512", "avx2", "sse2"])
+@pytest.mark.parametrize("level", levels.LEVELS)
 def test_compile_and_load(level):
-    try:
-        architecture = host.architecture(level)
-    except host.DeviceError as error:
-        pytest.skip(str(error))
-    code = jit.load(jit.to_object(SCALE.format(factor=1.5), architecture), ["scale"])
+    text = SCALE.format(factor=1.5)
+    code = jit.load(jit.to_object(text, levels.architecture(level)), ["scale"])
     x = np.random.default_rng(1).standard_normal(8).astype(np.float32)
     np.testing.assert_array_equal(scaled(code, x), expected(x, 1.5))
 

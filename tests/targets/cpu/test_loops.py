@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.targets.cpu.kernels import LEVELS, expected, plan, run, tensor
+from tests.levels import LEVELS
+from tests.targets.cpu.kernels import expected, plan, run, tensor
 from whet.ir.graph import Value
 from whet.ops.elementwise import Cast, Gelu, Tanh
 from whet.ops.movement import Concat, Slice, reshape, transpose

@@ -8,7 +8,8 @@ from zlib import crc32
 import numpy as np
 import pytest
 
-from tests.targets.cpu.kernels import LEVELS, expected, plan, run, tensor
+from tests.levels import LEVELS
+from tests.targets.cpu.kernels import expected, plan, run, tensor
 from whet.ir.graph import Value
 from whet.ops.contract import MatMul
 from whet.ops.elementwise import Cast, Gelu, Less, Max, Tanh

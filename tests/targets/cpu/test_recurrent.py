@@ -7,20 +7,20 @@ import secrets
 import numpy as np
 import pytest
 
+from tests.levels import LEVELS, architecture
 from whet.engine.weights import ImportedWeights
 from whet.ir.evaluate import evaluate
 from whet.ir.graph import Graph, Input, make
 from whet.ir.types import TensorType, dtype_name
 from whet.ops.recurrent import GATES, Recurrent
 from whet.runtime.program import Runner
-from whet.targets.cpu import host
 from whet.targets.cpu.device import Device
 
 SIGMOID, TANH, RELU = ("sigmoid", 0.0, 0.0), ("tanh", 0.0, 0.0), ("relu", 0.0, 0.0)
 ACTIVATIONS = {"lstm": (SIGMOID, TANH, TANH), "gru": (SIGMOID, TANH), "rnn": (RELU,)}
 
 
-@pytest.mark.parametrize("level", ["avx512", "avx2", "sse2"])
+@pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("kind", GATES)
 @pytest.mark.parametrize("units", [1, 17, 48, 100])
 @pytest.mark.parametrize("batch", [1, 5, 9])
@@ -36,7 +36,7 @@ def test_agrees_with_reference(level: str, kind: str, units: int, batch: int) ->
     types = {n: TensorType(dtype_name(a.dtype), a.shape) for n, a in given.items()}
     inputs = {n: make(Input(f"x{n}", kind), ())[0] for n, kind in types.items()}
     graph = Graph(tuple(inputs.values()), op(*(inputs.get(n) for n in range(7))))
-    runner = Runner(Device(host.architecture(level)), ImportedWeights({}), threads=2)
+    runner = Runner(Device(architecture(level)), ImportedWeights({}), threads=2)
     got = runner.execute(graph, list(given.values()))
     assert not runner.reference_ops
     want = evaluate(graph, {inputs[n]: a for n, a in given.items()})
