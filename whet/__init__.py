@@ -9,8 +9,9 @@ from whet.progress import ProgressMonitor
 
 if TYPE_CHECKING:
     from whet.engine.validity import Validity
+    from whet.runtime.build import build
     from whet.runtime.cache import Cache
-    from whet.runtime.engine import Engine, build, engine_validity, load, session
+    from whet.runtime.engine import Engine, engine_validity, load, session
     from whet.runtime.memory import Arena
     from whet.runtime.profile import Profile
     from whet.runtime.session import Session
@@ -38,7 +39,7 @@ _PLACES = {
     "Profile": "profile",
     "Session": "session",
     "Validity": "engine",
-    "build": "engine",
+    "build": "build",
     "engine_validity": "engine",
     "load": "engine",
     "session": "engine",

@@ -10,7 +10,7 @@ import whet
 from tests.runtime.models import MODELS, attention, convolutions
 from whet.plan.kernel import Loops
 from whet.plan.plan import Plan, make_plan
-from whet.runtime.program import legal
+from whet.runtime.planned import legal
 from whet.targets.cpu.architecture import Architecture
 from whet.targets.cpu.device import Device
 

@@ -113,7 +113,7 @@ def test_a_new_size_only_evaluates_expressions(
         raise AssertionError("a new size was planned anew")
 
     monkeypatch.setattr(planning, "make_plan", refuse)
-    monkeypatch.setattr("whet.runtime.program.make_plan", refuse)
+    monkeypatch.setattr("whet.runtime.planned.make_plan", refuse)
     for length in range(5, 12):
         session.run(words(rng, 1, length))
     assert session._runner.device.compiled == compiled

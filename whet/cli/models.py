@@ -26,7 +26,8 @@ def is_engine(path: str | Path) -> bool:
 
 def open_model(path: str | Path, allow_code: bool = False, **options: Any) -> Engine:
     """The engine in a file, or built from a model; a bar shows how far that is."""
-    from whet.runtime.engine import build, load
+    from whet.runtime.build import build
+    from whet.runtime.engine import load
 
     if is_engine(path):
         return load(path, allow_code)

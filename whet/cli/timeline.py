@@ -28,7 +28,8 @@ def add_trace(parser: Parser) -> None:
 def write_trace(options: argparse.Namespace, inputs: Mapping[str, Any]) -> None:
     """Builds, compiles and runs the model in this process, and writes what happened when."""
     from whet.plan import timeline
-    from whet.runtime.engine import build, load
+    from whet.runtime.build import build
+    from whet.runtime.engine import load
 
     with working("tracing") as work:
         recorder = Recorder(work)

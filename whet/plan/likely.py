@@ -24,11 +24,16 @@ def likely(sizes: Mapping[str, int]) -> Iterator[None]:
         _likely.reset(token)
 
 
+def likely_values() -> Mapping[str, int]:
+    """The values that schedules are chosen for just now."""
+    return _likely.get() or {}
+
+
 def likely_value(size: Size) -> int:
     """A size's most likely value; the size itself where it is known."""
     if not isinstance(size, Expr):
         return size
-    values = _likely.get() or {}
+    values = likely_values()
     found = substitute(size, {s.name: values.get(s.name, UNKNOWN) for s in size.symbols})
     assert isinstance(found, int)
     return max(found, 1)

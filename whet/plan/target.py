@@ -119,6 +119,8 @@ class Device(Protocol):
     cache: Any
     compiled: int
     """Kernels for which there was no code yet."""
+    planned_for: str
+    """All of it that a plan depends on."""
 
     @property
     def about(self) -> str:

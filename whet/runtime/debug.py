@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any
 from whet.engine.weights import WeightStore
 from whet.errors import InvalidInput
 from whet.ir.graph import Graph, Value
-from whet.passes.pipeline import optimise
-from whet.passes.recognise import Numbers
 from whet.plan.plan import Plan, Step
 
 if TYPE_CHECKING:
@@ -146,6 +144,10 @@ class Tensors:
             raise InvalidInput(_unmarked(unknown, self.graph))
         if model is not None:
             _require_same_inputs(source.graph, self.graph)
+        # The passes take longer to load than the start of a session may.
+        from whet.passes.pipeline import optimise
+        from whet.passes.recognise import Numbers
+
         return optimise(source.with_outputs(names), numbers=Numbers(weights.array))
 
 

@@ -1,44 +1,32 @@
-"""Engines: built from a model with no device, saved and loaded as one portable file."""
+"""Engines: saved and loaded as one portable file, and opened as sessions on devices."""
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from whet.engine.file import EngineFile, weight_names, write_engine
-from whet.engine.fold import fold_by_value
 from whet.engine.header import HEADER_BYTES, REFITTABLE
-from whet.engine.refit import CurrentWeights, LayeredWeights, Names, digest, same_weights
+from whet.engine.refit import CurrentWeights, LayeredWeights, Names, same_weights
 from whet.engine.sources import WeightSource, weights_in
 from whet.engine.validity import Validity, architectures_of, check_file, check_header
-from whet.engine.weights import ImportedWeights, WeightStore
+from whet.engine.weights import WeightStore
 from whet.errors import InvalidSetting
-from whet.ir.evaluate import bind_sizes
 from whet.ir.graph import Graph
 from whet.ir.types import TensorType, Type
 from whet.knobs import knobs
-from whet.passes.fold import fold_constants
-from whet.passes.pipeline import Watch, optimise
-from whet.passes.precision import lowered
-from whet.passes.recognise import Numbers
-from whet.passes.simplify import simplify
 from whet.progress import ProgressMonitor, monitored, phase
 from whet.runtime.cache import Cache
-from whet.runtime.debug import Source, Tensors, source_of, without_outputs
+from whet.runtime.debug import Source, Tensors, without_outputs
 from whet.runtime.devices import (
-    architecture_called,
     cache_of,
-    compiler_for,
     only_cpu,
     open_device,
     stream_for,
@@ -46,8 +34,7 @@ from whet.runtime.devices import (
 from whet.runtime.memory import Allocator, checked
 from whet.runtime.prebuilt import Better, can_compile
 from whet.runtime.prepared import Shared
-from whet.runtime.profile import Profile, check_profiles
-from whet.runtime.ranges import ranges_of
+from whet.runtime.profile import Profile
 from whet.runtime.session import Session
 
 if TYPE_CHECKING:
@@ -289,61 +276,6 @@ class Engine:
         return opened
 
 
-def build(
-    model: str | os.PathLike[str] | bytes | onnx.ModelProto,
-    *,
-    profiles: Profile | Sequence[Profile] | None = None,
-    architectures: Sequence[str] = (),
-    precision: str | None = None,
-    refittable: bool = True,
-    debug: Sequence[str] = (),
-    progress: ProgressMonitor | None = None,
-) -> Engine:
-    """Reads a model, optimises its graph, and returns the engine; no device is touched.
-
-    `model`: an ONNX file's path, its bytes, or a ModelProto. `profiles`: ranges of the symbolic
-    sizes.
-    `precision`: None keeps what the model states; "float16" or "bfloat16" does float32 products,
-    convolutions and attention in 16 bits, with sums in float32, and what is safe between them;
-    inputs, outputs and weights to refit stay float32.
-    `architectures`: for which kernels are compiled now and kept in the engine ("avx2",
-    "avx512+vnni", "sm90"; "current": of the GPU at hand, or else the processor), for the most
-    likely sizes of each profile where sizes have names, and on a CPU for all of them.
-    `refittable=False` folds weights by value,
-    and keeps only the results: a smaller engine that starts faster. `debug`: tensors of the model
-    that sessions of the engine file, too, can read out; they are fused no further, and cost nothing
-    more until asked for.
-    `progress` is told of phases and steps, and can cancel.
-    Raises InvalidModel for a damaged model, UnsupportedModel with all nodes that cannot be read,
-    Cancelled.
-    """
-    with monitored(progress), phase("build", 2 + len(architectures)) as step:
-        source, imported = source_of(model)
-        step()
-        weights = ImportedWeights(imported.weights)
-        numbers = Numbers(lambda name: weights.array(name))
-        graph = optimise(source.with_outputs(debug), _dump(), numbers)
-        if precision is not None:
-            graph = optimise(lowered(graph, precision), _dump(), passes=(fold_constants, simplify))
-        marked = tuple(n for n in graph.output_names if n not in imported.graph.output_names)
-        if not refittable:
-            graph, weights = fold_by_value(graph, weights)
-        step()
-        given = (profiles,) if isinstance(profiles, Profile) else tuple(profiles or ())
-        check_profiles(given, graph)
-        plain = without_outputs(graph, marked)
-        architectures = tuple(map(architecture_called, architectures))
-        kernels = _prebuilt(plain, architectures, step, given) if architectures else None
-        compiled_for = tuple(str(compiler_for(name).architecture) for name in architectures)
-    if not refittable:
-        return Engine(graph, weights, given, False, {}, kernels, (), compiled_for, marked)
-    frozen = {n: digest(imported.weights[n]) for n in sorted(imported.frozen | numbers.frozen)}
-    unused = frozenset(imported.weights) - set(weight_names(graph)) - frozen.keys()
-    return Engine(
-        graph, weights, given, refittable, frozen, kernels, unused, compiled_for, marked, source
-    )
-
-
 def load(
     path: str | os.PathLike[str] | bytes | bytearray | memoryview,
     allow_code: bool = False,
@@ -406,22 +338,11 @@ def session(model: str | os.PathLike[str] | bytes | onnx.ModelProto, **options: 
     `Engine.session`."""
     is_path = isinstance(model, str | os.PathLike)
     is_engine = is_path and os.fspath(model).endswith(".whet")  # type: ignore[arg-type]
-    made = load(model) if is_engine else build(model, progress=options.get("progress"))
-    return made.session(**options)
+    if is_engine:
+        return load(model).session(**options)
+    from whet.runtime.build import build  # the passes take longer to load than a start may
 
-
-def _dump() -> Watch | None:
-    """Where WHET_DUMP names a folder, what writes a file there for each pass."""
-    folder = knobs.dump
-    if folder is None:
-        return None
-    folder.mkdir(parents=True, exist_ok=True)
-    number = itertools.count()
-
-    def dump(name: str, graph: Graph) -> None:
-        (folder / f"{next(number):02}-{name}.graph").write_text(f"{graph}\n")
-
-    return dump
+    return build(model, progress=options.get("progress")).session(**options)
 
 
 def _report(device: Any, compiled: int, seconds: float) -> None:
@@ -430,36 +351,3 @@ def _report(device: Any, compiled: int, seconds: float) -> None:
         logger.info("compiled %d kernels in %.1f s%s", compiled, seconds, where)
     else:
         logger.info("ready in %.2f s, no kernel was compiled", seconds)
-
-
-def _prebuilt(
-    graph: Graph,
-    architectures: Sequence[str],
-    step: Callable[[], None],
-    profiles: Sequence[Profile] = (),
-) -> dict[str, bytes]:
-    """Kernels for each of the architectures, by cache key."""
-    from whet.runtime.program import compile_ahead
-
-    likely = [graph.bind(_likely_sizes(graph, profile)) for profile in profiles]
-    ranges = ranges_of(graph, profiles)
-    kernels: dict[str, bytes] = {}
-    for name in architectures:
-        device = compiler_for(name)
-        kernels.update(device.code_besides())
-        for bound in likely or [graph]:
-            kernels.update(compile_ahead(bound, device))
-        if ranges.sizes and device.capabilities.ranges:
-            kernels.update(compile_ahead(graph, device, ranges))
-        step()
-    return kernels
-
-
-def _likely_sizes(graph: Graph, profile: Profile) -> dict[str, int]:
-    """The named sizes of the shapes that a profile holds most likely."""
-    sizes: dict[str, int] = {}
-    for value in graph.inputs:
-        shape = profile.opt.get(value.op.name)  # type: ignore[attr-defined]
-        if shape is not None:
-            bind_sizes(value.type, np.broadcast_to(0, shape), sizes)
-    return sizes

@@ -14,9 +14,10 @@ from whet.engine.weights import Source, WeightStore
 from whet.errors import MissingWeights
 from whet.ir.graph import Constant, Graph, Value, Weight, topological
 from whet.ir.types import TensorType
-from whet.plan.plan import Plan, make_plan, nbytes
+from whet.plan.plan import Plan, nbytes
 from whet.plan.target import Device
 from whet.plan.trace import tracing
+from whet.runtime.planned import planned
 
 if TYPE_CHECKING:
     from whet.runtime.program import Runner
@@ -129,12 +130,9 @@ class Prepared:
                 self._recipes.update(dict.fromkeys(new, recipe))
 
     def _recipe(self, values: tuple[Value, ...]) -> Recipe:
-        from whet.runtime.program import legal
-
-        graph = legal(Graph((), values), self.device)
-        plan = make_plan(graph, self.device.capabilities, prepare=True)
+        plan = planned(Graph((), values), self.device, prepare=True)
         self.device.executable(plan, self.threads)  # compiles
-        return Recipe(plan, dict(zip(values, graph.outputs)))
+        return Recipe(plan, dict(zip(values, plan.graph.outputs)))
 
     def paced(self, executable: Any, values: Sequence[Value]) -> AbstractContextManager[Any]:
         """What an executable's runs lie within, so that the weights they read come and go."""

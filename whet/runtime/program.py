@@ -25,10 +25,11 @@ from whet.ops.select import Prefix
 from whet.plan import trace
 from whet.plan.kernel import size_symbols
 from whet.plan.likely import likely
-from whet.plan.plan import Plan, Step, make_plan, nbytes
+from whet.plan.plan import Plan, Step, nbytes
 from whet.plan.target import Device, RangeDevice, RangeExecutable
 from whet.progress import phase
 from whet.runtime.memory import Memory
+from whet.runtime.planned import planned
 from whet.runtime.prepared import Prepared, is_given
 from whet.runtime.ranges import Demands, Ranges, names_shown
 
@@ -190,7 +191,7 @@ class Runner:
 
     def program(self, graph: Graph) -> Program:
         """A graph whose sizes are known, or told to its kernels as they run, compiled."""
-        return Program(self, legal(graph, self.device), source=graph)
+        return Program(self, graph)
 
 
 StageKey = tuple[Graph, tuple[tuple[str, int], ...]]
@@ -220,15 +221,6 @@ def meanings(graph: Graph, device: Device) -> dict[Value, Value]:
         graph = after
 
 
-def legal(graph: Graph, device: Device) -> Graph:
-    """The graph in the device's own terms."""
-    while True:
-        new = graph.map(device.legalize)
-        if new is graph:
-            return graph
-        graph = new
-
-
 def compile_ahead(graph: Graph, device: Device, ranges: Ranges = NO_RANGES) -> dict[str, bytes]:
     """The code of all kernels that can be known before a run, by cache key; nothing is run. With
     `ranges`, of those that are told sizes as they run."""
@@ -236,12 +228,8 @@ def compile_ahead(graph: Graph, device: Device, ranges: Ranges = NO_RANGES) -> d
         plan = plan_ahead(graph, device, ranges)
     except (Undecided, ShapeError):
         return {}  # as `Runner.wide` finds: each set of sizes has a plan of its own
-    before = legal(Graph((), needed(plan, prepared_only=True)), device)
-    kernels = [
-        s.kernel
-        for p in (make_plan(before, device.capabilities, prepare=True), plan)
-        for s in p.steps
-    ]
+    before = planned(Graph((), needed(plan, prepared_only=True)), device, prepare=True)
+    kernels = [s.kernel for p in (before, plan) for s in p.steps]
     found = [k for k in dict.fromkeys(kernels) if k is not None]
     made: dict[str, bytes] = {}
     with phase(f"compile for {device.architecture}", len(found)) as step:
@@ -260,7 +248,7 @@ def plan_ahead(graph: Graph, device: Device, ranges: Ranges = NO_RANGES) -> Plan
         outputs = tuple(v for v in graph.values if v in ready and not v.is_static)
         first = replace(graph, outputs=outputs, guards=(), late=None)
         kept = first if len(ready) < len(graph.values) else replace(graph, late=None)
-        return make_plan(legal(kept, device), device.capabilities)
+        return planned(kept, device)
 
 
 def needed(plan: Plan, prepared_only: bool = False) -> tuple[Value, ...]:
@@ -277,11 +265,11 @@ class Program:
     """A graph whose sizes are known or told in each run: its plan, compiled, and what was prepared
     for it."""
 
-    def __init__(self, runner: Runner, graph: Graph, source: Graph | None = None) -> None:
-        self.runner, self.graph = runner, graph
-        self.source = source or graph
-        """The graph before it was put into the device's terms."""
-        self.plan: Plan = make_plan(graph, runner.device.capabilities)
+    def __init__(self, runner: Runner, source: Graph) -> None:
+        self.runner, self.source = runner, source
+        self.plan = planned(source, runner.device)
+        self.graph = self.plan.graph
+        """The same in the device's terms."""
         runner.reference_ops.update(dict.fromkeys(self.plan.reference_ops))
         self.executable = runner.device.executable(self.plan, runner.threads)
         allocate = getattr(runner.device, "allocate", None)  # only a CPU's can be chosen
@@ -300,7 +288,7 @@ class Program:
         self._latest: tuple[Any, dict[Value, Any]] = None, {}
         """Weights that it ran with, and what was prepared from them."""
         makeshift = runner.device.capabilities.makeshift
-        slow = any(makeshift(v) for v in (*self.source.values, *graph.values))
+        slow = any(makeshift(v) for v in (*source.values, *self.graph.values))
         self.is_makeshift = slow or bool(self.plan.reference_ops)
         """Whether some of it would be faster if its sizes were known."""
         self._known_kinds: dict[tuple[tuple[str, int], ...], list[TensorType | None]] = {}

@@ -14,7 +14,6 @@ from whet.engine.weights import WeightStore
 from whet.errors import Error, InvalidInput, OutOfMemory, ShapeError
 from whet.ir.graph import Graph, Value
 from whet.ir.types import TensorType, Type
-from whet.passes.pipeline import optimise
 from whet.plan.plan import Plan
 from whet.plan.timeline import Recording
 from whet.plan.trace import Look, Trace, tracing
@@ -49,7 +48,7 @@ class Session:
     ) -> None:
         graph = self.graph = tensors.graph
         self.profiles, self._tensors = profiles, tensors
-        self._optimised = lru_cache(MOST_STAGES)(optimise)
+        self._optimised = lru_cache(MOST_STAGES)(_optimised)
         self._way = specialize, deterministic
         self.inputs: dict[str, Type] = {v.op.name: v.type for v in graph.inputs}  # type: ignore[attr-defined]
         self._accepted = [(f"input {n!r}", n, kind, {}) for n, kind in self.inputs.items()]  # type: ignore[var-annotated]
@@ -302,3 +301,10 @@ class Session:
 def _targets(graph: Graph, out: Mapping[str, np.ndarray]) -> dict[int, np.ndarray]:
     """The arrays to write to by the number of the output that a graph has under the name."""
     return {number: out[name] for number, name in enumerate(graph.output_names) if name in out}
+
+
+def _optimised(graph: Graph) -> Graph:
+    # The passes take longer to load than the start of a session may.
+    from whet.passes.pipeline import optimise
+
+    return optimise(graph)

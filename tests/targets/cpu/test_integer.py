@@ -25,7 +25,8 @@ from whet.ops.elementwise import Cast, Relu
 from whet.ops.movement import Concat, Pad, slice_axis
 from whet.ops.quantize import Dequantize, Quantize
 from whet.plan.plan import make_plan
-from whet.runtime.program import Runner, legal
+from whet.runtime.planned import legal
+from whet.runtime.program import Runner
 from whet.targets.cpu.device import Device
 
 LEVELS = ("avx512", "avx512+bf16", "avx2", "sse2")

@@ -16,7 +16,7 @@ from whet.errors import IndexOutOfRange
 from whet.ir.evaluate import compute
 from whet.ir.graph import Constant, Graph, Value
 from whet.plan.plan import Plan, Step, make_plan
-from whet.runtime.program import legal
+from whet.runtime.planned import legal
 from whet.targets.cuda.architecture import Architecture
 from whet.targets.cuda.codegen import to_triton
 from whet.targets.cuda.source import Launch, Source

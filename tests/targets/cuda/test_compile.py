@@ -24,7 +24,7 @@ from whet.ops.movement import Gather, transpose
 from whet.ops.reduce import Cumulative, Softmax
 from whet.plan.plan import make_plan
 from whet.runtime.cache import Cache
-from whet.runtime.program import legal
+from whet.runtime.planned import legal
 from whet.targets.cuda.architecture import Architecture
 from whet.targets.cuda.device import Device
 from whet.targets.cuda.templates import TEMPLATES

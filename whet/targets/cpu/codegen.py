@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-from functools import cache
-from hashlib import blake2b
-from pathlib import Path
 
 from whet.ir.sizes import Expr, Size, symbol
 from whet.plan.kernel import Kernel, Loops
+from whet.plan.sources import digest
 from whet.targets.cpu import half, loops
 from whet.targets.cpu.architecture import Architecture
 from whet.targets.cpu.functions import LIBRARY
@@ -21,14 +19,9 @@ Slot = tuple[int, Size] | Expr | str | None
 None for null."""
 
 
-@cache
 def version() -> str:
-    """Part of every cache key: a digest of this folder's sources, since any change may give other
-    code."""
-    digest = blake2b(digest_size=8)
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    """Part of every cache key: any change of this folder's sources may give other code."""
+    return digest("targets/cpu")
 
 
 def to_llvm(kernel: Kernel, architecture: Architecture) -> str:

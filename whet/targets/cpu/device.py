@@ -60,6 +60,7 @@ class Device:
         self.cache, self.prebuilt, self.threads = cache, prebuilt or {}, threads
         # Code that is there already was made for the number that is planned with in general.
         self.planned = PLANNED_THREADS if self.prebuilt else max(threads, PLANNED_THREADS)
+        self.planned_for = f"{self.about} for {self.planned} threads"
         self.templates = templates_for(self.planned)
         self.capabilities = Capabilities(
             "cpu", self.legalize, emits, self.templates, ranges=True, makeshift=self.makeshift

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from functools import cache
-from hashlib import blake2b
-from pathlib import Path
 from typing import Any
 
 from whet.plan.kernel import Kernel, Loops
+from whet.plan.sources import digest
 from whet.targets.cuda import loops
 from whet.targets.cuda.architecture import Architecture
 from whet.targets.cuda.source import Source
 from whet.targets.cuda.templates import TEMPLATES
 
 
-@cache
 def version() -> str:
-    """Part of every cache key: a digest of this folder's sources, since any change may give other
-    code."""
-    digest = blake2b(digest_size=8)
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    """Part of every cache key: any change of this folder's sources may give other code."""
+    return digest("targets/cuda")
 
 
 def to_triton(kernel: Kernel, architecture: Architecture, tile: Any = None) -> Source:

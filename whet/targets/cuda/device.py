@@ -75,6 +75,7 @@ class Device:
         self.cache, self.prebuilt = cache, prebuilt or {}
         self.capabilities = capabilities(self.architecture)
         self.legalize = self.capabilities.legalize
+        self.planned_for = self.about
         self.compiled = 0
         self._objects: dict[Kernel, bytes] = {}
         self._code: WeakValueDictionary[Kernel, Loaded] = WeakValueDictionary()

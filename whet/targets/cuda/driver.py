@@ -6,6 +6,7 @@ Every call is checked; what the driver refuses is a DeviceError that says what t
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
 from dataclasses import dataclass
 from functools import cache
@@ -111,8 +112,19 @@ class Found:
     driver: str
 
 
+def is_installed() -> bool:
+    """Whether the driver's library is there, which is sooner told than its bindings load."""
+    try:
+        ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
 def count() -> int:
     """How many devices there are; 0 where nothing can be asked."""
+    if not is_installed():
+        return 0
     try:
         return int(check(api().cuDeviceGetCount(), "counting the devices"))
     except DeviceError:

@@ -1,0 +1,105 @@
+"""Plans that are kept as bytes come back as they were."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import whet
+from tests.runtime.models import convolutions
+from whet.ir.graph import Graph, Input, Token, Value, make, operator
+from whet.ir.types import TensorType
+from whet.ops import elementwise as ew
+from whet.plan.plan import Plan, make_plan
+from whet.plan.stored import Unstorable, pack, unpack
+from whet.runtime import planned
+from whet.runtime.cache import Cache
+from whet.targets.cpu import host
+from whet.targets.cpu.device import Device
+
+RNG = np.random.default_rng()
+
+
+def refuse(*_: Any, **__: Any) -> None:
+    raise AssertionError("planned anew")
+
+
+@pytest.fixture
+def engine() -> whet.Engine:
+    return whet.build(convolutions())
+
+
+def inputs_of(engine: whet.Engine) -> dict[str, np.ndarray]:
+    return {
+        name: RNG.standard_normal([n if isinstance(n, int) else 2 for n in kind.shape]).astype("f4")  # type: ignore[union-attr]
+        for name, kind in engine.inputs.items()
+    }
+
+
+def test_a_plan_comes_back(engine: whet.Engine) -> None:
+    (plan,) = engine.session(cache=False).plans
+    again = unpack(pack(plan))
+    assert str(again) == str(plan)
+    # Values are interned: the same steps read and write the very same objects.
+    assert [(s.reads, s.writes, s.value) for s in again.steps] == [
+        (s.reads, s.writes, s.value) for s in plan.steps
+    ]
+    assert again.offsets == plan.offsets and again.prepared == plan.prepared
+
+
+def test_the_next_start_plans_nothing(
+    engine: whet.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = inputs_of(engine)
+    want = engine.session(cache=tmp_path / "cache", deterministic=True).run(inputs)
+    engine.save(tmp_path / "m.whet")
+    monkeypatch.setattr(planned, "make_plan", refuse)
+    monkeypatch.setattr(planned, "legal", refuse)
+    got = whet.load(tmp_path / "m.whet").session(cache=tmp_path / "cache").run(inputs)
+    for name, array in want.items():
+        np.testing.assert_array_equal(got[name], array)
+
+
+def test_another_number_of_threads_is_another_plan(
+    engine: whet.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.session(cache=tmp_path / "cache", threads=2)
+    monkeypatch.setattr(planned, "make_plan", refuse)
+    with pytest.raises(AssertionError, match="planned anew"):
+        whet.build(convolutions()).session(cache=tmp_path / "cache", threads=5)
+
+
+def test_what_cannot_be_read_is_planned_anew(
+    engine: whet.Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache, inputs = Cache(tmp_path / "cache"), inputs_of(engine)
+    want = engine.session(cache=cache).run(inputs)
+    device = Device(cache=cache)
+    key = planned._key(engine.graph, Device(cache=cache, threads=host.default_threads()), False)
+    assert cache.get(key) is not None, "the plan is not kept under the key that is tested here"
+    cache.put(key, b"no plan at all", device.about)
+    with caplog.at_level(logging.WARNING):
+        got = whet.build(convolutions()).session(cache=cache).run(inputs)
+    assert "made anew" in caplog.text
+    for name, array in want.items():
+        np.testing.assert_array_equal(got[name], array)
+
+
+@operator
+class Effect(ew.Exp):
+    """Tells apart two equal applications."""
+
+    token: Token
+    has_effect = True
+
+
+def test_effects_are_not_kept() -> None:
+    x: Value = make(Input("x", TensorType("float32", (3,))), ())[0]
+    graph = Graph((x,), (make(Effect(Token()), (x,))[0],), ("y",))
+    plan: Plan = make_plan(graph, Device().capabilities)
+    with pytest.raises(Unstorable):
+        pack(plan)
