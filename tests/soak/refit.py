@@ -29,6 +29,7 @@ from whet.frontends.onnx.importer import Imported, from_onnx
 from whet.frontends.onnx.model import Tensor
 from whet.ir.types import FLOATS
 from whet.runtime.cache import Cache
+from whet.runtime.debug import Source
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -54,7 +55,8 @@ def built(imported: Imported, name: str, array: np.ndarray) -> whet.Engine:
     """The engine of the model with another weight, from the start."""
     tensor = Tensor(name, imported.weights[name].type, lambda: array)
     other = replace(imported, weights={**imported.weights, name: tensor})
-    with patch("whet.frontends.onnx.from_onnx", lambda model: other):
+    source = Source(other.graph, other.tensors)
+    with patch("whet.runtime.build.source_of", lambda model: (source, other)):
         return whet.build("")
 
 
