@@ -75,8 +75,10 @@ class Driver(types.ModuleType):
         self.kernels: dict[str, tuple[int, Callable[..., None]]] = {}
         """The number of arguments of each, and what it does with the addresses."""
         self.numbers = itertools.count(1 << 20)
-        self.graphs: dict[int, list[tuple[int, Params]]] = {}
-        self.ready: dict[int, dict[int, tuple[str, list[int]]]] = {}
+        self.graphs: dict[int, list[tuple[int, Any]]] = {}
+        self.ready: dict[int, dict[int, Any]] = {}
+        self.captured = None
+        self.children: dict[int, list[Callable[[], None]]] = {}
         self._alive: list[Any] = []
         self._addresses: dict[str, int] = {}
         self.launched: list[str] = []
@@ -202,14 +204,48 @@ class Driver(types.ModuleType):
         self._alive.append(params)
         return 0, node
 
+    # What libraries launch is captured: see `note`.
+
+    CUstreamCaptureMode = Anything()
+
+    def cuStreamBeginCapture(self, stream: int, mode: int) -> tuple[int]:
+        self.captured: list[Callable[[], None]] | None = []
+        return (0,)
+
+    def cuStreamEndCapture(self, stream: int) -> tuple[int, int]:
+        number, found, self.captured = self.new(), self.captured, None
+        self.children[number] = found or []
+        return 0, number
+
+    def note(self, launch: Callable[[], None]) -> None:
+        """A launch by a library: into what is captured, or at once."""
+        if self.captured is None:
+            launch()
+        else:
+            self.captured.append(launch)
+
+    def cuGraphAddChildGraphNode(
+        self, graph: int, before: list[int], count: int, child: int
+    ) -> tuple[int, int]:
+        node = self.new()
+        self.graphs[graph].append((node, self.children[child]))
+        return 0, node
+
+    def cuGraphExecChildGraphNodeSetParams(self, ready: int, node: int, child: int) -> tuple[int]:
+        self.counts["cuGraphExecChildGraphNodeSetParams"] += 1
+        self.ready[ready][node] = self.children[child]
+        return (0,)
+
     def cuGraphInstantiate(self, graph: int, flags: int) -> tuple[int, int]:
         self.counts["cuGraphInstantiate"] += 1
         number = self.new()
         self.ready[number] = {node: self._frozen(params) for node, params in self.graphs[graph]}
         return 0, number
 
-    def _frozen(self, params: Any) -> tuple[str, list[int]]:
+    def _frozen(self, params: Any) -> Any:
         """A kernel, and its arguments as they are now."""
+        if isinstance(params, list):
+            return params
         count, _ = self.kernels[params.func]
         places = (ctypes.c_uint64 * count).from_address(params.kernelParams)
         return params.func, [ctypes.c_uint64.from_address(p).value for p in places]
@@ -249,8 +285,12 @@ class Driver(types.ModuleType):
         self.ready[graph][node] = self._frozen(found)
 
     def direct_cuGraphLaunch(self, graph: int, stream: int) -> None:
-        for name, arguments in self.ready[graph].values():
-            self._run(name, arguments)
+        for node in self.ready[graph].values():
+            if isinstance(node, list):
+                for launch in node:
+                    launch()
+            else:
+                self._run(*node)
 
 
 def _array(address: int, kind: Any) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from whet.plan.kernel import Kernel
 from whet.plan.plan import Plan, nbytes
 from whet.plan.target import Capabilities, Footprint, Limits, Tactic
 from whet.progress import phase
-from whet.targets.cuda import codegen, dlpack, driver, limits, tactics
+from whet.targets.cuda import codegen, dlpack, driver, library, limits, tactics
 from whet.targets.cuda.architecture import Architecture
 from whet.targets.cuda.arithmetic import POINTER
 from whet.targets.cuda.array import DeviceArray
@@ -155,7 +156,7 @@ class Device:
         if jobs:
             with phase("compile kernels", len(jobs)) as step:
                 compile_all(list(jobs.values()), self.architecture, step, more, self.tune)
-        if others:
+        if jobs and self.tune:
             jobs |= tactics.fastest(self.context, jobs, others)
             self.trim()
         for kernel, job in jobs.items():
@@ -176,7 +177,9 @@ class Device:
 
     def _found(self, key: str) -> bytes | None:
         code = self.prebuilt.get(key)
-        return self.cache.get(key) if code is None and self.cache is not None else code
+        if code is None and self.cache is not None:
+            code = self.cache.get(key)
+        return None if code is not None and _is_foreign(code) else code
 
     def _keep(self, kernel: Kernel, job: Job) -> None:
         self.compiled += 1
@@ -204,7 +207,12 @@ class Device:
         """The ways to run a kernel that were weighed, the likely best first; which of them `tune`
         has measured to be fastest is not told."""
         tiles = codegen.tiles(kernel, self.architecture)
-        return [Tactic(type(tile).__name__.lower(), asdict(tile)) for tile in tiles]
+        chosen = [
+            Tactic(f.name, json.loads(f.cubin[len(library.MARK) :])["how"], by="a measurement")
+            for f in (unpack(self._objects[kernel]) if kernel in self._objects else ())
+            if library.is_library(f.cubin)
+        ]
+        return chosen + [Tactic(type(tile).__name__.lower(), asdict(tile)) for tile in tiles]
 
     def footprint(self, plan: Plan, given: Sequence[Value]) -> Footprint:
         """What a session is going to take of the device's memory."""
@@ -291,6 +299,13 @@ class Device:
         """Gives memory back to the device that nothing uses any more."""
         self.context.use()
         self.context.trim()
+
+
+def _is_foreign(code: bytes) -> bool:
+    """Whether it is for a library that is not here, or in another version."""
+    return library.MARK in code[:4096] and any(
+        library.is_library(f.cubin) and not library.usable(f.cubin) for f in unpack(code)
+    )
 
 
 KEPT_BYTES = 4096

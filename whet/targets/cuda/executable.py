@@ -22,7 +22,6 @@ from whet.plan.plan import Plan, nbytes, segments
 from whet.targets.cuda.array import DeviceArray
 from whet.targets.cuda.device import Device, holds, numbers
 from whet.targets.cuda.driver import Event, Stream
-from whet.targets.cuda.graph import Call
 from whet.targets.cuda.memory import Loan, Pinned, room
 from whet.targets.cuda.segments import Place, Segment
 from whet.targets.cuda.staging import Staging
@@ -150,16 +149,8 @@ class _Context:
                         place.uses.append((view, position, segment.changed, where))
                     else:
                         arguments[position] = self._fixed(slot, number)
-                call = Call(
-                    module,
-                    function.grid,
-                    function.threads,
-                    function.shared,
-                    arguments,
-                    f"{step.name} of {' + '.join(step.nodes)}",
-                    function.waits,
-                )
-                segment.calls.append(call)
+                name = f"{step.name} of {' + '.join(step.nodes)}"
+                segment.calls.append(module.call(function, arguments, name))
                 segment.steps.append(number)
         return segment
 

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from whet.targets.cuda.compile import Function
 from whet.targets.cuda.driver import Context, Stream, api, check, direct, failure
+from whet.targets.cuda.library import RoutineCall, RoutineNode
 
 PROGRAMMATIC_PORT = 1  # CU_GRAPH_KERNEL_NODE_PORT_PROGRAMMATIC, a macro of cuda.h
 
@@ -26,6 +28,11 @@ class Module:
         if shared > 48 << 10:
             most = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
             check(driver.cuFuncSetAttribute(self.function, most, shared), f"loading {name}")
+
+    def call(self, function: Function, arguments: np.ndarray, name: str) -> Call:
+        """A launch with arguments."""
+        grid, threads, shared = function.grid, function.threads, function.shared
+        return Call(self, grid, threads, shared, arguments, name, function.waits)
 
     def __del__(self) -> None:
         if hasattr(self, "handle"):
@@ -69,35 +76,48 @@ class Call:
         )
         check(result, f"launching {self.name}")
 
-    def node(self) -> Any:
-        """What a graph is told of it."""
-        node = api().CUDA_KERNEL_NODE_PARAMS()
-        node.func = self.module.function
-        node.gridDimX, node.gridDimY, node.gridDimZ = self.grid
-        node.blockDimX, node.blockDimY, node.blockDimZ = self.threads, 1, 1
-        node.sharedMemBytes = self.shared
-        node.kernelParams = self.addresses.ctypes.data
-        return node
+    def add(self, graph: Any) -> KernelNode:
+        """Puts it into a graph."""
+        return KernelNode(self, graph)
+
+
+class KernelNode:
+    """A launch in a graph."""
+
+    def __init__(self, call: Call, graph: Any) -> None:
+        driver = api()
+        self.params = params = driver.CUDA_KERNEL_NODE_PARAMS()
+        params.func = call.module.function
+        params.gridDimX, params.gridDimY, params.gridDimZ = call.grid
+        params.blockDimX, params.blockDimY, params.blockDimZ = call.threads, 1, 1
+        params.sharedMemBytes = call.shared
+        params.kernelParams = call.addresses.ctypes.data
+        added = driver.cuGraphAddKernelNode(graph, [], 0, params)
+        self.handle = check(added, "adding to a graph")
+        self._numbers = int(self.handle), int(params.getPtr())
+
+    def update(self, ready: Any) -> None:
+        """Takes over changed arguments."""
+        if status := direct().cuGraphExecKernelNodeSetParams(int(ready), *self._numbers):
+            raise failure(status, "updating a graph")
 
 
 class Graph:
     """Launches in order, as one."""
 
-    def __init__(self, calls: Sequence[Call]) -> None:
+    def __init__(self, calls: Sequence[Call | RoutineCall]) -> None:
         driver = api()
         self.calls = tuple(calls)  # whose arguments a launch reads
         self.graph = check(driver.cuGraphCreate(0), "making a graph")
-        self.params = [call.node() for call in calls]
-        self.nodes: list[Any] = []
-        for call, params in zip(calls, self.params):
-            added = driver.cuGraphAddKernelNode(self.graph, [], 0, params)
-            node = check(added, "adding to a graph")
+        self.nodes: list[KernelNode | RoutineNode] = []
+        for call in calls:
+            node = call.add(self.graph)
             if self.nodes:
-                self._connect(self.nodes[-1], node, call.waits)
+                waits = call.waits and isinstance(self.nodes[-1], KernelNode)
+                self._connect(self.nodes[-1].handle, node.handle, waits)
             self.nodes.append(node)
         self.ready = check(driver.cuGraphInstantiate(self.graph, 0), "making a graph")
         self.number = int(self.ready)
-        self._numbers = [(int(n), int(p.getPtr())) for n, p in zip(self.nodes, self.params)]
 
     def _connect(self, before: Any, after: Any, waits: bool) -> None:
         """One node behind another: at its end, or, where it waits by itself, once all of the
@@ -112,9 +132,7 @@ class Graph:
 
     def update(self, number: int) -> None:
         """Takes over the changed arguments of a launch."""
-        node, params = self._numbers[number]
-        if status := direct().cuGraphExecKernelNodeSetParams(self.number, node, params):
-            raise failure(status, "updating a graph")
+        self.nodes[number].update(self.ready)
 
     def launch(self, stream: Stream) -> None:
         """Runs it."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from whet.targets.cuda.driver import Stream
 from whet.targets.cuda.graph import Call, Graph
+from whet.targets.cuda.library import RoutineCall
 
 
 @dataclass(eq=False)
@@ -14,7 +15,7 @@ class Segment:
 
     begin: int
     end: int
-    calls: list[Call] = field(default_factory=list)
+    calls: list[Call | RoutineCall] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
     """The step of each launch."""
     graph: Graph | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -17,13 +17,15 @@ from whet.errors import DeviceError
 from whet.ir.sizes import Size
 from whet.ir.types import NUMPY_DTYPES
 from whet.plan.kernel import Kernel, Load, Template, walk
-from whet.targets.cuda import codegen
+from whet.targets.cuda import codegen, cublas, cudnn, library
 from whet.targets.cuda.architecture import Architecture
 from whet.targets.cuda.compile import Function, unpack
 from whet.targets.cuda.driver import ALIGNMENT, Context, Event, Stream
 from whet.targets.cuda.expressions import size_bound
 from whet.targets.cuda.graph import Call, Graph, Module
+from whet.targets.cuda.library import Routine, RoutineCall
 from whet.targets.cuda.memory import Heap
+from whet.targets.cuda.source import Source
 from whet.targets.cuda.workers import Job
 
 logger = logging.getLogger("whet.cuda")
@@ -37,17 +39,28 @@ RESERVED = 1024  # bytes of shared memory that every block has besides its own
 
 FEWEST_BYTES = 64 << 10  # that a kernel reaches: below, every way is as fast
 
+DEPENDENCE = 1.03
+"""How many times faster a library must be: what comes before and after it cannot overlap with it,
+and its code takes memory."""
+
 MOST_OTHERS = 5  # ways to run a kernel, besides the first
 
 
-class Loaded(list[tuple[Function, Module]]):
+class Loaded(list[tuple[Function, Module | Routine]]):
     """The functions of a kernel on a device."""
 
 
 def load(context: Context, code: bytes) -> Loaded:
     """An object's functions on the device."""
     functions = [spread(f, context.found.architecture) for f in unpack(code)]
-    return Loaded((f, Module(context, f.cubin, f.name, f.shared)) for f in functions)
+    return Loaded((f, placed(context, f)) for f in functions)
+
+
+def placed(context: Context, function: Function) -> Module | Routine:
+    """A function on a device, or a library's in its place."""
+    if library.is_library(function.cubin):
+        return library.restored(context, function)
+    return Module(context, function.cubin, function.name, function.shared)
 
 
 def spread(function: Function, architecture: Architecture) -> Function:
@@ -80,18 +93,36 @@ def others(
 def fastest(
     context: Context, first: Mapping[Kernel, Job], others: Sequence[tuple[Template, Job]]
 ) -> dict[Kernel, Job]:
-    """For each kernel of which several ways are compiled, the one that takes least time."""
+    """For each kernel of which there are several ways, the one that takes least time."""
     bench = Bench(context)
     tried: dict[Template, list[Job]] = {}
-    for kernel, job in others:
+    for kernel, job in (*others, *by_libraries(context, first)):
         if job.code:
             tried.setdefault(kernel, [first[kernel]]).append(job)
     chosen: dict[Kernel, Job] = {}
     for kernel, jobs in tried.items():
         times = [bench.seconds(kernel, job.code) for job in jobs]
-        chosen[kernel] = jobs[times.index(min(times))]
-        logger.debug("%s: %s", kernel.name, ", ".join(f"{1e6 * t:.1f} us" for t in times))
+        costs = [t * (DEPENDENCE if job.is_library else 1) for job, t in zip(jobs, times)]
+        chosen[kernel] = jobs[costs.index(min(costs))]
+        logger.debug(
+            "%s: %s",
+            kernel.name,
+            ", ".join(f"{job.name} {1e6 * t:.1f} us" for job, t in zip(jobs, times)),
+        )
     return chosen
+
+
+def by_libraries(context: Context, kernels: Iterable[Kernel]) -> Iterator[tuple[Template, Job]]:
+    """The ways of NVIDIA's libraries to run kernels that are worth it, where these are there."""
+    for kernel in kernels:
+        if isinstance(kernel, Template) and sum(extents(kernel)) >= FEWEST_BYTES:
+            for maker in (cublas, cudnn):
+                try:
+                    found = maker.ways(context, kernel)
+                except DeviceError as error:
+                    logger.debug("%s: %s", kernel.name, error)
+                    continue
+                yield from ((kernel, Job(Source("", ()), code)) for code in found)
 
 
 def extents(kernel: Template) -> list[int]:
@@ -137,7 +168,7 @@ class Bench:
             best = min(best, last.seconds_since(first))
         return best / TURNS
 
-    def _calls(self, kernel: Template, loaded: Loaded, turn: int) -> list[Call]:
+    def _calls(self, kernel: Template, loaded: Loaded, turn: int) -> list[Call | RoutineCall]:
         """The kernel's launches on the memory of one turn."""
         first, *others, written = (-(-n // ALIGNMENT) * ALIGNMENT for n in extents(kernel))
         self._grow(first + sum(others), written)
@@ -148,16 +179,13 @@ class Bench:
             places[number] = at
             at += size
         places[len(others) + 1] = self.room.pointer
-        calls: list[Call] = []
+        calls: list[Call | RoutineCall] = []
         for function, module in loaded:
             self._zeros(4 * function.counters, function.scratch)
             places |= {"counters": self.counters.pointer, "scratch": self.scratch.pointer}
             given = [places[slot] for slot in function.slots]
             arguments = np.array([*given, *[0] * function.nulls], np.int64)
-            grid, threads, shared = function.grid, function.threads, function.shared
-            calls.append(
-                Call(module, grid, threads, shared, arguments, function.name, function.waits)
-            )
+            calls.append(module.call(function, arguments, function.name))
         return calls
 
     def _grow(self, read: int, written: int) -> None:

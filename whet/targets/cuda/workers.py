@@ -21,7 +21,7 @@ from typing import IO, Any
 from whet.errors import CompileError
 from whet.targets.crew import READY, Crew, exactly
 from whet.targets.cuda.architecture import Architecture
-from whet.targets.cuda.compile import to_object
+from whet.targets.cuda.compile import to_object, unpack
 from whet.targets.cuda.source import Launch, Source
 
 _JOB, _RESULT = struct.Struct("<I"), struct.Struct("<BI")
@@ -37,6 +37,16 @@ class Job:
     source: Source
     code: bytes = b""
     error: CompileError | None = None
+
+    @property
+    def is_library(self) -> bool:
+        """Whether a library of NVIDIA's runs it: there is no text then."""
+        return not self.source.text
+
+    @property
+    def name(self) -> str:
+        """Who runs it."""
+        return unpack(self.code)[0].name if self.is_library else "ours"
 
     def compile(self, architecture: Architecture) -> None:
         """Compiles it in this process."""

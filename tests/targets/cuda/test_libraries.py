@@ -1,0 +1,159 @@
+"""NVIDIA's libraries as ways to run kernels: what they can be asked for, and how they take part."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.targets.cuda.contractions import Problem, problem, small
+from tests.targets.cuda.stub import Driver, StubDevice, stubbed
+from whet.engine.weights import ImportedWeights
+from whet.ir.graph import Graph
+from whet.ops.contract import MatMul
+from whet.ops.elementwise import Max
+from whet.plan.kernel import Template
+from whet.plan.plan import Step, make_plan
+from whet.runtime.cache import Cache
+from whet.runtime.program import Runner, legal
+from whet.targets.cuda import cublas, cudnn, library
+from whet.targets.cuda.architecture import Architecture
+from whet.targets.cuda.compile import unpack
+from whet.targets.cuda.cublas import Matmul
+from whet.targets.cuda.device import Device, _is_foreign
+
+SM90 = Architecture.parse("sm90")
+
+
+def template(made: Problem) -> Template:
+    """The one kernel of a problem that is no loop nest."""
+    device = Device(SM90)
+    plan = make_plan(legal(made.graph, device), device.capabilities)
+    (kernel,) = (s.kernel for s in plan.steps if isinstance(s.kernel, Template))
+    return kernel
+
+
+def called(name: str) -> Problem:
+    return next(p for p in small() if p.name == name)
+
+
+def test_products_that_cublas_can_be_asked_for() -> None:
+    plain, slots = cublas.matched(template(called("plain-float16")))  # type: ignore[misc]
+    assert plain == Matmul(
+        "float16", 70, 40, 50, (50, False), (40, False), 40, (1, 0, 0, 0), (0, 0, 0)
+    )
+    assert slots == (0, 1, 2)
+    turned, _ = cublas.matched(template(called("transposed")))  # type: ignore[misc]
+    assert turned.right == (64, True) and turned.left == (64, False)
+    shared, _ = cublas.matched(template(called("shared")))  # type: ignore[misc]
+    assert shared.rows == 120 and shared.batch[0] == 1
+    batched, _ = cublas.matched(template(called("batched")))  # type: ignore[misc]
+    assert batched.batch == (6, 320, 384, 480)
+    biased, slots = cublas.matched(template(called("epilogue")))  # type: ignore[misc]
+    assert biased.bias and biased.relu and slots == (0, 1, 3, 2)
+    assert cublas.matched(template(called("heads"))) is None, "two axes of a batch"
+    assert cublas.matched(template(called("conv3x3"))) is None
+
+
+def test_what_an_epilogue_may_be() -> None:
+    shapes = ((64, 128), (128, 256), (256,), (64, 256))
+    both = problem("both", lambda a, b, c, r: Max()(r + (MatMul()(a, b) + c), 0.0), *shapes)
+    found, slots = cublas.matched(template(both))  # type: ignore[misc]
+    assert found.bias and found.residual == 256 and found.relu and len(slots) == 5
+    for more in (
+        lambda a, b, c, r: MatMul()(a, b) * c,
+        lambda a, b, c, r: MatMul()(a, b) + c + c * 2.0,
+        lambda a, b, c, r: Max()(MatMul()(a, b), 1.0) + r,
+    ):
+        assert cublas.matched(template(problem("more", more, *shapes))) is None
+
+
+def test_convolutions_that_cudnn_can_be_asked_for() -> None:
+    found, slots = cudnn.matched(template(called("conv3x3-stride")))  # type: ignore[misc]
+    assert found.x == (2, 32, 9, 11) and found.w == (40, 32, 3, 3) and found.relu
+    assert found.strides == (2, 2) and found.pad == (1, 1) and len(slots) == 4
+    assert found.x_strides == (9 * 11 * 32, 1, 11 * 32, 32)
+    grouped, _ = cudnn.matched(template(called("conv-grouped")))  # type: ignore[misc]
+    assert grouped.groups == 2
+    assert cudnn.matched(template(called("plain-float16"))) is None
+    assert cudnn.matched(template(called("conv-channels-first"))) is None
+    assert cudnn.matched(template(called("conv3d"))) is None
+
+
+class NumpyWay:
+    """A library that is NumPy, on a stub's memory."""
+
+    stub: Driver
+
+    def __init__(self, context: Any, version: int, how: dict[str, Any]) -> None:
+        self.m = Matmul(**{k: tuple(v) if isinstance(v, list) else v for k, v in how.items()})
+
+    def run(self, addresses: Iterable[int], stream: int) -> None:
+        left, right, out, *_ = addresses
+        m = self.m
+
+        def launch() -> None:
+            a, b, y = (
+                np.frombuffer((ctypes.c_char * (2 * r * c)).from_address(at), np.float16)
+                for at, r, c in (
+                    (left, m.rows, m.depth),
+                    (right, m.depth, m.columns),
+                    (out, m.rows, m.columns),
+                )
+            )
+            product = a.reshape(m.rows, m.depth).astype(np.float32) @ b.reshape(m.depth, -1)
+            y.reshape(m.rows, m.columns)[...] = product
+
+        self.stub.note(launch)
+
+
+class LibraryDevice(StubDevice):
+    """A stub whose products a library runs."""
+
+    def _made(self, step: Step) -> bytes:
+        assert isinstance(step.kernel, Template)
+        matmul, slots = cublas.matched(step.kernel)  # type: ignore[misc]
+        how = dict(vars(matmul))
+        return library.packed("numpy", 1, (*slots, "scratch"), how)
+
+
+@pytest.fixture
+def gpu() -> Iterator[Driver]:
+    with stubbed() as driver:
+        yield driver
+
+
+def test_a_library_takes_part_in_a_graph(gpu: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(NumpyWay, "stub", gpu, raising=False)
+    monkeypatch.setitem(library.MAKERS, "numpy", NumpyWay)
+    made = problem("twice", lambda a, b: MatMul()(MatMul()(a, b), b), (24, 32), (32, 32))
+    runner = Runner(LibraryDevice(SM90), ImportedWeights({}), 1)
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        arrays = [rng.normal(size=a.shape).astype(np.float16) for a in made.arrays]
+        inputs = [runner.device.given(a) for a in arrays]
+        (got,) = runner.execute(made.graph, inputs)
+        a, b = (x.astype(np.float32) for x in arrays)
+        want = (a @ b).astype(np.float16).astype(np.float32) @ b
+        np.testing.assert_allclose(np.asarray(got, np.float32), want, rtol=2e-3, atol=2e-2)
+    assert gpu.counts["cuGraphInstantiate"] == 1
+    assert gpu.counts["cuGraphExecChildGraphNodeSetParams"] > 0
+    (plan,) = runner.plans
+    tactics = runner.device.tactics(plan.steps[0].kernel)  # type: ignore[arg-type]
+    assert tactics[0].name == "numpy" and tactics[0].by == "a measurement"
+    assert isinstance(made.graph, Graph)
+
+
+def test_what_another_version_chose_is_made_anew(tmp_path: Any, monkeypatch: Any) -> None:
+    kernel = template(called("plain-float16"))
+    device = Device(SM90, Cache(tmp_path))
+    code = library.packed("cublasLt", 7, (0, 1, 2, "scratch"), {"workspace": 512})
+    assert unpack(code)[0].scratch == 512 and library.is_library(unpack(code)[0].cubin)
+    device.cache.put(device.key(kernel), code, device.about)  # type: ignore[union-attr]
+    for version, found in ((7, code), (8, None), (0, None)):
+        monkeypatch.setattr(cublas, "version", lambda version=version: version)
+        assert device._found(device.key(kernel)) == found
+    assert _is_foreign(code) and not _is_foreign(b"whet cubins 3\n[]\n")
