@@ -92,7 +92,7 @@ def matched(kernel: Template) -> tuple[Filtering, tuple[Slot, ...]] | None:
         _first(w.shape),
         _first(tuple(axis.size for axis in kernel.axes)),
         _first(y.strides),
-        (int(x.offset), int(w.offset), int(y.offset)),  # type: ignore[arg-type]
+        (int(x.offset), int(w.offset), int(y.offset)),
         _pair(op.before),
         _pair(op.strides),
         _pair(op.dilations),
