@@ -212,6 +212,9 @@ def ours(
         row["same bits"] = bool(torch.equal(got, again))
         row["references"] = len(session.reference_ops)
         row["kernels"] = len(session.plans[-1].steps)
+        row["libraries"] = sum(
+            session._runner.device.library_of(s.kernel) != "" for s in session.plans[-1].steps
+        )
         stream = torch.cuda.current_stream()
         run = partial(turn, session, sets, stream)
         row["whet"] = median(run)
@@ -381,7 +384,8 @@ def line(row: dict[str, Any]) -> str:
     return (
         f"{row['network']:24} {row['batch']:3} whet {row['whet']:.3f} ms (device "
         f"{row['device only']:.3f}) {ratio}; {peers}; error {row['error']:.1e}{error}; "
-        f"{row['kernels']} kernels, {row['references']} on the host; cold {row['cold s']:.1f} s "
+        f"{row['kernels']} kernels, {row['libraries']} by libraries, "
+        f"{row['references']} on the host; cold {row['cold s']:.1f} s "
         f"({row['cold processor s']:.0f}), warm {row['warm s']:.2f} s ({row['warm compiled']}), "
         f"host {row['host us']:.0f} us, memory {row['memory'] / 1e6:.1f} MB, "
         f"{row['memory'] / row['foreseen']:.2f} of what is foreseen and "

@@ -89,13 +89,13 @@ def starts(rows: list[Row]) -> str:
         "model of costs chose. Warm: a new process with the engine's file and that cache, from "
         "before `import whet` to the first result on the host. Host: from asking for a run until "
         "it is asked for.\n",
-        "| network | batch | kernels | host steps | cold, s | processors, s | warm, s | host, us | "
-        "same bits twice |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| network | batch | kernels | by libraries | host steps | cold, s | processors, s | "
+        "warm, s | host, us | same bits twice |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     text += [
-        f"| {r['network']} | {r['batch']} | {r['kernels']} | {r['references']} | "
-        f"{r['cold s']:.1f} | {r['cold processor s']:.0f} | {r['warm s']:.2f} | "
+        f"| {r['network']} | {r['batch']} | {r['kernels']} | {r['libraries']} | "
+        f"{r['references']} | {r['cold s']:.1f} | {r['cold processor s']:.0f} | {r['warm s']:.2f} | "
         f"{r['host us']:.0f} | {'yes' if r['same bits'] else 'NO'} |"
         for r in rows
         if "failed" not in r

@@ -14,7 +14,6 @@ from whet.runtime.program import Runner
 from whet.targets.cuda import cublas, cudnn
 from whet.targets.cuda.compile import unpack
 from whet.targets.cuda.device import Device
-from whet.targets.cuda.tactics import Bench
 
 
 class LibraryDevice(Device):
@@ -63,21 +62,3 @@ def check(made: Problem, rank: int) -> tuple[str, list[str]]:
     if not (np.isnan(holed.astype(np.float32)) == np.isnan(wanted.astype(np.float32))).all():
         return "NaN is lost", ran
     return "", ran
-
-
-def times() -> list[str]:
-    """Ours, as the cost model chooses it, against theirs."""
-    rows: list[str] = []
-    device = Device()
-    bench = Bench(device.context)
-    for made in large():
-        runner = Runner(device, ImportedWeights({}), 1)
-        runner.execute(made.graph, made.arrays)
-        for step in runner.plans[-1].steps:
-            kernel = step.kernel
-            if isinstance(kernel, Template):
-                found = [w for m in (cublas, cudnn) for w in m.ways(device.context, kernel)]
-                codes = [device.object(kernel), *found]
-                took = ", ".join(f"{1e6 * bench.seconds(kernel, code):.1f}" for code in codes)
-                rows.append(f"{made.name:24} ours, then theirs: {took} us")
-    return rows

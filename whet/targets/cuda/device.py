@@ -207,12 +207,18 @@ class Device:
         """The ways to run a kernel that were weighed, the likely best first; which of them `tune`
         has measured to be fastest is not told."""
         tiles = codegen.tiles(kernel, self.architecture)
-        chosen = [
-            Tactic(f.name, json.loads(f.cubin[len(library.MARK) :])["how"], by="a measurement")
-            for f in (unpack(self._objects[kernel]) if kernel in self._objects else ())
-            if library.is_library(f.cubin)
-        ]
+        by, chosen = self.library_of(kernel), list[Tactic]()
+        if by:
+            said = json.loads(self.functions(kernel)[0].cubin[len(library.MARK) :])
+            chosen = [Tactic(by, said["how"], by="a measurement")]
         return chosen + [Tactic(type(tile).__name__.lower(), asdict(tile)) for tile in tiles]
+
+    def library_of(self, kernel: Kernel | None) -> str:
+        """The library of NVIDIA's that was found to run a kernel fastest; "" where that is ours."""
+        if kernel is None or kernel not in self._objects:
+            return ""
+        (first, *_) = self.functions(kernel)
+        return first.name if library.is_library(first.cubin) else ""
 
     def footprint(self, plan: Plan, given: Sequence[Value]) -> Footprint:
         """What a session is going to take of the device's memory."""

@@ -18,11 +18,13 @@ from whet.ir.evaluate import compute
 from whet.ir.graph import Value
 from whet.ir.types import TensorType
 from whet.plan import trace
-from whet.plan.plan import Plan, nbytes, segments
+from whet.plan.plan import Plan, Step, nbytes, segments
 from whet.targets.cuda.array import DeviceArray
+from whet.targets.cuda.compile import Function
 from whet.targets.cuda.device import Device, holds, numbers
 from whet.targets.cuda.driver import Event, Stream
 from whet.targets.cuda.memory import Loan, Pinned, room
+from whet.targets.cuda.order import Span, Use
 from whet.targets.cuda.segments import Place, Segment
 from whet.targets.cuda.staging import Staging
 
@@ -152,7 +154,18 @@ class _Context:
                 name = f"{step.name} of {' + '.join(step.nodes)}"
                 segment.calls.append(module.call(function, arguments, name))
                 segment.steps.append(number)
+                segment.uses.append(self._use(step, function))
         return segment
+
+    def _use(self, step: Step, function: Function) -> Use:
+        """The memory that a launch may touch. Weights and inputs are only read."""
+        shared = (("counters", function.counters), ("scratch", function.scratch))
+        reads, writes = (tuple(map(self._span, values)) for values in (step.reads, step.writes))
+        return Use(reads, (*writes, *((name, 0, 1) for name, size in shared if size)))
+
+    def _span(self, value: Value) -> Span:
+        at = self.plan.offsets.get(value)
+        return (value, 0, 1) if at is None else ("arena", at, at + max(nbytes(value.tensor), 1))
 
     def _fixed(self, slot: str, number: int) -> int:
         if slot == "error":

@@ -103,18 +103,23 @@ class KernelNode:
 
 
 class Graph:
-    """Launches in order, as one."""
+    """Launches as one: in order, or each behind those that `after` names."""
 
-    def __init__(self, calls: Sequence[Call | RoutineCall]) -> None:
+    def __init__(
+        self,
+        calls: Sequence[Call | RoutineCall],
+        after: Sequence[tuple[int, ...]] | None = None,
+    ) -> None:
         driver = api()
         self.calls = tuple(calls)  # whose arguments a launch reads
         self.graph = check(driver.cuGraphCreate(0), "making a graph")
         self.nodes: list[KernelNode | RoutineNode] = []
-        for call in calls:
+        for number, call in enumerate(calls):
             node = call.add(self.graph)
-            if self.nodes:
-                waits = call.waits and isinstance(self.nodes[-1], KernelNode)
-                self._connect(self.nodes[-1].handle, node.handle, waits)
+            before = after[number] if after is not None else range(max(number - 1, 0), number)
+            for earlier in before:
+                waits = call.waits and isinstance(self.nodes[earlier], KernelNode)
+                self._connect(self.nodes[earlier].handle, node.handle, waits)
             self.nodes.append(node)
         self.ready = check(driver.cuGraphInstantiate(self.graph, 0), "making a graph")
         self.number = int(self.ready)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from whet.targets.cuda.driver import Stream
 from whet.targets.cuda.graph import Call, Graph
 from whet.targets.cuda.library import RoutineCall
+from whet.targets.cuda.order import Use, predecessors
 
 
 @dataclass(eq=False)
@@ -18,6 +19,10 @@ class Segment:
     calls: list[Call | RoutineCall] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
     """The step of each launch."""
+    uses: list[Use] = field(default_factory=list)
+    """The memory of each."""
+    branches: bool = False
+    """Whether launches that do not need each other may overlap."""
     graph: Graph | None = None
     changed: set[int] = field(default_factory=set)
     """Launches whose arguments are not those that the graph knows."""
@@ -29,7 +34,8 @@ class Segment:
             self.changed.clear()
             if not self.calls:
                 return
-            graph = self.graph = Graph(self.calls)
+            after = predecessors(self.uses) if self.branches else None
+            graph = self.graph = Graph(self.calls, after)
         elif self.changed:
             for number in self.changed:
                 graph.update(number)
