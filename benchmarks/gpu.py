@@ -212,9 +212,8 @@ def ours(
         row["same bits"] = bool(torch.equal(got, again))
         row["references"] = len(session.reference_ops)
         row["kernels"] = len(session.plans[-1].steps)
-        row["libraries"] = sum(
-            session._runner.device.library_of(s.kernel) != "" for s in session.plans[-1].steps
-        )
+        device: Any = session._runner.device
+        row["libraries"] = sum(device.library_of(s.kernel) != "" for s in session.plans[-1].steps)
         stream = torch.cuda.current_stream()
         run = partial(turn, session, sets, stream)
         row["whet"] = median(run)

@@ -95,8 +95,8 @@ def starts(rows: list[Row]) -> str:
     ]
     text += [
         f"| {r['network']} | {r['batch']} | {r['kernels']} | {r['libraries']} | "
-        f"{r['references']} | {r['cold s']:.1f} | {r['cold processor s']:.0f} | {r['warm s']:.2f} | "
-        f"{r['host us']:.0f} | {'yes' if r['same bits'] else 'NO'} |"
+        f"{r['references']} | {r['cold s']:.1f} | {r['cold processor s']:.0f} | "
+        f"{r['warm s']:.2f} | {r['host us']:.0f} | {'yes' if r['same bits'] else 'NO'} |"
         for r in rows
         if "failed" not in r
     ]
