@@ -82,6 +82,8 @@ class Driver(types.ModuleType):
         self._alive: list[Any] = []
         self._addresses: dict[str, int] = {}
         self.launched: list[str] = []
+        self.ended: set[int] = set()
+        """Streams that are no more."""
 
     @property
     def used(self) -> int:
@@ -142,6 +144,10 @@ class Driver(types.ModuleType):
     def cuEventElapsedTime(self, first: int, last: int) -> tuple[int, float]:
         return 0, 0.5
 
+    def cuStreamDestroy(self, stream: int) -> tuple[int]:
+        self.ended.add(stream)
+        return (0,)
+
     def cuMemGetInfo(self) -> tuple[int, int, int]:
         return 0, TOTAL - self.used, TOTAL
 
@@ -167,6 +173,7 @@ class Driver(types.ModuleType):
         return 0, -(-ctypes.addressof(room) // 64) * 64
 
     def cuMemsetD8Async(self, pointer: int, byte: int, size: int, stream: int) -> tuple[int]:
+        assert stream not in self.ended
         ctypes.memset(pointer, byte, size)
         return (0,)
 
@@ -231,8 +238,24 @@ class Driver(types.ModuleType):
         self.graphs[graph].append((node, self.children[child]))
         return 0, node
 
+    CUgraphNodeType = Anything()
+
+    def cuGraphGetNodes(self, graph: int, count: int = 0) -> tuple[int, list[Any], int]:
+        return 0, [[launch] for launch in self.children[graph]][:count], len(self.children[graph])
+
+    def cuGraphNodeGetType(self, node: Any) -> tuple[int, int]:
+        return 0, 0
+
+    def cuGraphKernelNodeGetParams(self, node: Any) -> tuple[int, Any]:
+        return 0, node
+
+    def cuGraphExecKernelNodeSetParams(self, ready: int, node: int, params: Any) -> tuple[int]:
+        self.counts["updates of libraries"] += 1
+        self.ready[ready][node] = params
+        return (0,)
+
     def cuGraphExecChildGraphNodeSetParams(self, ready: int, node: int, child: int) -> tuple[int]:
-        self.counts["cuGraphExecChildGraphNodeSetParams"] += 1
+        self.counts["updates of libraries"] += 1
         self.ready[ready][node] = self.children[child]
         return (0,)
 
@@ -276,6 +299,7 @@ class Driver(types.ModuleType):
         self.cuMemFree(pointer)
 
     def _copy(self, target: int, source: int, size: int, stream: int) -> None:
+        assert stream not in self.ended
         ctypes.memmove(target, source, size)
 
     direct_cuMemcpyDtoDAsync = direct_cuMemcpyDtoHAsync = direct_cuMemcpyHtoDAsync = _copy

@@ -226,6 +226,16 @@ def test_preparing_leaves_only_what_it_made(gpu: Driver) -> None:
     assert gpu.used == 0
 
 
+def test_streams_outlive_the_runs_that_the_collector_finds(gpu: Driver) -> None:
+    for _ in range(3):
+        sessions = [open_session() for _ in range(3)]
+        for session in sessions:
+            check(session.run(drawn(1)), drawn(1))
+        del session, sessions
+        gc.collect()
+    assert not gpu.ended
+
+
 @pytest.mark.parametrize("columns", [40, 70_000, 200_000])
 def test_what_is_taken_is_foreseen(gpu: Driver, columns: int) -> None:
     w = RNG.normal(size=(ROWS, columns)).astype(np.float32)

@@ -172,6 +172,7 @@ class Context:
         self.stream = Stream(self)
         self.streams = [self.stream]
         """Those that no run is on: each takes memory, and making one takes time."""
+        self._made = [self.stream]
         self._foreign: dict[int, Stream] = {}
         pool = check(driver.cuDeviceGetDefaultMemPool(self.device), "opening the pool of memory")
         kept = driver.CUmemPool_attribute.CU_MEMPOOL_ATTR_RELEASE_THRESHOLD
@@ -197,7 +198,10 @@ class Context:
         try:
             return self.streams.pop()
         except IndexError:
-            return Stream(self)
+            # They stay, and are not ended with a run that the collector finds.
+            made = Stream(self)
+            self._made.append(made)
+            return made
 
     def foreign(self, stream: Any) -> Stream:
         """A stream of the caller's: its handle, or an object that has one."""

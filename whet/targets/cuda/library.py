@@ -109,21 +109,51 @@ class RoutineCall:
 
 
 class RoutineNode:
-    """A library's launch in a graph."""
+    """A library's launch in a graph: one kernel's node where it is one kernel, else a graph's."""
 
     def __init__(self, call: RoutineCall, graph: Any) -> None:
         driver = api()
         self.call, child = call, call.captured()
-        added = driver.cuGraphAddChildGraphNode(graph, [], 0, child)
-        driver.cuGraphDestroy(child)  # it was copied
-        self.handle = check(added, "adding to a graph")
+        try:
+            kernel = _only_kernel(child)
+            self.is_kernel = kernel is not None
+            if kernel is None:
+                added = driver.cuGraphAddChildGraphNode(graph, [], 0, child)
+                self.handle = check(added, "adding to a graph")
+                return
+            params = check(driver.cuGraphKernelNodeGetParams(kernel), "adding to a graph")
+            added = driver.cuGraphAddKernelNode(graph, [], 0, params)
+            self.handle = check(added, "adding to a graph")
+            copied = driver.cuGraphKernelNodeCopyAttributes(self.handle, kernel)
+            check(copied, "adding to a graph")
+        finally:
+            driver.cuGraphDestroy(child)  # all of it was copied
 
     def update(self, ready: Any) -> None:
         """Takes over changed arguments."""
         driver, child = api(), self.call.captured()
-        result = driver.cuGraphExecChildGraphNodeSetParams(ready, self.handle, child)
-        driver.cuGraphDestroy(child)
-        check(result, "updating a graph")
+        try:
+            if self.is_kernel:
+                kernel = _only_kernel(child)
+                params = check(driver.cuGraphKernelNodeGetParams(kernel), "updating a graph")
+                changed = driver.cuGraphExecKernelNodeSetParams(ready, self.handle, params)
+            else:
+                changed = driver.cuGraphExecChildGraphNodeSetParams(ready, self.handle, child)
+            check(changed, "updating a graph")
+        finally:
+            driver.cuGraphDestroy(child)
+
+
+def _only_kernel(graph: Any) -> Any:
+    """A graph's node, where it is a kernel and the only one."""
+    driver = api()
+    _, count = check(driver.cuGraphGetNodes(graph), "reading a graph")
+    if count != 1:
+        return None
+    nodes, _ = check(driver.cuGraphGetNodes(graph, count), "reading a graph")
+    kind = check(driver.cuGraphNodeGetType(nodes[0]), "reading a graph")
+    is_kernel = kind == driver.CUgraphNodeType.CU_GRAPH_NODE_TYPE_KERNEL
+    return nodes[0] if is_kernel else None
 
 
 def packed(name: str, version: int, slots: tuple[Slot, ...], how: dict[str, Any]) -> bytes:
