@@ -18,7 +18,8 @@ from whet.ops.elementwise import Max
 from whet.plan.kernel import Template
 from whet.plan.plan import Step, make_plan
 from whet.runtime.cache import Cache
-from whet.runtime.program import Runner, legal
+from whet.runtime.planned import legal
+from whet.runtime.program import Runner
 from whet.targets.cuda import cublas, cudnn, library
 from whet.targets.cuda.architecture import Architecture
 from whet.targets.cuda.compile import unpack
