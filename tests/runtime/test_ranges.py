@@ -11,9 +11,12 @@ import pytest
 from onnx import TensorProto, helper
 
 import whet
+from tests.levels import LEVELS, architecture
 from tests.runtime.models import convolutions, model, value
 from whet.ir.evaluate import evaluate
 from whet.plan import plan as planning
+from whet.runtime.program import Runner
+from whet.targets.cpu.device import Device
 from whet.targets.cpu.executable import Bound
 
 SEED = secrets.randbits(32)
@@ -165,13 +168,13 @@ def test_numbers_of_things_found_share_kernels(rng: np.random.Generator) -> None
 
 
 def test_what_no_template_is_told_is_planned_for_its_sizes(rng: np.random.Generator) -> None:
-    node = helper.make_node("Conv", ["x", "w"], ["y"], pads=[1, 1, 1, 1])
-    weight = rng.standard_normal((8, 3, 3, 3), np.float32)
-    made = model([node], [value("x", [1, 3, "h", "w"])], [value("y", None)], {"w": weight})
-    engine = whet.build(made)
+    node = helper.make_node("MatMul", ["x", "z"], ["y"])
+    given = [value("x", ["m", "k"]), value("z", ["k", "n"])]
+    engine = whet.build(model([node], given, [value("y", None)], {}))
     session = engine.session(cache=False)
-    for size in ((9, 12), (5, 7)):
-        x = {"x": rng.standard_normal((1, 3, *size), np.float32)}
+    for m, k, n in ((9, 12, 7), (5, 7, 16)):
+        shapes = {"x": (m, k), "z": (k, n)}
+        x = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
         np.testing.assert_allclose(session.run(x)["y"], judged(engine, x), atol=1e-4)
     session.run(x)
     deadline = time.monotonic() + 120
@@ -244,6 +247,59 @@ def test_convolutions_of_any_batch(number: int) -> None:
         given = {k: rng.standard_normal(s, np.float32) for k, s in zip("xz", shapes)}
         np.testing.assert_allclose(session.run(given)["y"], judged(engine, given), atol=1e-3)
     assert len(session.plans) == 1 and session.reference_ops == ()
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("number", range(8))
+def test_convolutions_of_any_image(number: int, level: str) -> None:
+    rng = np.random.default_rng([SEED, number])
+    print(f"the seed is {SEED}, {number}")
+    kernel = [int(n) for n in rng.choice([1, 2, 3, 5], 2)]
+    strides, dilations = ([int(n) for n in rng.integers(1, 3, 2)] for _ in range(2))
+    groups = int(rng.choice([1, 1, 2, 16]))
+    channels, filters = 16 * int(rng.integers(1, 5)), 16 * int(rng.integers(1, 6))
+    pads = [int(n) for n in rng.integers(0, 4, 4)]
+    weights = {"w": rng.standard_normal((filters, channels // groups, *kernel), np.float32) * 0.1}
+    attributes = {"pads": pads, "strides": strides, "dilations": dilations, "group": groups}
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], **attributes),
+        helper.make_node("Mul", ["a", "gate"], ["b"]),
+        helper.make_node("Relu", ["b"], ["y"]),
+    ]
+    least = [d * (k - 1) + 1 for d, k in zip(dilations, kernel)]
+    shape: list[Any] = ["n", channels, "h", "w"]
+    if number % 4 > 1:
+        shape[number % 4] = least[number % 4 - 2] + int(rng.integers(20))
+    inputs = [value("x", shape), value("gate", ["n", filters, 1, 1])]
+    engine = whet.build(model(nodes, inputs, [value("y", None)], weights))
+    runner = Runner(Device(architecture(level)), engine.weights, 2, "none")
+    for further in (0, 1, 8, 30):
+        sizes = [m + further * int(rng.integers(1, 3)) for m in least]
+        seen = [s if isinstance(s, int) else n for s, n in zip(shape[2:], sizes)]
+        batch = int(rng.integers(1, 3))
+        given = {
+            "x": rng.standard_normal((batch, channels, *seen), np.float32),
+            "gate": rng.standard_normal((batch, filters, 1, 1), np.float32),
+        }
+        (y,) = runner.execute(engine.graph, [given[v.op.name] for v in engine.graph.inputs])  # type: ignore[attr-defined]
+        np.testing.assert_allclose(y, judged(engine, given), atol=1e-3)
+    (plan,) = runner.plans
+    assert any("PackedConvolution" in str(step.kernel) for step in plan.steps)
+
+
+@pytest.mark.parametrize("groups", [1, 32])
+def test_deterministic_bits_of_any_image(groups: int) -> None:
+    rng = np.random.default_rng([SEED, groups])
+    print(f"the seed is {SEED}, {groups}")
+    weights = {"w": rng.standard_normal((32, 32 // groups, 3, 3), np.float32)}
+    node = helper.make_node("Conv", ["x", "w"], ["y"], pads=[1] * 4, group=groups)
+    engine = whet.build(model([node], [value("x", [1, 32, "h", "w"])], [value("y", None)], weights))
+    session = engine.session(cache=False, deterministic=True)
+    x = {"x": rng.standard_normal((1, 32, 21, 19), np.float32)}
+    first = session.run(x)["y"]
+    session.run(x)
+    wait_for(session, h=21, w=19)
+    np.testing.assert_array_equal(session.run(x)["y"], first)
 
 
 @pytest.mark.parametrize("depth, columns", [(7, 5), (64, 96), (300, 40)])

@@ -31,7 +31,7 @@ from whet.progress import phase
 from whet.runtime.memory import Memory
 from whet.runtime.planned import planned
 from whet.runtime.prepared import Prepared, is_given
-from whet.runtime.ranges import Demands, Ranges, names_shown
+from whet.runtime.ranges import Demands, Ranges, image_sizes, names_shown
 
 logger = logging.getLogger("whet")
 
@@ -163,7 +163,7 @@ class Runner:
 
     def _wide_stage(self, graph: Graph, ranges: Ranges) -> Stage | None:
         try:
-            with likely(ranges.likely):
+            with likely({**image_sizes(graph), **ranges.likely}):
                 stage = Stage(self, graph.bind(ranges.sizes), ranges, graph)
         except (Undecided, ShapeError) as why:
             # Sizes from 1 on, as kernels take them, may not fit where 0 does.

@@ -86,6 +86,18 @@ def names_shown(graph: Graph) -> list[str]:
     return list(found)
 
 
+IMAGE = 224
+"""How far an image reaches, unless a profile says otherwise."""
+
+
+def image_sizes(graph: Graph) -> dict[str, int]:
+    """Likely values, by their names in kernels, of sizes that images have which are convolved."""
+    images = [v.inputs[0] for v in graph.values if isinstance(v.op, Convolution)]
+    sides = [size for x in images if x is not None for size in x.shape[1:-1]]
+    found = {s.name for size in sides if isinstance(size, Expr) for s in size.symbols}
+    return {kernel_name(name): IMAGE for name in sorted(found)}
+
+
 def ranges_of(graph: Graph, profiles: Sequence[Profile]) -> Ranges:
     """The sizes of a model's inputs: within all profiles' bounds, likely as the first one says."""
     lows = [_sizes_at(graph, profile.min) for profile in profiles]

@@ -213,6 +213,13 @@ class Function:
         """base + offset bytes."""
         return base if offset == 0 else self.op(f"getelementptr i8, ptr {base}, i64 {offset}")
 
+    def ahead(self, place: tuple[str, int], steps: int, step: Index) -> tuple[str, int]:
+        """(address, known offset) some steps of so many bytes further on."""
+        base, offset = place
+        if isinstance(step, int):
+            return base, offset + steps * step
+        return self.address(base, self.mul(steps, step)), offset
+
     def load(self, type: str, base: str, offset: Index = 0, align: int = 0) -> str:
         """A value at base + offset; aligned to one element unless told more."""
         at = self.address(base, offset)

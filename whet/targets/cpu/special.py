@@ -50,9 +50,17 @@ def specialised(
     for these sizes might not."""
     if not kernel.sizes:
         return kernel
-    if ordered and (adds_up(kernel) if isinstance(kernel, Loops) else not _chooser(kernel, 1)):
+    if ordered and not _keeps_order(kernel):
         return kernel
     return Special(kernel, tuple(sorted(sizes.items())), ordered, threads)
+
+
+def _keeps_order(kernel: Kernel) -> bool:
+    """Whether the kernel for known sizes can add up as the one that is told them."""
+    if isinstance(kernel, Loops):
+        return not adds_up(kernel)
+    template: Any = templates_for(1)[type(kernel.op)]
+    return hasattr(template, "specialised") and not template.has_borders(kernel)
 
 
 def _chooser(kernel: Any, threads: int) -> Any:

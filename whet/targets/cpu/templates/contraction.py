@@ -3,6 +3,7 @@ epilogue."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, fields, replace
 from typing import Any
@@ -63,6 +64,10 @@ class PackedConvolution(Op):
 
     def operations(self, x: TensorType, packed: TensorType) -> int:
         return self.specification(contiguous(x.shape), x.shape).flops
+
+    def images(self, shape: tuple[Size, ...]) -> tuple[Size, ...]:
+        """The spatial sizes of an x of some shape."""
+        return tuple(shape[i] for i in self.order[1:-1])
 
     def specification(self, strides: tuple[Size, ...], shape: tuple[Size, ...]) -> Specification:
         """The kernel that is wanted for an x of some strides and shape."""
@@ -184,7 +189,7 @@ class Contraction:
         if not all(is_less(-1, step) for step in (*view.strides, view.offset)):
             return False
         seen = op.specification(view.strides, view.shape)
-        if not is_steady(op, view) or not are_numbers(seen.flattened().x_strides[1:]):
+        if not is_steady(op, view) or not are_numbers(seen.flattened().x_strides[-2:]):
             return False
         # The weight was packed before it was known how x lies: it must suit both.
         plain = op.specification(contiguous(view.shape), view.shape)
@@ -215,11 +220,15 @@ class Contraction:
         shape = numbers(w.shape)
         order = tuple(range(x.rank))
         if isinstance(x.op, Transpose) and op.groups == 1 and shape[-1] <= MOST_STRIDED_CHANNELS:
-            order, (x,) = x.op.order, x.inputs  # type: ignore[assignment]
-            assert x is not None
+            (inner,) = x.inputs
+            assert inner is not None
+            if isinstance(contiguous(inner.shape)[x.op.order[-1]], int):
+                order, x = x.op.order, inner
         gate = None
         if op.groups == 1 and order == tuple(range(x.rank)):
             x, gate = without_gate(x, known(product(shape)))
+        if not are_numbers((*op.before, *op.after)):
+            return None
         before, after = numbers(op.before), numbers(op.after)
         plain = PackedConvolution(
             shape[1:-1], shape[0], op.strides, op.dilations, before, after, op.groups, order, ()
@@ -228,7 +237,8 @@ class Contraction:
             return None
         wanted = tuple(map(likely_value, x.shape))
         spec = plain.specification(contiguous(wanted), wanted)
-        schedule = kernels.candidates(spec, architecture, self.threads, transforms=True)[0]
+        is_known = are_numbers(plain.images(x.shape))
+        schedule = kernels.candidates(spec, architecture, self.threads, transforms=is_known)[0]
         packing = kernels.packing(spec, schedule, architecture)
         packed = scaled(pack(w, packing), packing, gate)
         return replace(plain, schedule=as_numbers(schedule))(x, packed)
@@ -250,6 +260,14 @@ class Contraction:
         packing = kernels.packing(flat, schedule, architecture)
         packed = scaled(pack(weight, packing), packing, gate)
         return PackedProduct(columns, as_numbers(schedule))(x, packed)
+
+    def has_borders(self, kernel: Template) -> bool:
+        """Whether a run tells the sizes of an image, of which a sum takes several elements: where
+        borders are known, it is cut into other blocks."""
+        op, x = kernel.op, kernel.inputs[0]
+        if not isinstance(op, PackedConvolution) or x is None or math.prod(op.kernel) == 1:
+            return False
+        return not are_numbers(op.images(x.shape))
 
     def specialised(self, kernel: Template, architecture: Architecture, ordered: bool) -> Template:
         """The kernel of known sizes with the best schedule for them that reads the same weights,
@@ -300,8 +318,7 @@ class Contraction:
         assert isinstance(op, PackedConvolution | PackedProduct) and x is not None
         spec = op.specification(x.strides, x.shape)
         nest, axes = _nest(kernel), _spatial_axes(op, kernel.axes)
-        # A kernel by lanes is told the batch and no other size.
-        flat = spec if spec.is_told and spec.groups > 1 else spec.flattened()
+        flat = spec.flattened()
         if flat is not spec and (merged := _merged_like(flat, nest)) is not None:
             spec, (nest, axes) = flat, merged
         hole = _Hole(kernel, nest, axes, architecture).epilogue()
@@ -330,14 +347,10 @@ def is_packable(value: Value) -> bool:
 
 
 def is_steady(op: Packed, view: View) -> bool:
-    """Whether a run tells at most sizes that the kernel can be told: the batch, and, of a product,
-    all but the depth."""
-    if isinstance(op, PackedConvolution):
-        inner = op.order[1:]
-        sizes = [*(view.shape[i] for i in inner), *(view.strides[i] for i in inner)]
-    else:
-        sizes = [view.shape[-1], *view.strides[-2:]]
-    return are_numbers(sizes)
+    """Whether a run tells only sizes that the kernel can be told: not how many channels there are,
+    nor how far they and neighbouring columns are from each other."""
+    last = op.order[-2:] if isinstance(op, PackedConvolution) else (-2, -1)
+    return are_numbers((view.shape[last[-1]], *(view.strides[i] for i in last)))
 
 
 def are_numbers(sizes: Iterable[Size]) -> bool:

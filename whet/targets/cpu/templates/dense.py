@@ -17,7 +17,7 @@ from whet.targets.cpu.templates.dense_parts import Parts, PartTile
 from whet.targets.cpu.templates.dense_tile import BLOCK, DenseTile, sum_lengths, taps_innermost
 from whet.targets.cpu.templates.epilogue import WEIGHT, Epilogue
 from whet.targets.cpu.templates.packing import Packing
-from whet.targets.cpu.templates.range_grid import OpenGrid, Stretch
+from whet.targets.cpu.templates.range_grid import Open, OpenGrid
 from whet.targets.cpu.templates.schedule import Schedule
 from whet.targets.cpu.templates.specification import Convolution
 from whet.targets.cpu.templates.tiling import (
@@ -288,8 +288,8 @@ def tile_spans(
     """Tiles of a row of outputs, or of several whole rows where these are short."""
     plane, row, column = axes_of(c)
     if not isinstance(column.output, int):
-        stretch: Any = Stretch.of(column.output, most, vectors)
-        return run_time_spans(plane), run_time_spans(row), stretch
+        columns: Any = Open(column, most, vectors)
+        return run_time_spans(plane), run_time_spans(row), columns
     columns = spans(column, most)
     height = min(most // column.output, row.output) if isinstance(row.output, int) else 0
     if height > 1 and len(columns) == 1 and columns[0].taps is not None:

@@ -7,7 +7,7 @@ has an error that grows with the square root of n (Higham, Accuracy and Stabilit
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from whet.targets.cpu.llvm import Function, Index, split_type, vector
@@ -34,7 +34,7 @@ class SumAxis:
     """One loop of the sum: its stretches, and bytes from one step to the next in x and weight."""
 
     runs: tuple[Run, ...]
-    x_step: int
+    x_step: Index
     weight_step: int
     length: int
     """Steps, those outside the image included."""
@@ -72,6 +72,10 @@ class DenseTile:
         parameters = kernel._tile_parameters()
         self.f = kernel.module.function(name, parameters, linkage="internal", attributes="noinline")
         self.given: dict[str, Index] = {p: f"%{p}" for p in parameters}
+        told = kernel.epilogue.size
+        self.strides = tuple(told(self.f, stride) for stride in self.c.x_strides)
+        """Those of x in elements, as registers where a run tells sizes."""
+        self.axes = [replace(axis, size=told(self.f, axis.size)) for axis in kernel.axes]
         _, height, width = (span.size for span in tile)
         self.places = [(y, x) for y in range(height) for x in range(width)]
         _, y_stride, x_stride = self.c.x_strides[1:4]
@@ -148,14 +152,12 @@ class DenseTile:
     def _x(self) -> str:
         """The address under the first tap of the first output; it may lie outside the image."""
         f, c, size = self.f, self.c, self.k.x_bytes
-        told = self.k.epilogue.size
-        offset = f.mul(self.given.get("n", 0), told(f, size * c.x_strides[0]))
-        start = 0
-        for name, stride, step, before in zip("zyx", c.x_strides[1:4], c.steps, c.before):
-            offset = f.add(offset, f.mul(self._output(name), told(f, size * stride * step)))
-            start -= size * before * stride
+        offset = f.mul(self.given.get("n", 0), f.mul(self.strides[0], size))
+        for name, stride, step, before in zip("zyx", self.strides[1:4], c.steps, c.before):
+            first = f.sub(f.mul(self._output(name), step), before)
+            offset = f.add(offset, f.mul(first, f.mul(stride, size)))
         group = f.mul(self.given.get("group", 0), size * c.group_channels * c.x_strides[-1])
-        return f.address(f.load("ptr", "%arguments", 8 * X), f.add(f.add(offset, group), start))
+        return f.address(f.load("ptr", "%arguments", 8 * X), f.add(offset, group))
 
     def _output(self, name: str) -> Index:
         return self.given.get(name, 0)
@@ -165,7 +167,7 @@ class DenseTile:
         c = self.c
         step = self.k.step_bytes
         channels, (planes, height, width) = c.group_channels, c.kernel
-        x_steps = [4 * stride * dilation for stride, dilation in zip(c.x_strides[1:4], c.dilations)]
+        x_steps = self._x_steps()
         plane, row, column = (self._runs(axis) for axis in range(3))
         all_channels: Run = (0, channels, tuple(range(len(self.places))))
         outer = [
@@ -183,12 +185,17 @@ class DenseTile:
         channel = SumAxis((all_channels,), x_channel, step, channels)
         return [*outer, SumAxis(column, x_steps[2], channels * step, width), channel]
 
+    def _x_steps(self) -> list[Index]:
+        """Bytes of x from a tap to the next, for each spatial axis."""
+        f, pairs = self.f, zip(self.strides[1:4], self.c.dilations)
+        return [f.mul(stride, dilation * self.k.x_bytes) for stride, dilation in pairs]
+
     def _runs(self, axis: int) -> tuple[Run, ...]:
         """The stretches of taps of a spatial axis, with the outputs of the tile they are for."""
         taps = self.tile[axis].taps
         everywhere = tuple(range(len(self.places)))
         if taps is None:
-            low, high = tap_range(self.f, self.k.axes[axis], self._output("zyx"[axis]))
+            low, high = tap_range(self.f, self.axes[axis], self._output("zyx"[axis]))
             return ((low, high, everywhere),)
         if axis == 0:
             return tuple((a, b, everywhere) for a, b, inside in runs(taps) if inside)
@@ -236,8 +243,7 @@ class DenseTile:
         f, (low, high) = self.f, bounds
         blocks = self.block_steps > 0 and len(inner) == self.block_inner
         if isinstance(low, int) and isinstance(high, int) and high - low == 1:
-            x = (x[0], x[1] + low * axis.x_step)
-            weight = (weight[0], weight[1] + low * axis.weight_step)
+            x, weight = f.ahead(x, low, axis.x_step), f.ahead(weight, low, axis.weight_step)
             sums = self._maybe_new_block(low, sums) if blocks else sums
             return self._sum(inner, x, weight, sums, places)
 
@@ -260,23 +266,16 @@ class DenseTile:
     ) -> list[str]:
         """The innermost loop, `unroll` steps a turn, and the steps that are left over."""
         f, (low, high) = self.f, bounds
-        unroll = self._unroll(low, high)
+        unroll, moves = self._unroll(low, high), (axis.x_step, axis.weight_step)
         known = isinstance(low, int) and isinstance(high, int)
         end = low + (high - low) // unroll * unroll if known else high  # type: ignore[operator]
 
         def turn(i: Index, values: list[str]) -> list[str]:
-            here = [
-                (f.address(p, f.mul(i, s)), o)
-                for (p, o), s in ((x, axis.x_step), (weight, axis.weight_step))
-            ]
+            here = [(f.address(p, f.mul(i, s)), o) for (p, o), s in zip((x, weight), moves)]
             values = self._fetch_ahead(values)
             for u in range(unroll):
-                values = self._step(
-                    (here[0][0], here[0][1] + u * axis.x_step),
-                    (here[1][0], here[1][1] + u * axis.weight_step),
-                    values,
-                    places,
-                )
+                x_here, weight_here = (f.ahead(h, u, s) for h, s in zip(here, moves))
+                values = self._step(x_here, weight_here, values, places)
             return values
 
         def block(i: str, values: list[str]) -> list[str]:
@@ -296,8 +295,8 @@ class DenseTile:
         elif end > low:  # type: ignore[operator]
             sums = turn(low, sums)
         for i in range(end, high) if known else ():  # type: ignore[arg-type]
-            x_here = (x[0], x[1] + i * axis.x_step)
-            sums = self._step(x_here, (weight[0], weight[1] + i * axis.weight_step), sums, places)
+            x_here, weight_here = (f.ahead(a, i, s) for a, s in zip((x, weight), moves))
+            sums = self._step(x_here, weight_here, sums, places)
         return sums
 
     def _guard(self, low: Index, high: Index) -> bool:

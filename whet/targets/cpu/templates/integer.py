@@ -134,7 +134,7 @@ class IntegerTile(DenseTile):
     def _sum_axes(self) -> list[SumAxis]:
         c, quads, step = self.c, self.k.quads, self.k.step_bytes
         planes, height, _ = c.kernel
-        x_steps = [stride * dilation for stride, dilation in zip(c.x_strides[1:4], c.dilations)]
+        x_steps = self._x_steps()
         everywhere = tuple(range(len(self.places)))
         whole = quads.bytes // 4
         parts: list[Run] = [(0, whole, everywhere)] if whole else []
@@ -154,7 +154,7 @@ class IntegerTile(DenseTile):
             return super()._runs(axis)
         taps, everywhere = self.tile[axis].taps, tuple(range(len(self.places)))
         if taps is None:
-            low, high = tap_range(self.f, self.k.axes[axis], self._output("zyx"[axis]))
+            low, high = tap_range(self.f, self.axes[axis], self._output("zyx"[axis]))
             low = self.f.min(low, self.c.kernel[axis])
             high = self.f.max(low, high)
             return (0, low, ()), (low, high, everywhere), (high, self.c.kernel[axis], ())

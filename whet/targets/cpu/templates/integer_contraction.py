@@ -153,9 +153,12 @@ class IntegerContraction(Contraction):
             return total
         return total - sums(op, reshape(w, depth, columns)) * 128
 
+    def has_borders(self, kernel: Template) -> bool:
+        """Sums of integers are the same in any order."""
+        return False
+
     def specialised(self, kernel: Template, architecture: Architecture, ordered: bool) -> Template:
-        """The kernel of known sizes with the best schedule for them that reads the same weights;
-        sums of integers are the same in any order."""
+        """The kernel of known sizes with the best schedule for them that reads the same weights."""
         if isinstance(kernel.op, IntegerDepthwise):
             return super().specialised(kernel, architecture, ordered)
         return next(iter(self._alike(kernel, architecture)), kernel)

@@ -8,13 +8,14 @@ same channel of each group to all of that group's lanes.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from whet.targets.cpu.architecture import Architecture
 from whet.targets.cpu.llvm import Index, Module, vector
 from whet.targets.cpu.templates.epilogue import BIAS, WEIGHT, Epilogue, Origin, X, finish
 from whet.targets.cpu.templates.packing import Packing
-from whet.targets.cpu.templates.range_grid import OpenGrid
+from whet.targets.cpu.templates.range_grid import Open, OpenGrid
 from whet.targets.cpu.templates.schedule import Schedule
 from whet.targets.cpu.templates.specification import Convolution
 from whet.targets.cpu.templates.tiling import (
@@ -159,6 +160,10 @@ class LanewiseTile:
         self.f = kernel.module.function(name, parameters, linkage="internal", attributes="noinline")
         self.at: dict[str, Index] = {p: f"%{p}" for p in parameters}
         """Batch and output indices: 0 where they always are."""
+        told = kernel.epilogue.size
+        self.strides = tuple(told(self.f, stride) for stride in self.c.x_strides)
+        """Those of x in elements, as registers where a run tells sizes."""
+        self.axes = [replace(axis, size=told(self.f, axis.size)) for axis in kernel.axes]
         self.weight_step = 4 * self.chunks.lanes
         """Bytes from one packed weight vector to the next."""
 
@@ -169,7 +174,8 @@ class LanewiseTile:
             f.load("ptr", "%arguments", 8 * slot) for slot in (X, WEIGHT, BIAS)
         )
         first_row = self.at.get("y", 0)
-        rows = first_row, f.min(f.add(first_row, self.tile[1].size), self.c.outputs[1])
+        all_rows = self.k.epilogue.size(f, self.c.outputs[1])
+        rows = first_row, f.min(f.add(first_row, self.tile[1].size), all_rows)
 
         def chunk(i: Index, groups: int) -> None:
             f.loop(*rows, 1, lambda y, _: self._row(i, groups, y), guard=False)
@@ -188,7 +194,7 @@ class LanewiseTile:
         self.at["y"] = y
         self.bounds = [
             tap_range(f, axis, self.at.get(name, 0)) if span.taps is None else None
-            for axis, span, name in zip(self.k.axes, self.tile, "zyx")
+            for axis, span, name in zip(self.axes, self.tile, "zyx")
         ]
         lanes = groups * self.chunks.outputs
         channel = f.mul(chunk, self.chunks.lanes)
@@ -212,13 +218,12 @@ class LanewiseTile:
     def _x(self, chunk: Index) -> str:
         """The address under the first tap of the first output; it may lie outside the image."""
         f, c, size = self.f, self.c, self.k.x_bytes
-        offset = f.mul(self.at.get("n", 0), self.k.epilogue.size(f, size * c.x_strides[0]))
-        start = 0
-        for name, stride, step, before in zip("zyx", c.x_strides[1:4], c.steps, c.before):
-            offset = f.add(offset, f.mul(self.at.get(name, 0), size * stride * step))
-            start -= size * before * stride
+        offset = f.mul(self.at.get("n", 0), f.mul(self.strides[0], size))
+        for name, stride, step, before in zip("zyx", self.strides[1:4], c.steps, c.before):
+            first = f.sub(f.mul(self.at.get(name, 0), step), before)
+            offset = f.add(offset, f.mul(first, f.mul(stride, size)))
         offset = f.add(offset, f.mul(chunk, size * self.chunks.most * self.chunks.inputs))
-        return f.address(self.x, f.add(offset, start))
+        return f.address(self.x, offset)
 
     def _sum(self, axis: int, groups: int, at: tuple[str, str], sums: list[str]) -> list[str]:
         """The loops over the taps from an axis on; `at` is (x, weight)."""
@@ -242,7 +247,7 @@ class LanewiseTile:
     ) -> list[str]:
         """A loop over taps of one axis."""
         f, c, (low, high) = self.f, self.c, bounds
-        x_step = self.k.x_bytes * c.x_strides[axis + 1] * c.dilations[axis]
+        x_step = f.mul(self.strides[axis + 1], self.k.x_bytes * c.dilations[axis])
         weight_step = self.weight_step * c.group_channels * math.prod(c.kernel[axis + 1 :])
 
         def turn(tap: Index, values: list[str]) -> list[str]:
@@ -270,11 +275,23 @@ class LanewiseTile:
                 for tap, places in enumerate(columns)
                 if places
             }
-            for column, pairs in interleaved(self._reach(columns)):
+            for column, pairs in self._order(columns):
                 value = self._input(groups, x, column, channel)
                 for place, tap in pairs:
                     sums[place] = f.fma(type, value, taps[tap], sums[place])
         return sums
+
+    def _order(self, columns: Taps) -> list[Met]:
+        """The products in an order in which none waits for the one before."""
+        if isinstance(self.k.axes[2].output, int):
+            return interleaved(self._reach(columns))
+        # An output may be in tiles of several widths: its sum must not depend on which.
+        step, dilation = self.c.steps[2], self.c.dilations[2]
+        return [
+            (place * step + tap * dilation, [(place, tap)])
+            for tap, places in enumerate(columns)
+            for place in places
+        ]
 
     def _reach(self, columns: Taps) -> list[Met]:
         """Each input column under the tile, with the (place, tap) pairs that meet there."""
@@ -320,5 +337,9 @@ def tile_spans(c: Convolution, schedule: Schedule) -> tuple[list[Span], list[Spa
     """Tiles of `rows` rows, that are walked at run time, by `outputs` columns."""
     plane, row, column = axes_of(c)
     (all_rows,) = run_time_spans(row)
-    rows = Span(0, -(-row.output // schedule.rows), schedule.rows, all_rows.taps)
-    return run_time_spans(plane), [rows], spans(column, schedule.outputs)
+    rows = Span(0, (row.output + schedule.rows - 1) // schedule.rows, schedule.rows, all_rows.taps)
+    is_known = isinstance(column.output, int)
+    columns: Any = (
+        spans(column, schedule.outputs) if is_known else Open(column, schedule.outputs, 1)
+    )
+    return run_time_spans(plane), [rows], columns

@@ -1,8 +1,9 @@
-"""Tiles of an output whose batch, or number of columns, only a run tells.
+"""Tiles of an output whose sizes only a run tells.
 
 An axis of unknown length is cut into tiles of one size, which the kernel chooses among a few when
 it starts; the last tile begins earlier where it would reach beyond the end, and computes some
-outputs a second time, to the same bits.
+outputs a second time, to the same bits. Outputs whose taps lie outside the image in part are tiles
+of their own, at both ends.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 
 from whet.ir.sizes import Size
 from whet.targets.cpu.llvm import Function, Index
-from whet.targets.cpu.templates.tiling import Span, Tile
+from whet.targets.cpu.templates.tiling import Axis, Span, Tile
 
 Resolve = Callable[[Size], Index]
 
@@ -83,12 +84,78 @@ class Chosen:
         choose(sizes)
 
 
+Take = Callable[[Span, Index], None]
+"""What is done with a tile: the span that it belongs to, and its first output."""
+
+
+@dataclass(frozen=True)
+class Open:
+    """A spatial axis whose length a run tells, in tiles of at most so many outputs by vectors."""
+
+    axis: Axis
+    most: int
+    vectors: int
+
+    def parts(self, f: Function, resolve: Resolve, others: Index, sharers: Index) -> list[Part]:
+        """The outputs whose taps all lie inside the image, then those before and behind."""
+        axis, total = self.axis, resolve(self.axis.output)
+        stretch = Stretch.of(axis.output, self.most, self.vectors)
+        if axis.never_outside:
+            return [Inner(stretch.chosen(f, total, others, sharers), 0, axis.kernel)]
+        first = f.min(-(-axis.before // axis.step), total)
+        # One more than the last output whose last tap lies inside.
+        reach = f.add(resolve(axis.size), axis.before + axis.step - 1)
+        behind = f.div(f.max(f.sub(reach, (axis.kernel - 1) * axis.dilation), 0), axis.step)
+        end = f.max(first, f.min(behind, total))
+        inner = stretch.chosen(f, f.sub(end, first), others, sharers)
+        edge = Span(0, 1, 1, None)
+        return [
+            Inner(inner, first, axis.kernel),
+            Even(edge, 0, first),
+            Even(edge, end, f.sub(total, end)),
+        ]
+
+
+@dataclass(frozen=True)
+class Inner:
+    """A stretch of outputs all of whose taps lie inside the image, from one on."""
+
+    chosen: Chosen
+    start: Index
+    taps: int
+
+    @property
+    def count(self) -> Index:
+        return self.chosen.count
+
+    def take(self, f: Function, place: Index, body: Take) -> None:
+        output = f.add(self.start, self.chosen.output(f, place))
+        self.chosen.each_size(
+            f, lambda n: body(Span(0, 1, n, (tuple(range(n)),) * self.taps), output)
+        )
+
+
+@dataclass(frozen=True)
+class Even:
+    """`count` tiles of one variant, from an output on."""
+
+    span: Span
+    start: Index
+    count: Index
+
+    def take(self, f: Function, place: Index, body: Take) -> None:
+        body(self.span, f.add(f.mul(place, self.span.size), self.start))
+
+
+Part = Inner | Even
+
+
 @dataclass(frozen=True)
 class OpenGrid:
     """A Grid whose extents are in registers, where its kernel begins."""
 
     extents: tuple[Index, ...]
-    axes: tuple[list[Span] | Chosen, ...]
+    axes: tuple[list[Part], ...]
     tiles: Index
 
     @classmethod
@@ -96,28 +163,24 @@ class OpenGrid:
         cls,
         f: Function,
         batch: Size,
-        axes: Sequence[list[Span] | Stretch],
+        axes: Sequence[list[Span] | Open],
         resolve: Resolve,
         sharers: Index,
     ) -> OpenGrid:
         """The grid with its sizes told; so many threads share the tiles."""
         counts: list[Index] = [resolve(batch)]
-        opened: list[list[Span] | Chosen] = []
+        opened: list[list[Part]] = []
         for axis in axes:
-            if isinstance(axis, Stretch):
-                others: Index = 1
-                for count in counts:
-                    others = f.mul(count, others)
-                chosen = axis.chosen(f, resolve(axis.total), others, sharers)
-                opened.append(chosen)
-                counts.append(chosen.count)
+            if isinstance(axis, Open):
+                parts = axis.parts(f, resolve, _product(f, counts), sharers)
             else:
-                opened.append(axis)
-                counts.append(resolve(sum((span.count for span in axis), start=0)))
-        tiles: Index = 1
-        for count in counts:
-            tiles = f.mul(count, tiles)
-        return cls(tuple(counts), tuple(opened), tiles)
+                parts = [Even(span, span.start, resolve(span.count)) for span in axis]
+            opened.append(parts)
+            count: Index = 0
+            for part in parts:
+                count = f.add(count, part.count)
+            counts.append(count)
+        return cls(tuple(counts), tuple(opened), _product(f, counts))
 
     def each(
         self, f: Function, low: Index, high: Index, body: Callable[[Index, Tile], None]
@@ -151,22 +214,21 @@ class OpenGrid:
         def go_on(span: Span, output: Index) -> None:
             self._dispatch(f, batch, counters, (*chosen, (span, output)), body)
 
-        if isinstance(axis, Chosen):
-            output = axis.output(f, counter)
-            axis.each_size(f, lambda n: go_on(Span(0, 1, n, (tuple(range(n)),)), output))
-            return
-
-        def choose(which: int, first: int) -> None:
-            span = axis[which]
-
-            def take() -> None:
-                place = f.sub(counter, first)
-                go_on(span, f.add(f.mul(place, span.size), span.start))
-
+        def choose(which: int, first: Index) -> None:
+            part = axis[which]
+            place = f.sub(counter, first)
             if which + 1 == len(axis):
-                take()
+                part.take(f, place, go_on)
                 return
-            here = f.compare("slt", "i64", str(counter), str(first + span.count))
-            f.when(here, take, lambda: choose(which + 1, first + span.count))
+            end = f.add(first, part.count)
+            here = f.compare("slt", "i64", str(counter), str(end))
+            f.when(here, lambda: part.take(f, place, go_on), lambda: choose(which + 1, end))
 
         choose(0, 0)
+
+
+def _product(f: Function, counts: Sequence[Index]) -> Index:
+    total: Index = 1
+    for count in counts:
+        total = f.mul(count, total)
+    return total

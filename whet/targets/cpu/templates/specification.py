@@ -19,7 +19,7 @@ class Convolution:
     x[batch, *size, channels], weight[filters, *kernel, channels // groups] and
     y[batch, *outputs, filters]. Strides of x and y count elements, in the order (batch, *spatial,
     channel); empty ones mean contiguous. Channels of y, of bias and of the weight are adjacent.
-    The batch may be told by a run, and so may sizes under one tap without padding.
+    A run may tell the batch and the spatial sizes.
     """
 
     batch: Extent

@@ -38,6 +38,7 @@ class Axis:
     step: int
     dilation: int
     before: int
+    after: int
 
     def valid(self, output: int, tap: int) -> bool:
         """Whether the input under a tap lies inside the image."""
@@ -59,11 +60,18 @@ class Axis:
         return range(first, max(first, last + 1)) if first < self.output else range(0)
 
     @property
+    def never_outside(self) -> bool:
+        """Whether all taps of all outputs lie inside the image, whatever its size."""
+        return self.before <= 0 and self.after <= 0
+
+    @property
     def never_empty(self) -> bool:
         """Whether every output has a tap inside the image."""
-        return not isinstance(self.output, int) or all(
-            any(self.valid(o, t) for t in range(self.kernel)) for o in range(self.output)
-        )
+        if not isinstance(self.output, int):
+            # Taps side by side reach over a padding that is narrower than they are.
+            reach = self.kernel if self.dilation == 1 else 1
+            return self.before < reach and self.after < reach
+        return all(any(self.valid(o, t) for t in range(self.kernel)) for o in range(self.output))
 
 
 def split_even(total: int, most: int) -> list[int]:
@@ -124,7 +132,8 @@ def _spans(axis: Axis, start: int, stop: int, most: int) -> list[Span]:
 def run_time_spans(axis: Axis) -> list[Span]:
     """Tiles of one output each, whose valid taps are found at run time where they differ."""
     if not isinstance(axis.output, int):
-        return [Span(0, axis.output, 1, ((0,),))]
+        taps = ((0,),) * axis.kernel if axis.never_outside else None
+        return [Span(0, axis.output, 1, taps)]
     if len(axis.inside) == axis.output:
         return [Span(0, axis.output, 1, axis.taps(0, 1) if axis.output else ())]
     return [Span(0, axis.output, 1, None)]
@@ -279,6 +288,6 @@ class Grid:
 
 def axes_of(c: Convolution) -> tuple[Axis, Axis, Axis]:
     """The spatial axes of a convolution in three dimensions: planes, rows, columns."""
-    parts = zip(c.size, c.outputs, c.kernel, c.steps, c.dilations, c.before)
+    parts = zip(c.size, c.outputs, c.kernel, c.steps, c.dilations, c.before, c.after)
     plane, row, column = (Axis(*part) for part in parts)
     return plane, row, column
