@@ -50,6 +50,31 @@ FOUND = {
         }""",
         [(2, 5, 4), (3, 1, 4)],
     ),
+    "a place of nothing in nothing": (
+        """agraph (float[m] x) => (y)
+        <int64[1] first = {3}, int64[1] end = {9223372036854775807}, int64[1] axis = {0}> {
+          some = Slice (x, first, end, axis)
+          less = Less (some, some)
+          y = Compress <axis = 0> (some, less)
+        }""",
+        [(5,), (1,), (5,)],
+    ),
+    "rows of nothing": (
+        """agraph (float[n, m, 4] x) => (y)
+        <int64[1] first = {6}, int64[1] end = {9223372036854775807}, int64[1] axis = {1}> {
+          z = Transpose <perm = [0, 2, 1]> (x)
+          s = MatMul (x, z)
+          part = Slice (s, first, end, axis)
+          y = Flatten <axis = 2> (part)
+        }""",
+        [(2, 5, 4), (3, 1, 4), (2, 8, 4)],
+    ),
+    "backwards from before the first": (
+        """agraph (float[m] x) => (y)
+        <int64[1] first = {-2}, int64[1] end = {-2147483648}, int64[1] axis = {0},
+         int64[1] back = {-1}> { y = Slice (x, first, end, axis, back) }""",
+        [(5,), (1,), (2,)],
+    ),
 }
 """Name -> model as text, and the shapes of its input x in turn."""
 

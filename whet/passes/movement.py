@@ -285,12 +285,12 @@ def reverse_of_reverse(x: Value, a: tuple[int, ...], b: tuple[int, ...]) -> Valu
 @rule(lambda x, i, axis: Gather(axis)(x, number(i)))
 def gather_of_one(x: Value, i: int, axis: int, root: Value) -> Value | None:
     """At one known index it is a slice."""
-    if product(root.shape) != floor_divide(product(x.shape), x.shape[axis]):
-        return None
     axis = axis % x.rank
     size = x.shape[axis]
     index = i if i >= 0 else size + i
     if not (is_less(-1, index) and is_less(index, size)):
+        return None
+    if product(root.shape) != floor_divide(product(x.shape), size):
         return None
     return reshape(slice_axis(x, axis, index, 1), *root.shape)
 

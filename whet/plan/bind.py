@@ -38,7 +38,8 @@ def bound(kernel: Kernel, sizes: Mapping[str, int]) -> Kernel:
     if not kernel.sizes:
         return kernel
     if isinstance(kernel, Loops):
-        return replace(kernel, nests=tuple(_nest(nest, sizes) for nest in kernel.nests))
+        nests = (nest for nest in kernel.nests if not _is_empty(nest.axes, sizes))
+        return replace(kernel, nests=tuple(_nest(nest, sizes) for nest in nests))
     axes, table = _axes(kernel.axes, sizes)
     change = partial(substitute, values=sizes)
     return Template(
@@ -67,6 +68,11 @@ def _axes(axes: tuple[Axis, ...], sizes: Table) -> tuple[tuple[Axis, ...], dict[
     """The loops with known bounds, and by what their indices are replaced: those know theirs."""
     known = tuple(Axis(axis.name, substitute(axis.size, sizes)) for axis in axes)
     return known, {**sizes, **{axis.name: loop_index(axis.name, axis.size) for axis in known}}
+
+
+def _is_empty(axes: tuple[Axis, ...], sizes: Table) -> bool:
+    """Whether loops do nothing at these sizes: what they would divide by may be 0, too."""
+    return any(substitute(axis.size, sizes) == 0 for axis in axes)
 
 
 def _nest(nest: Nest, sizes: Table) -> Nest:

@@ -6,7 +6,9 @@ from __future__ import annotations
 from collections.abc import Callable, Container
 from typing import Any
 
-from whet.ir.graph import Value
+import numpy as np
+
+from whet.ir.graph import Value, constant
 from whet.ir.types import FLOATS, TensorType
 from whet.ops.bits import BitCast
 from whet.ops.cast import FEW_BITS
@@ -43,11 +45,23 @@ def loops_hold(value: Value, emit: Container[type], compute: Container[str]) -> 
 
 def simpler(value: Value, emits: Callable[[Value], bool]) -> Any:
     """One operator in simpler terms, or the Value itself."""
+    if (nothing := _nothing(value)) is not None:
+        return nothing
     if isinstance(value.op, Pow) and len({i.dtype for i in value.inputs if i is not None}) > 1:
         return _pow_of_one_dtype(value)
     if emits(value) or not hasattr(value.op, "lower"):
         return value
     return value.op.lower(*value.inputs)
+
+
+def _nothing(value: Value) -> Value | None:
+    """The constant that an operator's one result is where it is known to have no elements."""
+    kind = value.type
+    if not isinstance(kind, TensorType) or not value.inputs or len(value.siblings) > 1:
+        return None
+    if not kind.is_static or 0 not in kind.shape or kind.dtype == "string":
+        return None
+    return constant(np.empty(kind.shape, kind.numpy))
 
 
 def _pow_of_one_dtype(value: Value) -> Value:

@@ -268,14 +268,15 @@ def _slice(
 
 
 def slice_range(size: Size, start: Size, end: Size, step: int) -> tuple[Size, Size]:
-    """The first index, and how many, of Python's range(size)[start:end:step]."""
+    """The first index, and how many, that Slice takes: as Python does, but for a start before the
+    first element, which backwards is that element too."""
     start, end = from_front(start, size), from_front(end, size)
     if step > 0:
         start = maximum(start, 0)
         # min(size, end) - start is the least of the two differences.
         room = minimum(size - start, end - start)
     else:
-        start = minimum(start, size - 1)
+        start = minimum(maximum(start, 0), size - 1)
         room = minimum(start + 1, start - end)
         step = -step
     return start, maximum(ceil_divide(room, step), 0)
