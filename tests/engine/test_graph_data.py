@@ -35,7 +35,7 @@ from whet.ir.graph import (
 )
 from whet.ir.sizes import symbol
 from whet.ir.types import NUMPY_DTYPES, OptionalType, SequenceType, TensorType, UnrankedType
-from whet.ops.elementwise import Add, Exp, Neg
+from whet.ops.elementwise import Add, Cast, Exp, Neg
 from whet.ops.movement import Reshape, Sizes
 
 ROOT = str(Path(__file__).parents[2])
@@ -331,6 +331,14 @@ def test_impossible_shapes_are_refused(shape, message):
 def test_impossible_arrays_are_refused(array, message):
     number, place = find("Constant")
     assert broken(["graphs", 0, "ops", place], [number, {"a": array}]).match(message)
+
+
+def test_unknown_dtypes_of_results_are_refused():
+    x = f32("x", 2)
+    plain, constants = encode(Graph((x,), (Cast("float16")(x),), ("y",)))
+    text = json.dumps(plain).replace('"float16"', '"float17"')
+    with pytest.raises(InvalidEngine, match="no dtype 'float17'"):
+        decode(json.loads(text), constants)
 
 
 def test_a_size_that_doubles_at_each_step_is_refused():

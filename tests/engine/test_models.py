@@ -127,6 +127,10 @@ def test_damaged_late_regions_are_refused():
         changed["graphs"][-1]["late"] = nonsense
         with pytest.raises(InvalidEngine):
             decode(changed, constants)
+    changed = json.loads(json.dumps(plain))
+    changed["graphs"][-1]["late"]["onnx"]["outputs"] = ["q"]
+    with pytest.raises(InvalidEngine, match=r"no stage gives the output .*q"):
+        decode(changed, constants)
     plain["graphs"][-1]["late"] = None
     with pytest.raises(InvalidEngine, match="without a name"):
         decode(plain, constants)

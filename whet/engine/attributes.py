@@ -186,7 +186,10 @@ _TAGS: dict[str, Callable[[AttributeReader, Plain], Any]] = {
 
 
 def check_type(kind: Type) -> None:
-    """Raises InvalidEngine for too many axes, a negative size, or too many elements to count."""
+    """Raises InvalidEngine for an unknown dtype, too many axes, a negative size, or too many
+    elements to count."""
+    if isinstance(kind, TensorType | UnrankedType):
+        _dtype(kind.dtype)
     if not isinstance(kind, TensorType):
         return
     count = 1

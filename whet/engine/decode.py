@@ -95,7 +95,7 @@ class _GraphReader:
             (*self.guards(a_list(guards, "guards")), *self.missing_guards(needed, came_from)),
             came_from,
             self.definers(values, a_list(definers, "definers")),
-            None if late is None else self.late(late),
+            None if late is None else self.late(late, a_list(names, "output names")),
         )
         _check_order(graph, values)
         _check_ends(graph, values, leaf)
@@ -161,17 +161,22 @@ class _GraphReader:
             (result[name],) = self.pick(values, [place], "values")
         return result
 
-    def late(self, plain: Plain) -> Late:
-        """The region that waits for a run's values; there are only ones of ONNX models yet."""
+    def late(self, plain: Plain, early: list[Plain]) -> Late:
+        """The region that waits for a run's values, which gives all outputs that are not there
+        `early`; there are only ones of ONNX models yet."""
         from whet.frontends.onnx.region import Region
 
         (region,) = record(plain, "onnx")
         try:
-            return Region.from_plain(region, self.weights)
+            late = Region.from_plain(region, self.weights)
         except InvalidEngine:
             raise
         except Exception as error:
             raise InvalidEngine(f"the late region: {_reason(error)}") from None
+        given = {*early, *(name for name, _ in late.body.outputs)}
+        lacking = [name for name in late.outputs if name not in given]
+        need(not lacking, f"no stage gives the output {short(lacking[:1])}")
+        return late
 
 
 _GRAPH = ("ops", "nodes", "inputs", "outputs", "names", "guards", "origins", "definers", "late")
