@@ -11,7 +11,14 @@ import pytest
 
 import whet
 from tests.frontends.written import written
-from whet.errors import IndexOutOfRange, InvalidInput, InvalidModel, OutOfMemory, ShapeError
+from whet.errors import (
+    IndexOutOfRange,
+    InvalidInput,
+    InvalidModel,
+    OutOfMemory,
+    ShapeError,
+    UnsupportedModel,
+)
 
 X = np.arange(12, dtype=np.float32).reshape(3, 4)
 HUGE = 2**62
@@ -63,6 +70,14 @@ ROWS: list[tuple[str, dict[str, np.ndarray], dict[str, np.ndarray], type[Excepti
     ("y, i = TopK(x, k)", {"x": X, "k": ints(4)}, {"k": ints(5)}, ShapeError),
     ("y, z = Split(x, s)", {"x": X, "s": ints(1, 2)}, {"s": ints(2, 2)}, ShapeError),
     ("y = Pad(x, p)", {"x": X, "p": ints(1, 0, -1, 0)}, {"p": ints(-5, 0, 0, 0)}, ShapeError),
+    (
+        "y = Pad(x, p)",
+        {"x": X, "p": ints(1, 0, -1, 0)},
+        {"p": ints(2**63 - 1, 0, 1, 0)},
+        OutOfMemory,
+    ),
+    ("y = Resize(x, , , s)", {"x": X, "s": ints(2, 8)}, {"s": ints(2, -1)}, UnsupportedModel),
+    ("y = Resize(x, , , s)", {"x": X, "s": ints(2, 8)}, {"s": ints(2, 2**42)}, OutOfMemory),
     (
         'y = Resize<mode = "nearest">(x, , s)',
         {"x": X, "s": np.array([2, 1], np.float32)},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from whet.errors import Error, InvalidModel
+from whet.errors import Error, InvalidModel, OutOfMemory
 from whet.frontends.onnx.functions import Expansion
 from whet.frontends.onnx.registry import Meaning, NeedsValue, Refused
 from whet.frontends.onnx.scope import Poisoned
@@ -29,6 +29,8 @@ def call(reader: Meaning, inputs: Sequence[Value | None], keywords: Mapping[str,
         if error.__traceback__ is not None and error.__traceback__.tb_next is None:
             raise InvalidModel(f"its inputs or attributes do not fit: {error}") from None
         raise malformed(error) from error
+    except MemoryError as error:
+        raise OutOfMemory(f"reading it needs more memory than there is: {error}") from error
     except Exception as error:
         raise malformed(error) from error
 

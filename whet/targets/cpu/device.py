@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from whet.errors import CompileError
+from whet.errors import CompileError, OutOfMemory
 from whet.ir.graph import Value
 from whet.ir.types import TensorType
 from whet.knobs import knobs
@@ -131,7 +131,10 @@ class Device:
 
     def room(self, kind: TensorType, arrays: Sequence[Any]) -> np.ndarray:
         """Fresh memory for a result."""
-        return np.empty(kind.shape, kind.numpy)
+        try:
+            return np.empty(kind.shape, kind.numpy)
+        except ValueError as error:  # so NumPy calls what no address could count
+            raise OutOfMemory(f"no memory holds a result {kind}") from error
 
     quick = None
 

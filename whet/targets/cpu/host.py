@@ -221,7 +221,7 @@ def aligned_memory(nbytes: int) -> NDArray[np.uint8]:
         if nbytes < HUGE_PAGE:
             return _aligned(np.empty(nbytes + 64, np.uint8), 64, nbytes)
         pages = mmap.mmap(-1, nbytes + HUGE_PAGE)
-    except (MemoryError, OSError) as error:
+    except (MemoryError, OSError, OverflowError, ValueError) as error:
         raise OutOfMemory(f"the system has no {nbytes / 2**20:,.0f} MiB of memory left") from error
     memory = _aligned(np.frombuffer(pages, np.uint8), HUGE_PAGE, nbytes)
     if hasattr(mmap, "MADV_HUGEPAGE"):

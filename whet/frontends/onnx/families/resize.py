@@ -12,7 +12,7 @@ from whet.errors import ShapeError
 from whet.frontends.onnx.registry import Refused, onnx_op
 from whet.frontends.onnx.windows import channels_first, channels_last
 from whet.ir.graph import Value, constant
-from whet.ir.sizes import Size, floor_divide, maximum, minimum
+from whet.ir.sizes import Size, floor_divide, is_less, maximum, minimum
 from whet.ir.types import FLOATS
 from whet.ops.elementwise import Cast, Max, Min, Where
 from whet.ops.movement import normalize_axis, reshape, slice_axis
@@ -222,6 +222,8 @@ def _targets(
     wanted = node.sizes(sizes, "sizes")
     if len(wanted) != len(axes):
         raise Refused(f"{len(wanted)} sizes are given for {len(axes)} axes")
+    if negative := [size for size in wanted if is_less(size, 0)]:
+        raise Refused(f"an axis cannot have {negative[0]} elements")
     if policy == "stretch":
         return [(new, quotient(new, n)) for new, n in zip(wanted, old)]
     return _kept_aspect(old, wanted, policy)
