@@ -209,13 +209,14 @@ def main(argv: list[str] | None = None) -> None:
 
     if args.only and len(results) <= 20:
         print(*(f"{r.case}: {r.verdict} {r.reason}" for r in results), sep="\n")
+    lines: list[str] = []
     if args.operators:
-        print(*table(results), sep="\n")
+        lines += table(results)
     if args.why:
-        print(*reasons(results), sep="\n")
+        lines += reasons(results)
     if args.references:
-        print(*sorted({r.operator for r in results if r.references}), sep="\n")
-    print(summary(results))
+        lines += sorted({r.operator for r in results if r.references})
+    print(*lines, summary(results), sep="\n")
     if args.json:
         args.json.write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n")
 

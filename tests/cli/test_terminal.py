@@ -36,7 +36,14 @@ def test_short_work_and_files_see_none(monkeypatch):
 
 @pytest.mark.parametrize(
     "seconds, text",
-    [(0, "0 µs"), (41.2e-6, "41 µs"), (1.234e-3, "1.23 ms"), (36e-3, "36.0 ms"), (0.5, "500 ms")],
+    [
+        (0, "0 µs"),
+        (0.4e-6, "0.4 µs"),
+        (41.2e-6, "41 µs"),
+        (1.234e-3, "1.23 ms"),
+        (36e-3, "36.0 ms"),
+        (0.5, "500 ms"),
+    ],
 )
 def test_durations(seconds, text):
     assert terminal.duration(seconds) == text

@@ -141,7 +141,7 @@ def test_profiles_bound_the_sizes() -> None:
     engine = whet.build(convolutions(batch="batch"), profiles=whet.Profile(*shapes))
     session = engine.session(cache=False)
     session.run({"x": draw(0, 4)})
-    with pytest.raises(ShapeError, match="none of the engine's 1 profiles"):
+    with pytest.raises(ShapeError, match=r"none of the engine's profiles: .*; they are \w+ \["):
         session.run({"x": draw(0, 5)})
     with pytest.raises(ShapeError, match=r"min <= opt|must hold"):
         whet.Profile(shapes[1], shapes[0], shapes[2])

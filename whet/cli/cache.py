@@ -35,7 +35,13 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "cache", help="look at, empty or move the kernel cache", about=ABOUT, examples=EXAMPLES
     )
-    parser.add_argument("action", nargs="?", choices=tuple(ACTIONS), default="info")
+    parser.add_argument(
+        "action",
+        nargs="?",
+        choices=tuple(ACTIONS),
+        default="info",
+        help="info: where it is and how full",
+    )
     parser.add_argument("file", nargs="?", help="where to export to or import from")
     parser.add_argument("--folder", help="another folder than the default one")
     parser.add_argument(

@@ -91,7 +91,7 @@ def _print(lines: list[Line]) -> None:
             style = "bold red" if line.is_fatal else "yellow"
             console.print(Text(f"  {'':<16} -> {line.problem}", style=style), soft_wrap=True)
     problems = sum(line.problem is not None for line in lines)
-    verdict = "all is well" if not problems else f"{problems} thing(s) to look at, marked ->"
+    verdict = "all is well" if not problems else f"to look at: {problems}, marked ->"
     console.print(Text(verdict, style="bold green" if not problems else "bold"))
 
 

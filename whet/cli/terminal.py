@@ -166,7 +166,9 @@ def duration(seconds: float) -> str:
     value, unit = seconds, "s"
     if seconds < 1:
         value, unit = (seconds * 1e6, "µs") if seconds < 1e-3 else (seconds * 1e3, "ms")
-    digits = 0 if value >= 100 or unit == "µs" else 1 if value >= 10 else 2
+    digits = 0 if value >= 100 else 1 if value >= 10 else 2
+    if unit == "µs":
+        digits = int(0 < value < 9.95)
     return f"{value:.{digits}f} {unit}"
 
 

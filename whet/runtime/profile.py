@@ -33,6 +33,11 @@ class Profile:
                     f"max {list(self.max[name])} must hold for each size"
                 )
 
+    def __str__(self) -> str:
+        return ", ".join(
+            f"{name} {list(low)} to {list(self.max[name])}" for name, low in self.min.items()
+        )
+
     def accepts(self, shapes: Shapes) -> bool:
         """Whether the shapes lie within the profile's ranges."""
         return all(

@@ -277,8 +277,9 @@ class Session:
         shapes = {n: np.shape(a) for n, a in zip(self.inputs, arrays) if isinstance(a, np.ndarray)}
         if not any(p.accepts(shapes) for p in self.profiles):
             given = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+            ranges = "; or ".join(map(str, self.profiles))
             raise ShapeError(
-                f"the sizes lie in none of the engine's {len(self.profiles)} profiles: {given}"
+                f"the sizes lie in none of the engine's profiles: {given}; they are {ranges}"
             )
 
     def _check_out(self, out: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:

@@ -103,8 +103,8 @@ def heading(title: str, lines: Sequence[str]) -> Picture:
         )
     x, y = MARGIN, y + 16
     for kind, said in KINDS.items():
-        parts.append(f'<rect class="{kind}" x="{x}" y="{y}" width="14" height="14" rx="3"/>')
-        parts.append(f'<text class="l" x="{x + 20}" y="{y + 11}">{clean(said)}</text>')
+        parts.append(f'<rect class="{kind}" x="{x:.1f}" y="{y}" width="14" height="14" rx="3"/>')
+        parts.append(f'<text class="l" x="{x + 20:.1f}" y="{y + 11}">{clean(said)}</text>')
         x += 44 + TEXT_WIDTH * len(said)
     widest = max([x, *(MARGIN * 2 + TITLE_WIDTH * len(line) for line in lines)])
     return Picture("\n".join(parts), widest, y + 30)
