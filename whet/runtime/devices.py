@@ -6,7 +6,7 @@ import os
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
-from whet.errors import DeviceError, InvalidSetting
+from whet.errors import DeviceError
 from whet.runtime.cache import Cache
 from whet.runtime.prebuilt import mark, nearest
 
@@ -98,14 +98,12 @@ def cache_of(cache: str | os.PathLike[str] | Cache | bool) -> Cache | None:
 
 
 def stream_for(device: Any, budget: int | str) -> Any:
-    """Room for weights outside of memory, beside the kernel cache."""
-    only_cpu(device, "weight_budget")
+    """Room for weights outside of a device's memory: with the host, or, for the host, in a file
+    beside the kernel cache."""
+    if device.capabilities.name == "cuda":
+        from whet.targets.cuda.stream import Inflow
+
+        return Inflow(budget, device)
     from whet.targets.cpu.stream import Stream
 
     return Stream(budget, getattr(device.cache, "folder", None))
-
-
-def only_cpu(device: Any, setting: str) -> None:
-    """Refuses a setting that other devices do not have."""
-    if device.capabilities.name != "cpu":
-        raise InvalidSetting(f"{setting}= is for sessions on a CPU")

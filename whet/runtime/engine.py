@@ -27,11 +27,10 @@ from whet.runtime.cache import Cache
 from whet.runtime.debug import Source, Tensors, without_outputs
 from whet.runtime.devices import (
     cache_of,
-    only_cpu,
     open_device,
     stream_for,
 )
-from whet.runtime.memory import Allocator, checked
+from whet.runtime.memory import Allocator, checked, checked_on_device
 from whet.runtime.prebuilt import Better, can_compile
 from whet.runtime.prepared import Shared
 from whet.runtime.profile import Profile
@@ -213,9 +212,10 @@ class Engine:
         how many seconds other ways to run new kernels are compiled and measured on a GPU
         (WHET_TUNE). `weight_budget`: how much of what is prepared from weights may be in memory at
         once, in bytes, "500M", "50%" of it, or "auto"; the rest lies in a file beside the kernel
-        cache and comes in ahead of the kernels that read it (CPU). Such runs come one after the
-        other. `allocator` gives memory for intermediate results, such as a whet.Arena (CPU). Raises
-        DeviceError where there is no such device.
+        cache, for a GPU in the host's memory, and comes in ahead of the kernels that read it. Such
+        runs come one after the other. `allocator` gives memory for intermediate results, such as a
+        whet.Arena; on a GPU an address, or what has `__cuda_array_interface__`. Raises DeviceError
+        where there is no such device.
         """
         from whet.targets.cpu import host
 
@@ -271,8 +271,8 @@ class Engine:
             key = (name, None if cache is None else cache.folder, bool(kernels), *rest)
             return self.shared.device(key, lambda: open_device(name, cache, *how))
         opened = open_device(name, cache, *how)
-        only_cpu(opened, "allocator")
-        opened.allocate = checked(allocator)  # type: ignore[attr-defined]
+        check = checked if opened.capabilities.name == "cpu" else checked_on_device
+        opened.allocate = check(allocator)  # type: ignore[attr-defined]
         return opened
 
 

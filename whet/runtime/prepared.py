@@ -143,11 +143,14 @@ class Prepared:
         generation = self.generation
         found = generation.given.get(program)
         if found is None:
-            new = [v.type for v in values if v not in generation.arrays]
-            kinds = [kind for kind in new if isinstance(kind, TensorType)]
-            self.device.reserve(kinds, getattr(program.executable, "arena", program.plan.arena))
+            if self.stream is None:
+                self._reserve(program, [v for v in values if v not in generation.arrays])
             found = generation.given[program] = self.of(values)
         return found
+
+    def _reserve(self, program: Any, values: Sequence[Value]) -> None:
+        kinds = [v.type for v in values if isinstance(v.type, TensorType)]
+        self.device.reserve(kinds, getattr(program.executable, "arena", program.plan.arena))
 
     def of(self, values: Sequence[Value]) -> dict[Value, Any]:
         """The arrays of Values that depend on weights alone; raises MissingWeights where some of
@@ -216,11 +219,10 @@ class Prepared:
         return {v: results[recipe.outputs[v]] for v in values}
 
     def _kept_leaf(self, weights: WeightStore, value: Value) -> Any:
-        array = self._leaf(weights, value, True)
         if self.stream is None or not isinstance(value.op, Weight):
-            return array
-        copy = self.stream.copy(array, value.tensor)
-        self.stream.let_go([copy] if copy is not array else [])
+            return self._leaf(weights, value, True)
+        copy = self.stream.copy(weights.array(value.op.name), value.tensor)
+        self.stream.let_go([copy])
         weights.release(value.op.name)
         return copy
 

@@ -272,7 +272,7 @@ class Program:
         """The same in the device's terms."""
         runner.reference_ops.update(dict.fromkeys(self.plan.reference_ops))
         self.executable = runner.device.executable(self.plan, runner.threads)
-        allocate = getattr(runner.device, "allocate", None)  # only a CPU's can be chosen
+        allocate = getattr(runner.device, "allocate", None)
         if allocate is not None:
             self.executable.allocate = allocate  # type: ignore[attr-defined]
         self.given = needed(self.plan)

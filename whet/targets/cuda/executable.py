@@ -38,6 +38,10 @@ class Executable:
         device.context.use()
         device.compile([step.kernel for step in plan.steps if step.kernel is not None])
         self._free: list[_Context] = []
+        self.allocate: Callable[[int], Any] = device.heap.take
+        """Where arenas come from."""
+        self.pace: Any = None
+        """How weights come to the device, where they are not all there."""
         outputs = plan.graph.outputs
         written = {v for step in plan.steps for v in step.writes if step.kernel is not None}
         self._is_direct = (
@@ -57,19 +61,21 @@ class Executable:
         """Computes the plan's outputs into the `out` arrays; `given` is what was prepared, the same
         object in each run with the same weights. Arrays are NumPy's or this device's."""
         self.device.context.use()
-        # A context does not know its executable: both go with the last reference.
-        context = (
-            self._free.pop() if self._free else _Context(self.plan, self.device, self.segments)
-        )
+        context = self._free.pop() if self._free else self._context()
         try:
             return context.run(given, inputs, out, run_graph)
         finally:
             self._free.append(context)
 
+    def _context(self) -> _Context:
+        """Another one; it does not know its executable, as both go with the last reference."""
+        return _Context(self.plan, self.device, self.segments, self.allocate, self.pace)
+
     def answer(self, given: Mapping[Value, Any], inputs: Sequence[Any]) -> list[DeviceArray] | None:
         """The outputs, once they are asked for on the caller's stream that the inputs are on; None
         where a run takes more than that."""
-        if not (self._is_direct and self._free) or trace.current.get() is not None:
+        is_quick = self._is_direct and self._free and self.pace is None
+        if not is_quick or trace.current.get() is not None:
             return None
         stream = inputs[0].stream
         self.device.context.use()
@@ -92,8 +98,15 @@ class Executable:
 class _Context:
     """What one run at a time needs: an arena, a stream, and the launches with their arguments."""
 
-    def __init__(self, plan: Plan, device: Device, segments: list[tuple[int, int]]) -> None:
-        self.plan, self.device = plan, device
+    def __init__(
+        self,
+        plan: Plan,
+        device: Device,
+        segments: list[tuple[int, int]],
+        allocate: Callable[[int], Any],
+        pace: Any,
+    ) -> None:
+        self.plan, self.device, self.pace = plan, device, pace
         self.made = {v for s in plan.steps if not s.is_host for v in s.writes}
         self.outside = tuple(o for o in plan.graph.outputs if o not in self.made)
         self.has_host_steps = any(step.is_host for step in plan.steps)
@@ -101,8 +114,11 @@ class _Context:
         """Its own, and the one of the run before."""
         self.staging = Staging(device.context, device.heap)
         self.given: Mapping[Value, Any] | None = None
+        self.there: Mapping[Value, Any] = {}
+        """Weights on the device, and the rooms that the others come to."""
+        self.rooms: Any = None
         self.code = [None if s.kernel is None else device.code(s.kernel) for s in plan.steps]
-        self._lay_out()
+        self._lay_out(allocate)
         self.places: dict[Value, Place] = {}
         self.segments = [self._segment(*segment) for segment in segments]
         for value, at in plan.offsets.items():
@@ -120,11 +136,11 @@ class _Context:
         if hasattr(self, "stream"):
             self.device.context.streams.append(self.stream)
 
-    def _lay_out(self) -> None:
+    def _lay_out(self, allocate: Callable[[int], Any]) -> None:
         """The arena, with counters and scratch behind it; error words are in the host's memory,
         where a kernel that meets an error writes directly."""
         sizes = room(self.plan, (f for code in self.code for f, _ in code or ()))
-        self.memory = self.device.heap.take(sum(sizes))
+        self.memory = allocate(sum(sizes))
         self.arena = self.memory.pointer
         self.counters = self.arena + sizes[0]
         self.scratch = self.counters + sizes[1]
@@ -190,20 +206,24 @@ class _Context:
                     stream = array.stream
                     break
         self._enter(stream, on_device)
-        if given is not self.given:
+        if given is not self.given or (self.pace and self.rooms is not self.pace.rooms):
             self._take_weights(given, stream)
         self._bind(inputs, out, stream)
         watched = trace.current.get()
         values: Any = out
         if self.has_host_steps or watched is not None:
             values = {**given, **dict(zip(self.plan.graph.inputs, inputs)), **out}
-        for segment in self.segments:
+        for number, segment in enumerate(self.segments):
+            if self.pace:
+                self.pace.bring(number, given, stream)
             if self.plan.steps[segment.begin].kernel is None:
                 self._run_host(segment, values, run_graph, watched)
             elif watched is not None:
                 self._run_traced(segment, values, watched)
             else:
                 segment.run(stream)
+            if self.pace:
+                self.pace.leave(number, stream)
         if stream is self.stream or any(isinstance(a, np.ndarray) for a in out.values()):
             self._finish(values, out, on_device)
         else:
@@ -251,7 +271,11 @@ class _Context:
 
     def _take_weights(self, given: Mapping[Value, Any], stream: Stream) -> None:
         """Lets the launches know where weights lie: there they stay until others take over."""
-        for value, array in given.items():
+        self.there = given
+        if self.pace:
+            self.there = self.pace.settle(given, self.places, self.segments)
+            self.rooms = self.pace.rooms
+        for value, array in self.there.items():
             if value in self.places:
                 self.places[value].move(self._address(value, array, stream))
         self.given = given

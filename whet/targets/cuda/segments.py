@@ -53,9 +53,10 @@ class Place:
         self.uses: list[tuple[memoryview, int, set[int], int]] = []
         """Arguments, the number of the one, and in which set its launch is noted as changed."""
 
-    def move(self, pointer: int) -> None:
-        """Lets the launches know of another address."""
+    def move(self, pointer: int, only: set[int] | None = None) -> None:
+        """Lets the launches know of another address: all, or those noted in one set."""
         self.pointer = pointer
         for arguments, number, changed, call in self.uses:
-            arguments[number] = pointer
-            changed.add(call)
+            if only is None or only is changed:
+                arguments[number] = pointer
+                changed.add(call)
