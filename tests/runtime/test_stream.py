@@ -20,6 +20,8 @@ from whet.targets.cpu import host
 
 WIDTH, LAYERS = 512, 12  # a mebibyte of weights in each layer
 MEBI = 1 << 20
+FAULT_AROUND = 64 << 10
+"""Bytes around a page that Linux brings in with it where they are in its page cache."""
 
 pytestmark = pytest.mark.skipif(host.system() != "linux", reason="looks into /proc")
 
@@ -128,7 +130,7 @@ def test_a_kernel_that_reads_more_than_the_budget_still_runs() -> None:
     with Watch() as watch:
         session.run(feeds())
     assert session.weight_budget is not None and MEBI <= session.weight_budget < 1.2 * MEBI
-    assert watch.most <= session.weight_budget
+    assert watch.most <= session.weight_budget + FAULT_AROUND
 
 
 def test_rows_of_a_table_are_all_that_comes_in() -> None:
