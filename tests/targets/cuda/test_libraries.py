@@ -20,11 +20,12 @@ from whet.plan.plan import Step, make_plan
 from whet.runtime.cache import Cache
 from whet.runtime.planned import legal
 from whet.runtime.program import Runner
-from whet.targets.cuda import cublas, cudnn, library
+from whet.targets.cuda import cublas, cudnn, library, tactics
 from whet.targets.cuda.architecture import Architecture
 from whet.targets.cuda.compile import unpack
 from whet.targets.cuda.cublas import Matmul
 from whet.targets.cuda.device import Device, _is_foreign
+from whet.targets.cuda.driver import Context
 
 SM90 = Architecture.parse("sm90")
 
@@ -152,6 +153,31 @@ def test_a_library_takes_part_in_a_graph(
     tactics = runner.device.tactics(plan.steps[0].kernel)  # type: ignore[arg-type]
     assert tactics[0].name == "numpy" and tactics[0].by == "a measurement"
     assert isinstance(made.graph, Graph)
+
+
+@pytest.mark.parametrize("wrong", ["", "factor", "NaN"])
+def test_a_library_must_agree_with_ours(
+    gpu: Driver, monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    class Other(NumpyWay):
+        def run(self, addresses: Iterable[int], stream: int) -> None:
+            addresses = list(addresses)
+            super().run(addresses, stream)
+            size = self.m.rows * self.m.columns
+            y = np.frombuffer((ctypes.c_char * (2 * size)).from_address(addresses[2]), np.float16)
+            if wrong == "factor":
+                self.stub.note(lambda: np.multiply(y, np.float16(1.05), out=y))
+            if wrong == "NaN":
+                self.stub.note(lambda: np.copyto(y, np.nan_to_num(y)))
+
+    monkeypatch.setattr(NumpyWay, "stub", gpu, raising=False)
+    monkeypatch.setitem(library.MAKERS, "numpy", NumpyWay)
+    monkeypatch.setitem(library.MAKERS, "other", Other)
+    monkeypatch.setattr(tactics, "REGION", 1 << 20)
+    kernel = template(called("plain-float16"))
+    matmul, slots = cublas.matched(kernel)  # type: ignore[misc]
+    codes = [library.packed(n, 1, (*slots, "scratch"), vars(matmul)) for n in ("numpy", "other")]
+    assert tactics.Bench(Context.of(0)).agrees(kernel, *codes) == (wrong == "")
 
 
 def test_what_another_version_chose_is_made_anew(tmp_path: Any, monkeypatch: Any) -> None:
