@@ -106,7 +106,9 @@ def import_(cache: Cache, options: argparse.Namespace) -> int:
     if not options.trusted:
         raise UsageError("kernels are code that is run: add --trusted if you trust who exported it")
     blob = Path(options.file).read_bytes()
-    say(str(cache.import_(blob, trusted=options.trusted)))
+    result = cache.import_(blob, trusted=options.trusted)
+    if not result.skipped:  # else a warning has said so
+        say(str(result))
     return OK
 
 
