@@ -1,6 +1,7 @@
 """Graphs as plain data: what comes back is what went in, and nonsense is refused."""
 
 import copy
+import dataclasses
 import json
 import os
 import random
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.engine import graphs as random_graphs
+from tests.ops.cases import CASES
 from whet.engine import schema
 from whet.engine.decode import decode
 from whet.engine.encode import encode
@@ -339,6 +341,35 @@ def test_unknown_dtypes_of_results_are_refused():
     text = json.dumps(plain).replace('"float16"', '"float17"')
     with pytest.raises(InvalidEngine, match="no dtype 'float17'"):
         decode(json.loads(text), constants)
+
+
+FREE = {("Input", "name"), ("RegexFullMatch", "pattern"), ("StringSplit", "delimiter")}
+"""Attributes that are any text."""
+
+
+def words(cases):
+    """An operator of each class of the operators' table with each attribute that is a word."""
+    found = {}
+    for case in cases:
+        for value in case.graph().values:
+            for field in dataclasses.fields(value.op):
+                place = type(value.op).__name__, field.name
+                if "str" in str(field.type) and place not in FREE:
+                    found.setdefault(place, (value, field.name))
+    return [pytest.param(*pair, id=".".join(place)) for place, pair in found.items()]
+
+
+@pytest.mark.parametrize("value, name", words(CASES))
+def test_words_that_mean_nothing_are_refused(value, name):
+    inputs = [v for v in Graph((), (value,)).values if isinstance(v.op, Input)]
+    plain, constants = encode(Graph(tuple(inputs), (value,), ("y",)))
+    number = [row[0] for row in plain["operators"]].index(type(value.op).__name__)
+    column = plain["operators"][number][1:].index(name) + 1
+    for op in plain["graphs"][-1]["ops"]:
+        if op[0] == number:
+            op[column] = "perhaps"
+    with pytest.raises(InvalidEngine):
+        decode(json.loads(json.dumps(plain)), constants)
 
 
 def test_a_size_that_doubles_at_each_step_is_refused():

@@ -10,7 +10,7 @@ import types
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -94,7 +94,7 @@ def _is_complete(operator: type[Op]) -> bool:
 @cache
 def schema_of(operator: type[Op]) -> Schema:
     """What a file may say of the operator, from its annotations and signatures."""
-    hints = get_type_hints(operator, localns=_NAMES)
+    hints = get_type_hints(operator, localns=_NAMES, include_extras=True)
     fields = dataclasses.fields(operator)  # type: ignore[arg-type]
     missing = dataclasses.MISSING
     return Schema(
@@ -130,6 +130,8 @@ def check_of(hint: Any) -> Check:
     if origin is Union or origin is types.UnionType:
         checks = [check_of(argument) for argument in arguments]
         return lambda x: any(check(x) for check in checks)
+    if origin is Annotated:  # a str, of which only these words mean something
+        return check_of(arguments[1])
     if origin is Literal:
         return lambda x: any(type(x) is type(a) and x == a for a in arguments)
     if origin is tuple:

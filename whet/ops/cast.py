@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import ml_dtypes
 import numpy as np
@@ -33,7 +33,7 @@ class Cast(Op):
 
     to: str
     saturate: bool = True
-    round_mode: str = "up"
+    round_mode: Annotated[str, Literal["up", "down", "nearest"]] = "up"
     computes_sizes: ClassVar[bool] = True
 
     def infer(self, x: TensorType) -> TensorType:

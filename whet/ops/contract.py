@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from whet.ops.elementwise import broadcast, require_equal, same_dtype
 class MatMul(Op):
     """a[..., M, K] times b[..., K, N]; leading axes broadcast; integers add up in `accumulate`."""
 
-    accumulate: str | None = None
+    accumulate: Annotated[str | None, Literal["int32", None]] = None
 
     def infer(self, a: TensorType, b: TensorType) -> TensorType:
         if a.rank < 2 or b.rank < 2:
@@ -79,7 +79,7 @@ class Convolution(Op):
     before: tuple[Size, ...]
     after: tuple[Size, ...]
     groups: int = 1
-    accumulate: str | None = None
+    accumulate: Annotated[str | None, Literal["int32", None]] = None
 
     def infer(self, x: TensorType, w: TensorType) -> TensorType:
         if x.rank != w.rank or x.rank != len(self.strides) + 2:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -98,7 +98,7 @@ class ScatterElements(Op):
     """
 
     axis: int
-    kind: str | None = None
+    kind: Annotated[str | None, Literal["sum", "prod", "max", "min", None]] = None
     computes_sizes: ClassVar[bool] = True
 
     def infer(self, data: TensorType, indices: TensorType, updates: TensorType) -> TensorType:
@@ -123,7 +123,7 @@ class ScatterElements(Op):
 class ScatterND(Op):
     """data with `updates` written where GatherND would read; `kind` as in ScatterElements."""
 
-    kind: str | None = None
+    kind: Annotated[str | None, Literal["sum", "prod", "max", "min", None]] = None
     computes_sizes: ClassVar[bool] = True
 
     def infer(self, data: TensorType, indices: TensorType, updates: TensorType) -> TensorType:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 
@@ -20,7 +20,7 @@ MODES = {"RGB": "RGB", "BGR": "RGB", "Grayscale": "L"}
 class DecodeImage(Op):
     """The uint8 pixels [height, width, channels] of a picture file; none of what is no picture."""
 
-    pixels: str
+    pixels: Annotated[str, Literal["RGB", "BGR", "Grayscale"]]
     height: Size
     width: Size
     defines_sizes: ClassVar[bool] = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -73,7 +73,7 @@ class Forest(Op):
     set of a member node is members[i], padded with NaN.
     """
 
-    kind: str
+    kind: Annotated[str, Literal["sum", "max", "min"]]
     targets: int
     roots: np.ndarray
     features: np.ndarray

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 
@@ -146,7 +146,7 @@ class Pad(Op):
 
     before: tuple[Size, ...]
     after: tuple[Size, ...]
-    mode: str = "constant"
+    mode: Annotated[str, Literal["constant", "reflect", "edge", "wrap"]] = "constant"
 
     def infer(self, x: TensorType, fill: TensorType) -> TensorType:
         if not len(self.before) == len(self.after) == x.rank:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 
@@ -19,7 +19,7 @@ class Random(Op):
     Each draw without a seed carries its own token, so that no two of them are merged.
     """
 
-    kind: str
+    kind: Annotated[str, Literal["uniform", "normal"]]
     shape: tuple[Size, ...]
     dtype: str = "float32"
     seed: int | None = None

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from whet.errors import ShapeError
+from whet.errors import ShapeError, TypeMismatch
 from whet.ir.graph import Op, Value, constant, operator
 from whet.ir.sizes import Size, product
 from whet.ir.types import TensorType
@@ -34,6 +34,7 @@ from whet.ops.reduce import narrowed, widened
 MOST_UNROLLED = 4  # steps; a streaming model has one, and needs no loop
 
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
+FUNCTIONS = {"lstm": 3, "gru": 2, "rnn": 1}
 
 Activation = tuple[str, float, float]
 """A function's name, and its two parameters where it has any."""
@@ -54,7 +55,7 @@ class Recurrent(Op):
     1997; Gers et al. 2000); update, reset, candidate (Cho et al. 2014).
     """
 
-    kind: str
+    kind: Annotated[str, Literal["lstm", "gru", "rnn"]]
     activations: tuple[Activation, ...]
     backward: bool = False
     clip: float | None = None
@@ -73,6 +74,9 @@ class Recurrent(Op):
     ) -> tuple[TensorType, ...]:
         if gates.rank != 3 or weight.rank != 2 or hidden.rank != 2:
             raise ShapeError(f"a recurrent layer does not fit {gates}, {weight} and {hidden}")
+        names = [name for name, _, _ in self.activations]
+        if len(names) != FUNCTIONS[self.kind] or not ACTIVATIONS.keys() >= set(names):
+            raise TypeMismatch(f"a recurrent layer of kind {self.kind} does not have {names}")
         require_equal(weight.shape[1], gates.shape[2], "the columns of the weight and the gates")
         require_equal(hidden.shape[1], weight.shape[0], "the state's size and the weight's rows")
         steps, batch = gates.shape[:2]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 
@@ -90,7 +90,7 @@ def identity(kind: str, dtype: np.dtype) -> object:
 class ArgReduce(Op):
     """The int64 index of the "max" or "min" element along an axis, which stays with size 1."""
 
-    kind: str
+    kind: Annotated[str, Literal["max", "min"]]
     axis: int
     last: bool = False
 
@@ -111,7 +111,7 @@ class ArgReduce(Op):
 class Cumulative(Op):
     """Running "sum" or "prod" along an axis; `exclusive` leaves the element itself out."""
 
-    kind: str
+    kind: Annotated[str, Literal["sum", "prod"]]
     axis: int
     exclusive: bool = False
     reverse: bool = False

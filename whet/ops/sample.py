@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 from whet.errors import Error
 from whet.ir.graph import Value, constant
@@ -37,7 +38,7 @@ class Axis:
     """
 
     size: Size
-    padding: str
+    padding: Annotated[str, Literal["zeros", "border", "reflection"]]
     low: Value
     high: Value
 

@@ -7,7 +7,7 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
@@ -53,7 +53,7 @@ class StringNormalizer(Op):
     size: Size
     stopwords: tuple[str, ...] = ()
     case_sensitive: bool = False
-    case_change: str = "NONE"
+    case_change: Annotated[str, Literal["NONE", "LOWER", "UPPER"]] = "NONE"
 
     def infer(self, x: TensorType) -> TensorType:
         need(x.dtype, STRING, "strings")

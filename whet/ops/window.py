@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated, Literal
 
 import numpy as np
 
@@ -32,7 +33,7 @@ class Pool(Op):
     Elements outside x do not take part. A window that sees none gives the kind's identity.
     """
 
-    kind: str
+    kind: Annotated[str, Literal["max", "sum"]]
     kernel: tuple[int, ...]
     strides: tuple[int, ...]
     dilations: tuple[int, ...]
