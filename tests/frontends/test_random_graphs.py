@@ -69,6 +69,16 @@ FOUND = {
         }""",
         [(2, 5, 4), (3, 1, 4), (2, 8, 4)],
     ),
+    "a branch inside of a plan that is kept": (
+        """agraph (float[n, m] x) => (y) {
+          most = ReduceMax <keepdims = 0> (x)
+          is = Cast <to = 9> (most)
+          z = Transpose <perm = [0, 1]> (x)
+          y = If (is) <then_branch = a () => (inner) { inner = Neg (z) },
+                       else_branch = b () => (inner) { inner = Mul (z, x) }>
+        }""",
+        [(2, 5), (3, 1)],
+    ),
     "backwards from before the first": (
         """agraph (float[m] x) => (y)
         <int64[1] first = {-2}, int64[1] end = {-2147483648}, int64[1] axis = {0},

@@ -63,11 +63,9 @@ class _Writer(pickle.Pickler):
         self.numbers = numbers
 
     def persistent_id(self, x: Any) -> int | None:
-        if type(x) is Value:
-            return self.numbers[x]
-        if type(x) is Token:
+        if type(x) is Token or (type(x) is Value and x not in self.numbers):
             raise Unstorable
-        return None
+        return self.numbers[x] if type(x) is Value else None
 
 
 class _Reader(pickle.Unpickler):
