@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -48,6 +49,8 @@ def by_kernels(model: Model, outputs: Sequence[Tensor], seed: int) -> Iterator[s
     rng = np.random.default_rng(seed)
     proto = model.proto(outputs)
     engine = whet.build(proto, refittable=bool(rng.integers(3)))
+    if rng.integers(2):
+        engine = through_file(engine)
     session = engine.session(
         DEVICES[rng.integers(len(DEVICES))],
         threads=int(rng.integers(1, 3)),
@@ -58,6 +61,14 @@ def by_kernels(model: Model, outputs: Sequence[Tensor], seed: int) -> Iterator[s
         yield from (
             f"{line} (binding {binding})" for line in differences(results, outputs, binding)
         )
+
+
+def through_file(engine: whet.Engine) -> whet.Engine:
+    """The engine, written and read again."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "drawn.whet"
+        engine.save(path)
+        return whet.load(path.read_bytes())
 
 
 def problems(model: Model, outputs: Sequence[Tensor], seed: int) -> list[str]:

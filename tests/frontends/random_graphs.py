@@ -705,6 +705,61 @@ def repeated(d: Drawing) -> Any:
     return d.node("Loop", [count, d.stored(np.array(True)), x], 2, body=body)
 
 
+def quantized(d: Drawing) -> Any:
+    """Through eight bits and back, by powers of two, so that nothing is near a half."""
+    x = d.pick("f", 1)
+    d.need(x.exact and x.dtype == np.float32)
+    kind = d.of(np.uint8, np.int8)
+    scale, zero = d.stored(np.float32(d.of(0.125, 0.25))), d.stored(kind(d.number(0, 9)))
+    (codes,) = d.node("QuantizeLinear", [x, scale, zero], exact=True)
+    return d.node("DequantizeLinear", [codes, scale, zero], exact=True)
+
+
+def of_codes(d: Drawing) -> Any:
+    """A product or convolution between quantise and dequantise, as quantised models write it."""
+    (x,) = quantized(d)
+    d.need(x.rank >= 2)
+    scale, zero = d.stored(np.float32(0.25)), d.stored(np.int8(0))
+    channels = 1 if x.rank == 4 else x.rank - 1
+    d.need(x.is_fixed(channels) and x.size(channels) > 0)
+    out = d.of(3, 8, 17)
+    shape = (out, x.size(1), 1, 1) if x.rank == 4 else (x.size(channels), out)
+    codes = d.stored(d.rng.integers(-8, 9, shape).astype(np.int8))
+    (w,) = d.node("DequantizeLinear", [codes, scale, zero], exact=True)
+    (y,) = d.node("Conv" if x.rank == 4 else "MatMul", [x, w], exact=True)
+    if d.number(0, 1):
+        (y,) = d.node("Relu", [y], exact=True)
+    wide = d.stored(np.float32(2.0))
+    d.need(y.exact and not any((a % 2 == 1).any() for a in y.arrays))  # halves go to even
+    (codes,) = d.node("QuantizeLinear", [y, wide, zero], exact=True)
+    return d.node("DequantizeLinear", [codes, wide, zero], exact=True)
+
+
+def recurrent(d: Drawing) -> Any:
+    """A layer that turns [steps, batch, width] into its states."""
+    x = d.pick("f", 3)
+    d.need(x.rank == 3 and x.is_fixed(2) and all(a.size for a in x.arrays))
+    kind, gates = d.of(("LSTM", 4), ("GRU", 3), ("RNN", 1))
+    direction, hidden = d.of("forward", "reverse", "bidirectional"), d.of(1, 4, 9)
+    count = 2 if direction == "bidirectional" else 1
+    w = d.stored(d.eighths(count, gates * hidden, x.size(2)) / 4)
+    r = d.stored(d.eighths(count, gates * hidden, hidden) / 4)
+    y, _ = d.node(kind, [x, w, r], 2, direction=direction, hidden_size=hidden)
+    return d.node("Squeeze", [y, d.stored([1])]) if count == 1 else y
+
+
+def scattered(d: Drawing) -> Any:
+    """Rows of zeros, some of them exchanged for those of x, or added to."""
+    x = d.pick("f", 2)
+    d.need(all(a.size for a in x.arrays) and x.is_fixed(0))
+    rows = d.rng.permutation(x.size(0) + 2)[: x.size(0)].reshape(-1, 1)
+    (shape,) = d.node("Shape", [x], exact=True, start=1)
+    (whole,) = d.node("Concat", [d.stored([x.size(0) + 2]), shape], exact=True, axis=0)
+    (empty,) = d.node("ConstantOfShape", [whole], exact=True)
+    reduction = d.of("none", "add", "max")
+    return d.node("ScatterND", [empty, d.stored(rows), x], exact=True, reduction=reduction)
+
+
 STEPS: tuple[Step, ...] = (
     *(smooth, smooth, exact, gate, arithmetic, arithmetic, with_constant, with_constant),
     *(with_weight, clipped, compared, logic, selected, rounded, cast),
@@ -712,6 +767,7 @@ STEPS: tuple[Step, ...] = (
     *(padded, joined, tiled, gathered, gathered, reduced, reduced, best, along, cumulated, sorted_),
     *(normalized, written_norm, multiplied, multiplied, of_two, general, attended),
     *(convolved, convolved, pooled, resized, shuffled, summed, found, chosen, repeated),
+    *(quantized, of_codes, of_codes, recurrent, scattered),
 )
 
 
