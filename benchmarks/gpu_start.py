@@ -37,7 +37,7 @@ def main(engine: str, cache: str, batch: int) -> None:
 
 def footprint(session: Any) -> Any:
     """What `whet show` says of the plan that ran."""
-    from whet.runtime.program import needed
+    from whet.runtime.ahead import needed
 
     plan = session.plans[-1]
     return session._runner.device.footprint(plan, needed(plan))

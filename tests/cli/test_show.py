@@ -11,7 +11,7 @@ import pytest
 
 import whet as library
 from whet.cli.models import pass_names
-from whet.runtime.program import plan_ahead
+from whet.runtime.ahead import plan_ahead
 from whet.targets.cpu.device import Device
 
 VOID = {"meta", "br", "input", "link", "img"}

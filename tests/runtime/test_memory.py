@@ -12,7 +12,7 @@ import whet
 from tests.runtime.models import convolutions
 from tests.runtime.test_refit import inputs_of
 from whet.errors import InvalidSetting, OutOfMemory
-from whet.runtime.program import plan_ahead
+from whet.runtime.ahead import plan_ahead
 
 
 def aligned(nbytes: int) -> np.ndarray:

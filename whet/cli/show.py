@@ -164,10 +164,10 @@ def _known(engine: Engine) -> list[tuple[str, str]]:
 def _inspect(engine: Engine, options: argparse.Namespace) -> Inspection:
     """What the inspector finds at the sizes asked for; with --times, in a run."""
     from whet.cli.inputs import given_inputs
+    from whet.runtime.ahead import plan_ahead
     from whet.runtime.cache import Cache
     from whet.runtime.devices import compiler_for, open_device
     from whet.runtime.inspect import inspect
-    from whet.runtime.program import plan_ahead
     from whet.targets.cpu import host
 
     if options.times and options.device.startswith("sm"):
@@ -297,7 +297,7 @@ def _print_sum(found: Inspection) -> None:
 def _print_memory(found: Inspection) -> None:
     from whet.plan.describe import arena_of, buffers
     from whet.plan.plan import nbytes
-    from whet.runtime.program import needed
+    from whet.runtime.ahead import needed
 
     assert found.plan is not None
     held = sorted(buffers(found.plan, found.sizes), key=lambda b: (b.first, b.start))

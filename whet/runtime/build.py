@@ -22,11 +22,11 @@ from whet.passes.precision import lowered
 from whet.passes.recognise import Numbers
 from whet.passes.simplify import simplify
 from whet.progress import ProgressMonitor, monitored, phase
+from whet.runtime.ahead import compile_ahead
 from whet.runtime.debug import source_of, without_outputs
 from whet.runtime.devices import architecture_called, compiler_for
 from whet.runtime.engine import Engine
 from whet.runtime.profile import Profile, check_profiles
-from whet.runtime.program import compile_ahead
 from whet.runtime.ranges import ranges_of
 
 if TYPE_CHECKING:

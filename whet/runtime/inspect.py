@@ -145,7 +145,7 @@ def inspect(plan: Plan, device: Device, threads: int, sizes: Sizes = {}) -> Insp
     """What the steps of a plan do, `sizes` being the values of the named ones; nothing is run."""
     inspector = _Inspector(plan, device, sizes, None)
     kernels = [inspector.kernel(n, step, None) for n, step in enumerate(plan.steps, 1)]
-    from whet.runtime.program import needed
+    from whet.runtime.ahead import needed
 
     found = _inspection([inspector], kernels, threads)
     return replace(found, footprint=None if sizes else device.footprint(plan, needed(plan)))

@@ -18,25 +18,22 @@ from whet.engine.weights import WeightStore
 from whet.errors import Error, InvalidInput, ShapeError, located
 from whet.ir.atoms import Undecided
 from whet.ir.evaluate import bind_sizes, check_guards, compute
-from whet.ir.graph import Graph, Input, Parameter, Value, make, topological
+from whet.ir.graph import Graph, Input, Value, make
 from whet.ir.sizes import substitute
-from whet.ir.types import TensorType, Type, map_sizes
-from whet.ops.select import Prefix
+from whet.ir.types import TensorType, map_sizes
 from whet.plan import trace
-from whet.plan.kernel import size_symbols
 from whet.plan.likely import likely
 from whet.plan.plan import Plan, Step, nbytes
 from whet.plan.target import Device, RangeDevice, RangeExecutable
-from whet.progress import phase
+from whet.runtime.ahead import counted, frontier_of, meanings, needed, ready_values
 from whet.runtime.memory import Memory
 from whet.runtime.planned import planned
-from whet.runtime.prepared import Prepared, is_given
+from whet.runtime.prepared import Prepared
 from whet.runtime.ranges import Demands, Ranges, image_sizes, names_shown
 
 logger = logging.getLogger("whet")
 
 Arrays = Sequence[Any]
-NO_RANGES = Ranges()
 
 ENOUGH_RUNS = 2
 """Runs at the same sizes after which kernels are made for these."""
@@ -201,66 +198,6 @@ def _stage_key(graph: Graph, sizes: Mapping[str, int]) -> StageKey:
     return graph, tuple(sorted(sizes.items()))
 
 
-def meanings(graph: Graph, device: Device) -> dict[Value, Value]:
-    """For Values of `legal(graph, device)` the Values of the graph that have the same elements."""
-    found = {value: value for value in graph.values}
-    while True:
-        firsts = iter(dict.fromkeys(value.siblings for value in graph.values))
-        step: dict[Value, Value] = {}
-
-        def legalize(value: Value) -> Any:
-            olds, new = next(firsts), device.legalize(value)  # noqa: B023, map calls it at once
-            news = value.siblings if new is value else (new,) if isinstance(new, Value) else new
-            step.update(zip(news, olds))  # noqa: B023
-            return new
-
-        after = graph.map(legalize)
-        if after is graph:
-            return found
-        found = {new: found[old] for new, old in step.items() if old in found}
-        graph = after
-
-
-def compile_ahead(graph: Graph, device: Device, ranges: Ranges = NO_RANGES) -> dict[str, bytes]:
-    """The code of all kernels that can be known before a run, by cache key; nothing is run. With
-    `ranges`, of those that are told sizes as they run."""
-    try:
-        plan = plan_ahead(graph, device, ranges)
-    except (Undecided, ShapeError):
-        return {}  # as `Runner.wide` finds: each set of sizes has a plan of its own
-    before = planned(Graph((), needed(plan, prepared_only=True)), device, prepare=True)
-    kernels = [s.kernel for p in (before, plan) for s in p.steps]
-    found = [k for k in dict.fromkeys(kernels) if k is not None]
-    made: dict[str, bytes] = {}
-    with phase(f"compile for {device.architecture}", len(found)) as step:
-        for kernel in found:
-            made[device.key(kernel)] = device.object(kernel)
-            step()
-    return made
-
-
-def plan_ahead(graph: Graph, device: Device, ranges: Ranges = NO_RANGES) -> Plan:
-    """The plan of all that can be known before a run; nothing is compiled."""
-    known = frozenset(ranges.names)
-    with likely(ranges.likely):
-        graph = counted(graph.bind(ranges.sizes), known) if known else graph
-        ready = _ready(graph, known)
-        outputs = tuple(v for v in graph.values if v in ready and not v.is_static)
-        first = replace(graph, outputs=outputs, guards=(), late=None)
-        kept = first if len(ready) < len(graph.values) else replace(graph, late=None)
-        return planned(kept, device)
-
-
-def needed(plan: Plan, prepared_only: bool = False) -> tuple[Value, ...]:
-    """What a plan takes as given besides inputs, in the graph's order: prepared Values, and, unless
-    told not to, the weights and constants that its steps read as they are."""
-    read = set(plan.prepared)
-    if not prepared_only:
-        read.update(v for step in plan.steps for v in step.reads if is_given(v))
-        read.update(v for v in plan.graph.outputs if is_given(v))
-    return tuple(v for v in plan.graph.values if v in read)
-
-
 class Program:
     """A graph whose sizes are known or told in each run: its plan, compiled, and what was prepared
     for it."""
@@ -400,8 +337,8 @@ class Stage:
         known = frozenset(self.ranges.names)
         graph = counted(graph, known)
         self.runner, self.graph = runner, graph
-        ready = _ready(graph, known)
-        self.frontier = _frontier(graph, ready)
+        ready = ready_values(graph, known)
+        self.frontier = frontier_of(graph, ready)
         if not self.frontier:
             self.program = runner.program(graph)
             return
@@ -513,56 +450,3 @@ def _on_host(x: Any) -> Any:
 
 def _contiguous(x: Any) -> Any:
     return np.ascontiguousarray(x) if isinstance(x, np.ndarray) and x.ndim else x
-
-
-def counted(graph: Graph, told: frozenset[str] = frozenset()) -> Graph:
-    """The graph with operators that find a number of things in terms of kernels, where that goes;
-    a Prefix tells the number."""
-    new = graph.map(lambda value: _counted(value, told))
-    if new is graph:
-        return graph
-    values = topological((*new.outputs, *new.definers.values()))
-    found = {name: v for v in values if isinstance(v.op, Prefix) for name in v.op.symbols}
-    return replace(new, definers={**new.definers, **found})
-
-
-def _counted(value: Value, told: frozenset[str]) -> Any:
-    """An operator that finds a number of things, as one that finds them in kernels and takes as
-    many as there are."""
-    known = all(i is None or _is_known(i.type, told) for i in value.inputs)
-    if not (value.op.defines_sizes and known and hasattr(value.op, "lower")):
-        return value
-    return value.op.lower(*value.inputs)
-
-
-def _is_known(kind: Type, told: frozenset[str]) -> bool:
-    """Whether it is a tensor whose sizes are numbers, or told to kernels."""
-    return isinstance(kind, TensorType) and size_symbols(*kind.shape) <= told
-
-
-def _ready(graph: Graph, told: frozenset[str]) -> set[Value]:
-    """The Values that can be planned: tensors of known sizes, made from such."""
-    ready: set[Value] = set()
-    for value in graph.values:
-        # All results come from one place: one that is no tensor keeps the others back.
-        known = value.op.symbols <= told
-        if value.op.graphs and value.op.symbols & told:
-            # Each set of sizes would make new inner graphs of it.
-            raise Undecided(f"the graphs in {value.op} use sizes from outside")
-        if isinstance(value.op, Input | Parameter):
-            ready.add(value)
-            continue
-        known = known and all(_is_known(s.type, told) for s in value.siblings)
-        if known and all(i is None or i in ready for i in value.inputs):
-            ready.add(value)
-    return ready
-
-
-def _frontier(graph: Graph, ready: set[Value]) -> list[Value]:
-    """The first operators that cannot be planned, one Value for each."""
-    found: dict[Value, None] = {}
-    for value in graph.values:
-        before = (*value.inputs, *graph.needs(value))
-        if value not in ready and all(i is None or i in ready for i in before):
-            found[value.siblings[0]] = None
-    return list(found)

@@ -193,7 +193,7 @@ def no_stream_is_refused() -> None:
 def engines_for_other_architectures() -> None:
     from dataclasses import replace
 
-    from whet.runtime.program import compile_ahead
+    from whet.runtime.ahead import compile_ahead
     from whet.targets.cuda.architecture import Architecture
     from whet.targets.cuda.device import Device
 
