@@ -18,14 +18,8 @@ import numpy as np
 import onnx
 
 import whet
-from tests.frontends.random_graphs import (
-    BINDINGS,
-    Model,
-    Tensor,
-    differences,
-    drawn,
-    outputs_of,
-)
+from tests.frontends.drawing import BINDINGS, Model, Tensor
+from tests.frontends.random_graphs import differences, drawn, outputs_of
 from whet.frontends.onnx import from_onnx
 from whet.ir.evaluate import evaluate
 
