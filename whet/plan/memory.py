@@ -3,7 +3,7 @@ overlap."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from whet.ir.sizes import Size, substitute
@@ -20,9 +20,16 @@ class Lifetime:
     first: int
     last: int
 
+    def meets(self, other: Lifetime) -> bool:
+        """Whether both are in use at some step, where steps run in order."""
+        return other.first <= self.last and self.first <= other.last
 
-def assign(lifetimes: Sequence[Lifetime]) -> tuple[dict[Hashable, int], int]:
+
+def assign(
+    lifetimes: Sequence[Lifetime], meet: Callable[[Lifetime, Lifetime], bool] = Lifetime.meets
+) -> tuple[dict[Hashable, int], int]:
     """Offsets by key, and the arena's size: largest first, each in the smallest gap that fits.
+    `meet` says which two may be in use at the same time.
 
     Greedy by size (Pisarchyk and Lee, Efficient Memory Management for Deep Neural Net Inference,
     2020).
@@ -31,11 +38,7 @@ def assign(lifetimes: Sequence[Lifetime]) -> tuple[dict[Hashable, int], int]:
     offsets: dict[Hashable, int] = {}
     for life in sorted(lifetimes, key=lambda x: (-x.size, x.first)):
         size = max(-(-life.size // ALIGNMENT) * ALIGNMENT, ALIGNMENT)
-        busy = sorted(
-            (start, end)
-            for start, end, other in placed
-            if other.first <= life.last and life.first <= other.last
-        )
+        busy = sorted((start, end) for start, end, other in placed if meet(life, other))
         offsets[life.key] = start = _smallest_gap(busy, size)
         placed.append((start, start + size, life))
     return offsets, max((end for _, end, _ in placed), default=0)

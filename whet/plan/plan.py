@@ -10,6 +10,7 @@ from functools import cached_property
 from whet.ir.graph import Graph, Value
 from whet.ir.sizes import Size, product
 from whet.ir.types import TensorType
+from whet.plan.branches import Branches
 from whet.plan.group import Group, Grouping, contiguous, is_leaf
 from whet.plan.kernel import Kernel, Loops, Nest, Template, View
 from whet.plan.likely import likely_value
@@ -100,7 +101,9 @@ def make_plan(graph: Graph, target: Capabilities, prepare: bool = False) -> Plan
     if any(not value.tensor.is_static for value in lives):
         return Plan(graph, steps, {}, 0, kept, _house(lives))
     lifetimes = [Lifetime(v, nbytes(v.tensor), *life) for v, life in lives.items()]
-    offsets, arena = assign(lifetimes)
+    # What runs on the host is met one by one, and what prepares runs once.
+    overlap = target.overlaps and not prepare and not any(step.is_host for step in steps)
+    offsets, arena = assign(lifetimes, Branches(steps).meet if overlap else Lifetime.meets)
     return Plan(graph, steps, offsets, arena, kept)  # type: ignore[arg-type]
 
 

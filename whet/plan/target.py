@@ -47,6 +47,9 @@ class Capabilities:
     ranges: bool = False
     """Whether kernels take named sizes when they run, so that one serves every value of them."""
 
+    overlaps: bool = False
+    """Whether steps that do not need each other may run at the same time."""
+
     makeshift: Callable[[Value], bool] = lambda value: False
     """Whether an operator is run in a slower way only because a run tells its sizes."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import itertools
+import random
 import sys
 import types
 from collections import Counter
@@ -82,6 +83,10 @@ class Driver(types.ModuleType):
         self._alive: list[Any] = []
         self._addresses: dict[str, int] = {}
         self.launched: list[str] = []
+        self.random = random.Random(1)
+        self.depth = 0
+        """How many launches came one after the other in the last graph."""
+        self.edges: dict[int, list[tuple[int, int]]] = {}
         self.ended: set[int] = set()
         """Streams that are no more."""
 
@@ -142,7 +147,7 @@ class Driver(types.ModuleType):
         return 0, self.new()
 
     def cuEventElapsedTime(self, first: int, last: int) -> tuple[int, float]:
-        return 0, 0.5
+        return 0, float(self.depth)
 
     def cuStreamDestroy(self, stream: int) -> tuple[int]:
         self.ended.add(stream)
@@ -211,6 +216,12 @@ class Driver(types.ModuleType):
         self._alive.append(params)
         return 0, node
 
+    def cuGraphAddDependencies_v2(
+        self, graph: int, before: list[int], after: list[int], edges: list[Any], count: int
+    ) -> tuple[int]:
+        self.edges.setdefault(graph, []).extend(zip(before, after))
+        return (0,)
+
     # What libraries launch is captured: see `note`.
 
     CUstreamCaptureMode = Anything()
@@ -263,6 +274,7 @@ class Driver(types.ModuleType):
         self.counts["cuGraphInstantiate"] += 1
         number = self.new()
         self.ready[number] = {node: self._frozen(params) for node, params in self.graphs[graph]}
+        self.edges[number] = self.edges.get(graph, [])
         return 0, number
 
     def _frozen(self, params: Any) -> Any:
@@ -309,12 +321,21 @@ class Driver(types.ModuleType):
         self.ready[graph][node] = self._frozen(found)
 
     def direct_cuGraphLaunch(self, graph: int, stream: int) -> None:
-        for node in self.ready[graph].values():
+        nodes, edges = self.ready[graph], self.edges[graph]
+        depths: dict[int, int] = {}
+        while len(depths) < len(nodes):
+            # Any order that the edges allow.
+            free = [n for n in nodes if n not in depths]
+            free = [n for n in free if all(a in depths for a, b in edges if b == n)]
+            number = self.random.choice(free)
+            depths[number] = 1 + max((depths[a] for a, b in edges if b == number), default=0)
+            node = nodes[number]
             if isinstance(node, list):
                 for launch in node:
                     launch()
             else:
                 self._run(*node)
+        self.depth = max(depths.values(), default=0)
 
 
 def _array(address: int, kind: Any) -> np.ndarray:
@@ -325,14 +346,17 @@ def _array(address: int, kind: Any) -> np.ndarray:
 
 def behaviour(step: Step) -> Callable[..., None]:
     """What a step's kernel does, by the references of its operators."""
-    inputs = {v: make(Input(f"read {n}", v.type), ())[0] for n, v in enumerate(step.reads)}
+    # What a step reads of its own result, as a scan does, its reference has in itself.
+    read = [v for v in step.reads if v not in step.writes]
+    inputs = {v: make(Input(f"read {n}", v.type), ())[0] for n, v in enumerate(read)}
     graph = Graph((), step.writes).substitute(inputs)
     extents = [v.inputs[0].shape[v.op.axis] for v in graph.values if isinstance(v.op, Gather)]
 
     def run(*addresses: int) -> None:
         *buffers, error = addresses
         arrays = [_array(a, v.tensor) for a, v in zip(buffers, (*step.reads, *step.writes))]
-        given = dict(zip(inputs.values(), arrays))
+        known = dict(zip(step.reads, arrays))
+        given = {made: known[value] for value, made in inputs.items()}
         for index in (a for a in arrays if extents and a.dtype == np.int64):
             if (index >= extents[0]).any():
                 ctypes.c_int32.from_address(error).value = 1
@@ -362,7 +386,7 @@ class StubDevice(devices.Device):
         checks = any(isinstance(v.op, Gather) for v in Graph((), step.writes).values)
         slots = (*range(count), "error")
         function = Function(
-            name, name.encode(), (1, 1, 1), slots, 32, 0, 0, 4, 512, checks, True, False
+            name, name.encode(), (1, 1, 1), slots, 32, 0, 0, 0, 0, checks, True, False
         )
         return pack([function])
 

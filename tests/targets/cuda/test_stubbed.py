@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 import whet
 from tests.targets.cuda.stub import Driver, Tensor, TorchTensor, stubbed
 from whet.errors import IndexOutOfRange, InvalidInput, OutOfMemory
+from whet.targets.cuda import segments
 from whet.targets.cuda.driver import ALIGNMENT
 from whet.targets.cuda.memory import GRAIN, Heap
 
@@ -245,9 +246,55 @@ def test_what_is_taken_is_foreseen(gpu: Driver, columns: int) -> None:
     check(session.run({"x": x, "i": drawn(1)["i"]}), {"x": x, "i": drawn(1)["i"]}, w)
     gc.collect()
     assert foreseen is not None
-    # A stub's kernels need counters and scratch that Triton's do not.
     assert gpu.used == foreseen.taken - foreseen.code
     assert foreseen.weights >= w.nbytes and foreseen.staged >= x.nbytes + w.nbytes
+
+
+def branched() -> onnx.ModelProto:
+    """Gathers of gathers of x, in branches that meet."""
+    rng = np.random.default_rng(8)
+    nodes, weights, ends = [], [], []
+    for branch in range(4):
+        name = "x"
+        for number in range(branch + 1):
+            index = numpy_helper.from_array(rng.permutation(ROWS), f"i{branch}{number}")
+            weights.append(index)
+            nodes.append(helper.make_node("Gather", [name, index.name], [f"g{branch}{number}"]))
+            name = f"r{branch}{number}"
+            nodes.append(helper.make_node("Relu", [f"g{branch}{number}"], [name + "0"]))
+            nodes.append(helper.make_node("CumSum", [name + "0", "axis"], [name]))
+        ends.append(name)
+    weights.append(numpy_helper.from_array(np.int64(1), "axis"))
+    nodes.append(helper.make_node("Concat", ends, ["y"], axis=0))
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [ROWS, COLUMNS])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [4 * ROWS, COLUMNS])
+    return helper.make_model(helper.make_graph(nodes, "g", [x], [y], weights))
+
+
+@pytest.mark.parametrize("tune", [0.0, 1.0])
+def test_branches_overlap_where_that_is_faster(gpu: Driver, tune: float) -> None:
+    engine = whet.build(branched())
+    judge = engine.session(device="cpu", cache=False)
+    session = engine.session(device="cuda", cache=False, tune=tune)
+    launches = len(session.plans[-1].steps)
+    for seed in range(8):
+        x = {"x": drawn(seed)["x"]}
+        np.testing.assert_allclose(session.run(x)["y"], judge.run(x)["y"], rtol=1e-5)
+        overlaps = gpu.depth < launches
+        assert overlaps == (tune > 0 and seed > 0), "the first run goes in order"
+
+
+def test_branches_that_give_other_bits_go_in_order(
+    gpu: Driver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(segments, "predecessors", lambda uses: [()] * len(uses))
+    engine = whet.build(branched())
+    judge = engine.session(device="cpu", cache=False)
+    session = engine.session(device="cuda", cache=False, tune=1.0)
+    for seed in range(4):
+        x = {"x": drawn(seed)["x"]}
+        np.testing.assert_allclose(session.run(x)["y"], judge.run(x)["y"], rtol=1e-5)
+    assert gpu.depth == len(session.plans[-1].steps) and "other bits" in caplog.text
 
 
 def heap() -> tuple[Heap, dict[int, int]]:

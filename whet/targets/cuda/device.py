@@ -57,7 +57,7 @@ def capabilities(architecture: Architecture) -> Capabilities:
         parts = in_two_steps(value, architecture)
         return legalize(value) if parts is None else parts
 
-    return Capabilities("cuda", in_terms, emits, TEMPLATES)
+    return Capabilities("cuda", in_terms, emits, TEMPLATES, overlaps=True)
 
 
 class Device:

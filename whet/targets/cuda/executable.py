@@ -42,6 +42,8 @@ class Executable:
         """Where arenas come from."""
         self.pace: Any = None
         """How weights come to the device, where they are not all there."""
+        self._overlaps: dict[int, bool] = {}
+        """Whether the branches of each segment overlap, as far as that is known."""
         outputs = plan.graph.outputs
         written = {v for step in plan.steps for v in step.writes if step.kernel is not None}
         self._is_direct = (
@@ -69,7 +71,10 @@ class Executable:
 
     def _context(self) -> _Context:
         """Another one; it does not know its executable, as both go with the last reference."""
-        return _Context(self.plan, self.device, self.segments, self.allocate, self.pace)
+        if self.pace is not None or not self.device.tune:
+            self._overlaps = dict.fromkeys([begin for begin, _ in self.segments], False)
+        way = self.allocate, self.pace, self._overlaps
+        return _Context(self.plan, self.device, self.segments, *way)
 
     def answer(self, given: Mapping[Value, Any], inputs: Sequence[Any]) -> list[DeviceArray] | None:
         """The outputs, once they are asked for on the caller's stream that the inputs are on; None
@@ -105,8 +110,10 @@ class _Context:
         segments: list[tuple[int, int]],
         allocate: Callable[[int], Any],
         pace: Any,
+        overlaps: dict[int, bool],
     ) -> None:
         self.plan, self.device, self.pace = plan, device, pace
+        self.overlaps = overlaps
         self.made = {v for s in plan.steps if not s.is_host for v in s.writes}
         self.outside = tuple(o for o in plan.graph.outputs if o not in self.made)
         self.has_host_steps = any(step.is_host for step in plan.steps)
@@ -154,7 +161,7 @@ class _Context:
         self.error_words = (ctypes.c_int32 * len(self.checking)).from_address(self.errors.pointer)
 
     def _segment(self, begin: int, end: int) -> Segment:
-        segment = Segment(begin, end)
+        segment = Segment(begin, end, self.overlaps)
         for number in range(begin, end):
             step = self.plan.steps[number]
             buffers = (*step.reads, *step.writes)
@@ -171,6 +178,11 @@ class _Context:
                 segment.calls.append(module.call(function, arguments, name))
                 segment.steps.append(number)
                 segment.uses.append(self._use(step, function))
+            segment.results += [
+                (self.places[v], nbytes(v.tensor))
+                for v in step.writes
+                if v in self.plan.graph.outputs and v in self.places
+            ]
         return segment
 
     def _use(self, step: Step, function: Function) -> Use:

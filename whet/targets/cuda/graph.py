@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from whet.targets.cuda.compile import Function
 from whet.targets.cuda.driver import Context, Stream, api, check, direct, failure
 from whet.targets.cuda.library import RoutineCall, RoutineNode
+from whet.targets.cuda.order import in_order
 
 PROGRAMMATIC_PORT = 1  # CU_GRAPH_KERNEL_NODE_PORT_PROGRAMMATIC, a macro of cuda.h
 
@@ -103,7 +105,11 @@ class KernelNode:
 
 
 class Graph:
-    """Launches as one: in order, or each behind those that `after` names."""
+    """Launches as one: in order, or each behind those that `after` names.
+
+    A launch may start before the one that it waits for has ended only where nothing else waits for
+    that, and it for nothing else: what waits on the device does so for one launch before it.
+    """
 
     def __init__(
         self,
@@ -114,11 +120,14 @@ class Graph:
         self.calls = tuple(calls)  # whose arguments a launch reads
         self.graph = check(driver.cuGraphCreate(0), "making a graph")
         self.nodes: list[KernelNode | RoutineNode] = []
+        before = in_order(len(calls)) if after is None else after
+        behind = Counter(earlier for found in before for earlier in found)
         for number, call in enumerate(calls):
             node = call.add(self.graph)
-            before = after[number] if after is not None else range(max(number - 1, 0), number)
-            for earlier in before:
-                waits = call.waits and isinstance(self.nodes[earlier], KernelNode)
+            alone = len(before[number]) == 1 and call.waits
+            for earlier in before[number]:
+                waits = alone and behind[earlier] == 1
+                waits = waits and isinstance(self.nodes[earlier], KernelNode)
                 self._connect(self.nodes[earlier].handle, node.handle, waits)
             self.nodes.append(node)
         self.ready = check(driver.cuGraphInstantiate(self.graph, 0), "making a graph")

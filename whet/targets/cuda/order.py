@@ -17,6 +17,11 @@ class Use:
     writes: tuple[Span, ...]
 
 
+def in_order(count: int) -> list[tuple[int, ...]]:
+    """The same where each launch waits for the one before it."""
+    return [(number - 1,) if number else () for number in range(count)]
+
+
 def predecessors(uses: Sequence[Use]) -> list[tuple[int, ...]]:
     """For each launch, those before it that it waits for: who wrote what it reads, who reads or
     wrote what it overwrites. Those that others of them wait for are left out."""

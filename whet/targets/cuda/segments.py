@@ -2,45 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 
-from whet.targets.cuda.driver import Stream
+import numpy as np
+
+from whet.targets.cuda.driver import Event, Stream
 from whet.targets.cuda.graph import Call, Graph
 from whet.targets.cuda.library import RoutineCall
-from whet.targets.cuda.order import Use, predecessors
+from whet.targets.cuda.order import Use, in_order, predecessors
+
+logger = logging.getLogger("whet.cuda")
 
 
-@dataclass(eq=False)
-class Segment:
-    """Launches of neighbouring steps, and the graph that they become when they first run."""
-
-    begin: int
-    end: int
-    calls: list[Call | RoutineCall] = field(default_factory=list)
-    steps: list[int] = field(default_factory=list)
-    """The step of each launch."""
-    uses: list[Use] = field(default_factory=list)
-    """The memory of each."""
-    branches: bool = False
-    """Whether launches that do not need each other may overlap."""
-    graph: Graph | None = None
-    changed: set[int] = field(default_factory=set)
-    """Launches whose arguments are not those that the graph knows."""
-
-    def run(self, stream: Stream) -> None:
-        """Asks for its launches."""
-        graph = self.graph
-        if graph is None:
-            self.changed.clear()
-            if not self.calls:
-                return
-            after = predecessors(self.uses) if self.branches else None
-            graph = self.graph = Graph(self.calls, after)
-        elif self.changed:
-            for number in self.changed:
-                graph.update(number)
-            self.changed.clear()
-        graph.launch(stream)
+ROUNDS = 5
+LEAST_GAIN = 0.01  # of the time, for which branches overlap
 
 
 class Place:
@@ -60,3 +36,86 @@ class Place:
             if only is None or only is changed:
                 arguments[number] = pointer
                 changed.add(call)
+
+
+@dataclass(eq=False)
+class Segment:
+    """Launches of neighbouring steps, and the graph that they become when they first run."""
+
+    begin: int
+    end: int
+    overlaps: dict[int, bool]
+    """For each segment, by where it begins, whether its branches overlap: what was found to be
+    faster. Where that is not to be found out, they do not."""
+    calls: list[Call | RoutineCall] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
+    """The step of each launch."""
+    uses: list[Use] = field(default_factory=list)
+    """The memory of each."""
+    results: list[tuple[Place, int]] = field(default_factory=list)
+    """The plan's outputs that it writes, and their bytes."""
+    graph: Graph | None = None
+    branches: list[tuple[int, ...]] | None = None
+    """What each launch must wait for, where that is less than all before it, and whether it is
+    faster is not known yet."""
+    changed: set[int] = field(default_factory=set)
+    """Launches whose arguments are not those that the graph knows."""
+
+    def run(self, stream: Stream) -> None:
+        """Asks for its launches."""
+        graph = self.graph
+        if graph is None:
+            self.changed.clear()
+            if not self.calls:
+                return
+            graph = self.graph = self._first()
+        else:
+            for number in self.changed:
+                graph.update(number)
+            self.changed.clear()
+            if self.branches is not None:
+                graph = self.graph = self._faster(graph, self.branches, stream)
+        graph.launch(stream)
+
+    def _first(self) -> Graph:
+        """Its launches in order, unless branches are known to be faster."""
+        overlap = self.overlaps.get(self.begin)
+        after = None if overlap is False else predecessors(self.uses)
+        if after == in_order(len(self.calls)):
+            after = None
+        if after is not None and not overlap:
+            self.branches, after = after, None
+        return Graph(self.calls, after)
+
+    def _faster(self, plain: Graph, after: list[tuple[int, ...]], stream: Stream) -> Graph:
+        """The graph, or one with branches. A run that comes back is worth finding that out."""
+        self.branches = None
+        branched, bits = Graph(self.calls, after), set[tuple[bytes, ...]]()
+        times = []
+        for graph in (plain, branched):
+            taken = [_seconds(graph, stream) for _ in range(ROUNDS)]
+            times.append(min(taken))
+            bits.add(self._bits(stream))
+        logger.debug("in order and in branches: %s us", [round(1e6 * t, 1) for t in times])
+        if len(bits) > 1:
+            logger.warning("branches that overlap gave other bits, and go in order now")
+        overlap = len(bits) == 1 and times[1] < times[0] * (1 - LEAST_GAIN)
+        self.overlaps[self.begin] = overlap
+        return branched if overlap else plain
+
+    def _bits(self, stream: Stream) -> tuple[bytes, ...]:
+        """What it has written."""
+        found = [np.empty(size, np.uint8) for _, size in self.results]
+        for array, (place, size) in zip(found, self.results):
+            stream.download(array.ctypes.data, place.pointer, size)
+        stream.synchronize()
+        return tuple(array.tobytes() for array in found)
+
+
+def _seconds(graph: Graph, stream: Stream) -> float:
+    """What a graph takes: it computes the same each time."""
+    first, last = Event(timed=True), Event(timed=True)
+    first.record(stream)
+    graph.launch(stream)
+    last.record(stream)
+    return last.seconds_since(first)
