@@ -157,7 +157,7 @@ class Device:
             with phase("compile kernels", len(jobs)) as step:
                 compile_all(list(jobs.values()), self.architecture, step, more, self.tune)
         if jobs and self.tune:
-            jobs |= tactics.fastest(self.context, jobs, others)
+            jobs |= tactics.fastest(self.context, jobs, others, self.tune)
             self.trim()
         for kernel, job in jobs.items():
             self._keep(kernel, job)

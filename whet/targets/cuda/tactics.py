@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -94,12 +95,16 @@ def others(
 
 
 def fastest(
-    context: Context, first: Mapping[Kernel, Job], others: Sequence[tuple[Template, Job]]
+    context: Context,
+    first: Mapping[Kernel, Job],
+    others: Sequence[tuple[Template, Job]],
+    seconds: float,
 ) -> dict[Kernel, Job]:
-    """For each kernel of which there are several ways, the one that takes least time."""
+    """For each kernel of which there are several ways, the one that takes least time. Libraries are
+    asked for so many seconds."""
     bench = Bench(context)
     tried: dict[Template, list[Job]] = {}
-    for kernel, job in (*others, *by_libraries(context, first)):
+    for kernel, job in (*others, *by_libraries(context, first, seconds)):
         if job.code:
             tried.setdefault(kernel, [first[kernel]]).append(job)
     chosen: dict[Kernel, Job] = {}
@@ -120,17 +125,24 @@ def fastest(
     return chosen
 
 
-def by_libraries(context: Context, kernels: Iterable[Kernel]) -> Iterator[tuple[Template, Job]]:
-    """The ways of NVIDIA's libraries to run kernels that are worth it, where these are there."""
-    for kernel in kernels:
-        if isinstance(kernel, Template) and sum(extents(kernel)) >= FEWEST_BYTES:
-            for maker in (cublas, cudnn):
-                try:
-                    found = maker.ways(context, kernel)
-                except DeviceError as error:
-                    logger.debug("%s: %s", kernel.name, error)
-                    continue
-                yield from ((kernel, Job(Source("", ()), code)) for code in found)
+def by_libraries(
+    context: Context, kernels: Iterable[Kernel], seconds: float
+) -> Iterator[tuple[Template, Job]]:
+    """The ways of NVIDIA's libraries to run kernels that are worth it, where these are there: those
+    first that touch most, for so many seconds."""
+    until = time.monotonic() + seconds
+    sizes = {k: sum(extents(k)) for k in kernels if isinstance(k, Template)}
+    worth = sorted((k for k in sizes if sizes[k] >= FEWEST_BYTES), key=lambda k: -sizes[k])
+    for kernel in worth:
+        for maker in (cublas, cudnn):
+            if time.monotonic() > until:
+                return
+            try:
+                found = maker.ways(context, kernel)
+            except DeviceError as error:
+                logger.debug("%s: %s", kernel.name, error)
+                continue
+            yield from ((kernel, Job(Source("", ()), code)) for code in found)
 
 
 def extents(kernel: Template) -> list[int]:
