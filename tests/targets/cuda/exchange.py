@@ -10,6 +10,7 @@ import numpy as np
 
 from whet.engine.weights import ImportedWeights
 from whet.errors import DeviceError, Error, InvalidInput
+from whet.ir.evaluate import evaluate
 from whet.ir.graph import Graph, Input, Value, make
 from whet.ir.types import TensorType
 from whet.ops.contract import MatMul
@@ -221,6 +222,31 @@ def too_much_memory_is_said() -> None:
     numpy_arrays()  # other sessions go on
 
 
+def branched(size: int) -> Engine:
+    """Four chains of softmax(y @ x) that start with x and meet."""
+    x = make(Input("x", TensorType("float16", (size, size))), ())[0]
+    ends: list[Value] = []
+    for branch in range(4):
+        y: Value = x * (0.5 * branch + 0.5)
+        for _ in range(3):
+            y = Softmax()(MatMul()(y, x)) + 0.25 * branch
+        ends.append(y)
+    return Engine(Graph((x,), (sum(ends[1:], ends[0]),), ("y",)), ImportedWeights({}))
+
+
+def branches_that_overlap() -> None:
+    """Right in every run, before and after the session has found out what is faster."""
+    made = branched(192)
+    session = made.session(device="cuda", cache=False, tune=1.0)
+    for seed in range(40):
+        x = drawn(seed, 192, 192)
+        (judge,) = evaluate(made.graph, {made.graph.inputs[0]: x})
+        got = session.run({"x": x})["y"]
+        np.testing.assert_allclose(got.astype(float), judge.astype(float), rtol=0, atol=8e-3)
+    (stage,) = session._runner._stages.values()
+    assert stage.program.executable._overlaps.keys() == {0}, "nothing was found out"
+
+
 def many_threads() -> None:
     session = engine(64, 64).session(device="cuda", cache=False)
     errors: list[BaseException] = []
@@ -265,6 +291,7 @@ ALL = (
     no_stream_is_refused,
     engines_for_other_architectures,
     too_much_memory_is_said,
+    branches_that_overlap,
     many_threads,
     a_missing_device_is_named,
 )
