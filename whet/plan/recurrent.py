@@ -21,16 +21,19 @@ SMALL_WEIGHT = 1 << 15
 Simplify = Callable[[Value], Any]
 
 
-def runs_whole(value: Value) -> bool:
+def runs_whole(value: Value, told: bool = False) -> bool:
     """Whether a template is to run a recurrent layer; not so a few steps of a large one, which are
-    products of their own."""
+    products of their own. With `told`, a run may tell how many steps and rows there are."""
     there = [i for i in value.inputs if i is not None]
     if type(value.op) is not Recurrent or value.dtype not in FLOATS:
         return False
-    if not all(i.tensor.is_static and 0 not in i.shape for i in there):
+    if any(0 in i.shape for i in there) or not there[1].tensor.is_static:
+        return False
+    if not told and not all(i.tensor.is_static for i in there):
         return False
     steps, (units, columns) = there[0].shape[0], there[1].shape
-    return not (steps <= MOST_UNROLLED and units * columns > SMALL_WEIGHT)  # type: ignore[operator]
+    few = isinstance(steps, int) and steps <= MOST_UNROLLED
+    return not (few and units * columns > SMALL_WEIGHT)  # type: ignore[operator]
 
 
 def lstm(op: Recurrent, peephole: bool, simplify: Simplify) -> tuple[Expression, ...]:

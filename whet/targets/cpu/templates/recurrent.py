@@ -23,10 +23,13 @@ from whet.targets.cpu.legalize import legalize
 from whet.targets.cpu.llvm import Function, Index, Module, vector
 from whet.targets.cpu.reductions import lane_mask
 from whet.targets.cpu.templates.matmul import integer
+from whet.targets.cpu.templates.results import named_sizes
 
 MOST_UNITS = 4096
 """Units whose state a thread keeps on its stack."""
 UNROLL = 4
+TOLD_ROWS = 4
+"""The batch that tiles are cut for where a run tells it."""
 
 
 @operator
@@ -73,18 +76,19 @@ class RecurrentTemplate:
 
     def legalize(self, value: Value, architecture: Architecture) -> Any:
         op: Any = value.op
-        if not layers.runs_whole(value):
+        if not layers.runs_whole(value, told=True):
             return None
         gates, weight = value.inputs[:2]
         assert gates is not None and weight is not None
-        _, batch, _ = _integers(gates)
         units, _ = _integers(weight)
         if units > MOST_UNITS:
             return None
         run = FusedRecurrent(**{f.name: getattr(op, f.name) for f in fields(op)})
         given = (*value.inputs, *(None,) * (7 - len(value.inputs)))
         inputs = [i and _cast(i, "float32") for i in given[:6]]
-        count, rows = GATES[op.kind], tile_rows(batch, architecture)
+        count, batch = GATES[op.kind], gates.shape[1]
+        # Where a run tells the rows, one alone is what takes the longest for each.
+        rows = tile_rows(batch, architecture) if isinstance(batch, int) else 1
         width = block_vectors(count, rows, units, architecture) * architecture.vector_bytes // 4
         inputs[1] = pack(_cast(weight, "float32"), count, width)
         results = run(*inputs, given[6] and _cast(given[6], "int64"))
@@ -106,9 +110,13 @@ def tile_rows(batch: int, architecture: Architecture) -> int:
 
 def block_vectors(gates: int, rows: int, units: int, architecture: Architecture) -> int:
     """Vectors of units whose sums, for all gates and rows, fit into registers."""
-    room = 16 if architecture.vector_registers >= 32 else 8
     most = max(1, units * 4 // architecture.vector_bytes)
-    return max(1, min(4, room // (gates * rows), most))
+    return max(1, min(4, room(architecture) // (gates * rows), most))
+
+
+def room(architecture: Architecture) -> int:
+    """Registers for sums."""
+    return 16 if architecture.vector_registers >= 32 else 8
 
 
 def _cast(x: Value, dtype: str) -> Value:
@@ -138,11 +146,15 @@ class RecurrentCode:
         self.f, self.op = f, kernel.op
         gates, weight, *_ = kernel.inputs
         assert gates is not None and weight is not None
-        self.steps, self.batch, self.columns = (integer(s) for s in gates.shape)
+        named = named_sizes(kernel)
+        self.steps, self.batch = (named.index(f, size) for size in gates.shape[:2])
+        self.columns = integer(gates.shape[2])
         self.units, self.width = (integer(weight.shape[axis]) for axis in (1, 3))
         self.lanes = architecture.vector_bytes // 4
         self.type = vector("float", self.lanes)
-        self.rows = tile_rows(self.batch, architecture)
+        known = isinstance(self.batch, int)
+        self.rows = tile_rows(self.batch if known else TOLD_ROWS, architecture)  # type: ignore[arg-type]
+        self.room = room(architecture)
         self.padded = -(-self.units // self.lanes) * self.lanes
         pointers = [f.load("ptr", "%args", 8 * (n + 1)) for n in range(len(kernel.buffers))]
         views = [*kernel.inputs, *[None] * (7 - len(kernel.inputs))]
@@ -156,11 +168,12 @@ class RecurrentCode:
     # Loops.
 
     def emit(self) -> None:
-        rows = self.rows
+        f, rows = self.f, self.rows
         self.reserve(rows)
-        tiles = self.batch // rows
+        tiles = f.div(self.batch, rows)
+        done = f.mul(tiles, rows)
         self.share(0, tiles, rows)
-        self.share(tiles * rows, self.batch - tiles * rows, 1)
+        self.share(done, f.sub(self.batch, done), 1)
 
     def reserve(self, rows: int) -> None:
         """Memory for the states of a tile, on the stack: two hidden ones, each written from the
@@ -170,9 +183,9 @@ class RecurrentCode:
         self.cell = self.f.alloca(rows * self.row_bytes)
         self.reset = self.f.alloca(rows * self.row_bytes)
 
-    def share(self, first: int, count: int, rows: int) -> None:
+    def share(self, first: Index, count: Index, rows: int) -> None:
         """This thread's part of some tiles of equal height."""
-        if not count:
+        if count == 0:
             return
         f = self.f
         low = f.op(f"udiv i64 {f.mul('%thread', count)}, %threads")
@@ -191,7 +204,7 @@ class RecurrentCode:
 
         def step(s: str, carried: list[str]) -> list[str]:
             (before,) = carried
-            t = f.sub(self.steps - 1, s) if self.op.backward else s
+            t = f.sub(f.sub(self.steps, 1), s) if self.op.backward else s
             after = f.sub(half, before)
             self.step(t, row, rows, str(before), after)
             return [str(after)]
@@ -215,12 +228,17 @@ class RecurrentCode:
         f, wide = self.f, vectors * self.lanes
         whole = self.units // wide * wide
         full = self.units // self.lanes * self.lanes
+
+        def packed(unit: Index) -> Index:
+            return f.mul(f.div(unit, self.width), self.width) if self.width > wide else unit
+
+        last = self.units // self.width * self.width
         if whole:
-            f.loop(0, whole, wide, lambda u, _: body(Block(u, vectors, u)))
+            f.loop(0, whole, wide, lambda u, _: body(Block(u, vectors, packed(u))))
         if full > whole:
-            f.loop(whole, full, self.lanes, lambda u, _: body(Block(u, 1, whole)))
+            f.loop(whole, full, self.lanes, lambda u, _: body(Block(u, 1, last)))
         if self.units > full:
-            body(Block(full, 1, whole, lane_mask(f, self.units - full, self.lanes)))
+            body(Block(full, 1, last, lane_mask(f, self.units - full, self.lanes)))
 
     # Memory: `offset` counts bytes from the block's first unit.
 
@@ -241,6 +259,8 @@ class RecurrentCode:
 
     def step(self, t: Index, row: Index, rows: int, before: str, after: Index) -> None:
         vectors = self.width // self.lanes
+        while vectors * rows * GATES[self.op.kind] > self.room and vectors > 1:
+            vectors //= 2
         old, new = (self.f.address(self.hidden, x) for x in (before, after))
         at = _At(t, row, rows, old, new)
         if self.op.kind == "gru" and not self.op.reset_after:
