@@ -49,15 +49,15 @@ def note(text: str) -> None:
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[Any]], left: Sequence[int] = (0,)) -> None:
-    """Rows under heads; columns hold numbers, to the right, but for those in `left`."""
+    """Rows under heads; columns hold numbers, to the right, but for those in `left`, of which the
+    first and the last may take several lines."""
     from rich.table import Table
 
     shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for number, head in enumerate(heads):
-        is_left = number in left
-        shown.add_column(
-            head, justify="left" if is_left else "right", no_wrap=not is_left, overflow="fold"
-        )
+        side: Any = "left" if number in left else "right"
+        may_fold = number in (left[0], left[-1])
+        shown.add_column(head, justify=side, no_wrap=not may_fold, overflow="fold")
     for row in rows:
         shown.add_row(*(str(cell) for cell in row))
     _print(shown)
