@@ -20,8 +20,10 @@ class RunnerError(Exception):
 
 
 def environment(whet: Path = ROOT) -> dict[str, str]:
-    """The environment of a child that takes `whet` from a folder and the harness from here."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(whet), str(ROOT)])}
+    """The environment of a child that takes `whet` from a folder and the harness from here, and
+    keeps its bytecode, as pip does where it installs whet or a peer."""
+    kept = {name: x for name, x in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**kept, "PYTHONPATH": os.pathsep.join([str(whet), str(ROOT)])}
 
 
 class Process:
