@@ -3,13 +3,14 @@ tells them apart."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 
 from whet.ir.atoms import Call
-from whet.ir.sizes import Expr, Size, coefficient, is_less, substitute, symbol
+from whet.ir.sizes import Expr, Size, bounds, coefficient, is_less, substitute, symbol
 from whet.plan.kernel import (
     Apply,
     Axis,
@@ -40,39 +41,58 @@ def simplify(nest: Nest) -> Nest:
 
 
 MOST_PIECES, LEAST_PIECE = 64, 8
+MOST_OUTER = 3
+"""Pieces of a loop around others: what is before the elements, these, and what is behind them."""
 
 
 def cut(nest: Nest) -> list[Nest]:
-    """The nest in pieces of its innermost loop, where tests ask in which part of it an element
-    lies: parts joined along it, as a rule. In a piece the answer is known."""
-    axis = nest.axes[-1] if nest.axes else None
-    if axis is None or not isinstance(axis.size, int) or axis.name in nest.ordered:
-        return [nest]
+    """The nest in pieces of its loops, where tests ask in which part of them an element lies:
+    parts that are joined, or what fills a tensor up around its elements. In a piece the answer is
+    known."""
+    for axis in nest.axes:
+        pieces = _pieces(nest, axis)
+        if len(pieces) > 1:
+            return [part for low, high in pieces for part in cut(_piece(nest, axis, low, high))]
+    return [nest]
+
+
+def _pieces(nest: Nest, axis: Axis) -> list[tuple[int, int]]:
+    """The pieces of one loop; none where it had better stay whole."""
+    if not isinstance(axis.size, int) or axis.name in nest.ordered:
+        return []
     nodes = [node for store in nest.stores for node in walk(store.value)]
-    if any(isinstance(node, Reduction) and axis.name not in node.symbols for node in nodes):
-        return [nest]  # what the pieces have in common would be computed for each
+    is_inner = axis is nest.axes[-1]
+    if any(isinstance(n, Reduction) and not (is_inner and axis.name in n.symbols) for n in nodes):
+        return []  # what the pieces have in common would be computed for each
     ranges = {r for node in nodes if isinstance(node, Select) for r in node.ranges}
-    ends = sorted({0, axis.size, *(end for r in ranges for end in _ends(r, axis))})
+    ends = sorted({0, axis.size, *(end for r in ranges for end in _ends(r, axis, is_inner))})
     pieces = list(pairwise(ends))
-    if not 1 < len(pieces) <= MOST_PIECES or min(b - a for a, b in pieces) < LEAST_PIECE:
-        return [nest]
-    return [_piece(nest, axis, low, high) for low, high in pieces]
+    most, least = (MOST_PIECES, LEAST_PIECE) if is_inner else (MOST_OUTER, 1)
+    return pieces if len(pieces) <= most and min(b - a for a, b in pieces) >= least else []
 
 
-def _ends(of: Range, axis: Axis) -> Iterator[int]:
-    """Where along the loop the answer to a test changes."""
+def _ends(of: Range, axis: Axis, is_inner: bool) -> Iterator[int]:
+    """Where along the loop the answer to a test becomes known, or is no longer; in the innermost
+    one, where it changes."""
     index, limit = of
-    if coefficient(index, axis.name) != 1:
+    step = coefficient(index, axis.name)
+    if not isinstance(step, int) or step < 1 or not isinstance(limit, int):
         return
-    start = substitute(index, {axis.name: 0})
-    if isinstance(start, int) and isinstance(limit, int) and isinstance(axis.size, int):
-        yield from (end for end in (-start, limit - start) if 0 < end < axis.size)
+    rest = bounds(substitute(index, {axis.name: 0}))
+    if any(map(math.isinf, rest)) or not isinstance(axis.size, int):
+        return
+    if is_inner and rest[0] != rest[1]:
+        return
+    low, high = map(int, rest)
+    turns = (-(x // step) for x in (low, high, low - limit, high - limit))
+    yield from (end for end in turns if 0 < end < axis.size)
 
 
 def _piece(nest: Nest, axis: Axis, low: int, high: int) -> Nest:
     short = Axis(axis.name, high - low)
     values = {axis.name: loop_index(short.name, short.size) + low}
-    return merge(_map_sizes(nest, (*nest.axes[:-1], short), partial(substitute, values=values)))
+    axes = tuple(short if a is axis else a for a in nest.axes if a is not axis or short.size != 1)
+    return merge(_map_sizes(nest, axes, partial(substitute, values=values)))
 
 
 def sizes_of(nest: Nest) -> Iterator[Size]:
