@@ -13,7 +13,7 @@ from whet.plan.likely import likely_values
 from whet.plan.plan import Plan, make_plan
 from whet.plan.sources import digest
 from whet.plan.stored import Unstorable, pack, unpack
-from whet.plan.target import Device
+from whet.plan.target import Device, Executable
 
 logger = logging.getLogger("whet")
 
@@ -30,25 +30,39 @@ def legal(graph: Graph, device: Device) -> Graph:
 def planned(graph: Graph, device: Device, prepare: bool = False) -> Plan:
     """The plan of a graph that is not in the device's terms yet; with `prepare`, of what other
     plans take as prepared."""
-    if device.cache is None:
-        return _new(graph, device, prepare)
-    key = _key(graph, device, prepare)
-    kept = device.cache.get(key)
-    if kept is not None:
-        try:
-            return unpack(kept)
-        except Exception as error:  # whatever is wrong with it, a plan can be made anew
-            logger.warning("a plan in the cache cannot be read, and is made anew: %r", error)
-    plan = _new(graph, device, prepare)
-    try:
-        device.cache.put(key, pack(plan), device.about)
-    except Unstorable:
-        logger.debug("a plan with inner graphs or effects is not kept")
-    return plan
-
-
-def _new(graph: Graph, device: Device, prepare: bool) -> Plan:
     return make_plan(legal(graph, device), device.capabilities, prepare)
+
+
+def compiled(
+    graph: Graph, device: Device, threads: int, prepare: bool = False
+) -> tuple[Plan, Executable]:
+    """The plan of a graph, from the cache where it is there, and what runs it. A new plan is kept
+    once its kernels are: of a session that is cancelled nothing stays."""
+    if device.cache is None:
+        plan = planned(graph, device, prepare)
+        return plan, device.executable(plan, threads)
+    key = _key(graph, device, prepare)
+    kept = _kept(device, key)
+    plan = kept or planned(graph, device, prepare)
+    executable = device.executable(plan, threads)
+    if kept is None:
+        try:
+            device.cache.put(key, pack(plan), device.about)
+        except Unstorable:
+            logger.debug("a plan with inner graphs or effects is not kept")
+    return plan, executable
+
+
+def _kept(device: Device, key: str) -> Plan | None:
+    """A plan from the cache."""
+    found = device.cache.get(key)
+    if found is None:
+        return None
+    try:
+        return unpack(found)
+    except Exception as error:  # whatever is wrong with it, a plan can be made anew
+        logger.warning("a plan in the cache cannot be read, and is made anew: %r", error)
+        return None
 
 
 def _key(graph: Graph, device: Device, prepare: bool) -> str:

@@ -80,8 +80,8 @@ class Better:
         if reference() is None:
             return
         device, runner = self._device, self._make()
+        if device.cache is not None:
+            device.cache.put(mark(device, self._kernels), b"1", device.about)
         if (session := reference()) is not None:
             session.use(runner)
             logger.info("kernels for %s took over from prebuilt ones", device.architecture)
-        if device.cache is not None:
-            device.cache.put(mark(device, self._kernels), b"1", device.about)

@@ -17,7 +17,7 @@ from whet.ir.types import TensorType
 from whet.plan.plan import Plan, nbytes
 from whet.plan.target import Device
 from whet.plan.trace import tracing
-from whet.runtime.planned import planned
+from whet.runtime.planned import compiled
 
 if TYPE_CHECKING:
     from whet.runtime.program import Runner
@@ -130,8 +130,7 @@ class Prepared:
                 self._recipes.update(dict.fromkeys(new, recipe))
 
     def _recipe(self, values: tuple[Value, ...]) -> Recipe:
-        plan = planned(Graph((), values), self.device, prepare=True)
-        self.device.executable(plan, self.threads)  # compiles
+        plan, _ = compiled(Graph((), values), self.device, self.threads, prepare=True)
         return Recipe(plan, dict(zip(values, plan.graph.outputs)))
 
     def paced(self, executable: Any, values: Sequence[Value]) -> AbstractContextManager[Any]:

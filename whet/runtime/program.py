@@ -27,7 +27,7 @@ from whet.plan.plan import Plan, Step, nbytes
 from whet.plan.target import Device, RangeDevice, RangeExecutable
 from whet.runtime.ahead import counted, frontier_of, meanings, needed, ready_values
 from whet.runtime.memory import Memory
-from whet.runtime.planned import planned
+from whet.runtime.planned import compiled
 from whet.runtime.prepared import Prepared
 from whet.runtime.ranges import Demands, Ranges, image_sizes, names_shown
 
@@ -204,11 +204,10 @@ class Program:
 
     def __init__(self, runner: Runner, source: Graph) -> None:
         self.runner, self.source = runner, source
-        self.plan = planned(source, runner.device)
+        self.plan, self.executable = compiled(source, runner.device, runner.threads)
         self.graph = self.plan.graph
         """The same in the device's terms."""
         runner.reference_ops.update(dict.fromkeys(self.plan.reference_ops))
-        self.executable = runner.device.executable(self.plan, runner.threads)
         allocate = getattr(runner.device, "allocate", None)
         if allocate is not None:
             self.executable.allocate = allocate  # type: ignore[attr-defined]
