@@ -20,6 +20,7 @@ from tests.levels import LEVELS, architecture
 from tests.runtime.models import convolutions, model, value
 from whet.errors import IndexOutOfRange, InvalidInput, InvalidSetting, ShapeError
 from whet.ir.evaluate import evaluate
+from whet.targets.cpu.executable import Executable
 
 
 def reference(engine: whet.Engine, x: np.ndarray) -> np.ndarray:
@@ -54,6 +55,27 @@ def test_outputs_are_fresh_unless_given(session: whet.Session) -> None:
     out = np.full((1, 10), np.nan, np.float32)
     assert session.run({"x": draw(2)}, out={"y": out})["y"] is out
     np.testing.assert_array_equal(out, second)
+
+
+def test_the_short_way_gives_the_same(engine: whet.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = engine.session(cache=False, specialize="none", threads=2)
+    first = {seed: session.run({"x": draw(seed)})["y"] for seed in range(4)}
+
+    def long_way(*args: Any) -> Any:
+        raise AssertionError("a run took the long way")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Executable, "run", long_way)
+        results = [session.run({"x": draw(seed)})["y"] for seed in first]
+    for seed, y in zip(first, results):
+        np.testing.assert_array_equal(y, first[seed])
+    apart = np.asfortranarray(draw(1))
+    np.testing.assert_array_equal(session.run({"x": apart})["y"], first[1])
+    out = np.empty_like(first[2])
+    session.run({"x": draw(2)}, out={"y": out})
+    np.testing.assert_array_equal(out, first[2])
+    with pytest.raises(InvalidInput):
+        session.run({"x": draw(1).astype(np.float64)})
 
 
 def test_takes_any_strides_and_dlpack(session: whet.Session) -> None:

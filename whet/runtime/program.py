@@ -117,8 +117,7 @@ class Runner:
     ) -> list[Any]:
         """The graph's outputs for arrays of any sizes that it accepts; `out` gives arrays for some
         of them, `known` sizes that they do not show."""
-        # Shapes alone say what runs, unless a stage for all sizes may be replaced meanwhile.
-        shapes = None if known or self.is_wide else tuple(getattr(a, "shape", None) for a in arrays)
+        shapes = None if known else tuple(getattr(a, "shape", None) for a in arrays)
         if shapes is not None and (met := self._met.get((graph, shapes))) is not None:
             return met[0].run(arrays, out or {}, met[1])
         sizes = dict(known)
@@ -126,7 +125,8 @@ class Runner:
             bind_sizes(value.type, array, sizes)
         check_guards(graph.guards, sizes)
         stage = self._wide_for(graph, sizes) or self.stage(graph, sizes)
-        if shapes is not None and None not in shapes:
+        # Shapes alone say what runs, unless a stage for all sizes may be replaced meanwhile.
+        if shapes is not None and None not in shapes and not (sizes and self.is_wide):
             if len(self._met) >= MOST_STAGES:
                 self._met.clear()
                 self._alone.clear()

@@ -211,12 +211,12 @@ class Session:
         arrays, is_known = self._take(inputs, device, stream)
         if self.profiles:
             self._check_profiles(arrays)
-        if is_known and not out:
-            answer = runner.answer(graph, arrays)
-            if answer is not None:
-                return dict(zip(graph.output_names, answer))
         out = self._check_out(out) if out else {}
         try:
+            if is_known and not out:
+                answer = runner.answer(graph, arrays)
+                if answer is not None:
+                    return dict(zip(graph.output_names, answer))
             with runner.prepared.pinned():
                 results = runner.execute(graph, arrays, _targets(graph, out))
                 if graph.late is not None:
