@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import whet
-from tests.frontends.fuzz_graphs import problems
+from tests.frontends.fuzz_graphs import problems, through_file
 from tests.frontends.random_graphs import drawn, outputs_of
 from tests.frontends.written import assert_same, peer, written
 
@@ -79,6 +79,18 @@ FOUND = {
         }""",
         [(2, 5), (3, 1)],
     ),
+    "a plan before a late region that reads weights": (
+        """agraph (float[n, m] x) => (y, z)
+        <float[4] w = {1, 2, 3, 4}, float[1] one = {1}> {
+          most = ReduceMax <keepdims = 0> (x)
+          is = Cast <to = 9> (most)
+          r = If (is) <then_branch = a () => (inner) { inner = Neg (x) },
+                       else_branch = b () => (inner) { inner = Add (w, w) }>
+          y = Mul (r, one)
+          z = Exp (x)
+        }""",
+        [(2, 5), (3, 1)],
+    ),
     "backwards from before the first": (
         """agraph (float[m] x) => (y)
         <int64[1] first = {-2}, int64[1] end = {-2147483648}, int64[1] axis = {0},
@@ -94,8 +106,10 @@ FOUND = {
 def test_found(name: str, specialize: str, tmp_path: Any) -> None:
     text, shapes = FOUND[name]
     model = written(text)
-    session = whet.build(model).session("cpu", specialize=specialize, cache=tmp_path)
-    for shape in shapes:
-        given = {"x": np.random.default_rng().standard_normal(shape).astype(np.float32)}
-        got = list(session.run(given).values())
-        assert_same(got, peer(model, given))
+    built = whet.build(model)
+    for engine in (built, through_file(built)):
+        session = engine.session("cpu", specialize=specialize, cache=tmp_path)
+        for shape in shapes:
+            given = {"x": np.random.default_rng().standard_normal(shape).astype(np.float32)}
+            got = list(session.run(given).values())
+            assert_same(got, peer(model, given))

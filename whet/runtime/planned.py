@@ -30,7 +30,8 @@ def legal(graph: Graph, device: Device) -> Graph:
 def planned(graph: Graph, device: Device, prepare: bool = False) -> Plan:
     """The plan of a graph that is not in the device's terms yet; with `prepare`, of what other
     plans take as prepared."""
-    return make_plan(legal(graph, device), device.capabilities, prepare)
+    # What comes after a run is planned after it.
+    return make_plan(legal(replace(graph, late=None), device), device.capabilities, prepare)
 
 
 def compiled(
@@ -67,7 +68,6 @@ def _kept(device: Device, key: str) -> Plan | None:
 
 def _key(graph: Graph, device: Device, prepare: bool) -> str:
     """What the cache knows a plan by: all that it depends on."""
-    # What comes after a run is planned after it.
     plain, constants = encode(replace(graph, late=None))
     about = [
         device.planned_for,
