@@ -57,6 +57,11 @@ def test_panels_that_are_full_stay_whole() -> None:
     assert len(cut(filled_up(4, 5, 24, 96))) == 1
 
 
+def test_nothing_is_not_cut() -> None:
+    nest = filled_up(4, 0, 24, 80)
+    assert cut(nest) and all(0 in [a.size for a in piece.axes] for piece in cut(nest))
+
+
 def test_a_piece_too_short_for_vectors_still_asks() -> None:
     """The last panel's columns are fewer than a vector has lanes: it stays one nest."""
     pieces = cut(filled_up(4, 5, 24, 75))

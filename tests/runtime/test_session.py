@@ -149,6 +149,22 @@ def test_outputs_go_where_they_should_in_every_stage() -> None:
             np.testing.assert_array_equal(got[other], expected)
 
 
+def test_late_regions_with_weights_and_a_cache(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Relu", ["x"], ["early"]),
+        helper.make_node("Reshape", ["early", "shape"], ["late"]),
+        helper.make_node("Add", ["late", "w"], ["y"]),
+    ]
+    inputs = [value("x", [4, 3]), value("shape", ["r"], TensorProto.INT64)]
+    weight = np.arange(6, dtype=np.float32)
+    made = model(nodes, inputs, [value("y", None)], {"w": weight})
+    x = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
+    for _ in range(2):  # the second time from the cache
+        session = whet.build(made).session(cache=tmp_path / "cache", specialize="eager")
+        y = session.run({"x": x, "shape": np.array([2, 6])})["y"]
+        np.testing.assert_array_equal(y, np.maximum(x, 0).reshape(2, 6) + weight)
+
+
 def test_named_sizes_take_any_value() -> None:
     engine = whet.build(convolutions(batch="batch"))
     session = engine.session(cache=False)

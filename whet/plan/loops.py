@@ -58,7 +58,7 @@ def cut(nest: Nest) -> list[Nest]:
 
 def _pieces(nest: Nest, axis: Axis) -> list[tuple[int, int]]:
     """The pieces of one loop; none where it had better stay whole."""
-    if not isinstance(axis.size, int) or axis.name in nest.ordered:
+    if not isinstance(axis.size, int) or axis.size == 0 or axis.name in nest.ordered:
         return []
     nodes = [node for store in nest.stores for node in walk(store.value)]
     is_inner = axis is nest.axes[-1]

@@ -34,7 +34,8 @@ def pack(plan: Plan) -> bytes:
     writer = _Writer(out, numbers)
     writer.dump(table)
     origins = {v: names for v, names in plan.graph.origins.items() if v in numbers}
-    writer.dump(replace(plan, graph=replace(plan.graph, origins=origins)))
+    # What comes after a run, in a late region, is planned after it.
+    writer.dump(replace(plan, graph=replace(plan.graph, origins=origins, late=None)))
     return out.getvalue()
 
 
