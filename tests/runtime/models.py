@@ -8,6 +8,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+MEBI = 1 << 20
+WIDTH, LAYERS = 512, 12
+"""Of `layers`: a mebibyte of weights in each."""
+
 
 def value(
     name: str, shape: list[int | str] | None, dtype: int = TensorProto.FLOAT
@@ -24,6 +28,28 @@ def model(
     tensors = [numpy_helper.from_array(w, name) for name, w in (weights or {}).items()]
     graph = helper.make_graph(nodes, "test", inputs, outputs, tensors)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
+
+
+def layers(seed: int = 0, table: int = 0, rows: int | str = 4) -> onnx.ModelProto:
+    """Products one after the other; with `table`, of rows that are chosen from one of that size."""
+    rng = np.random.default_rng(seed)
+    weights = {
+        f"w{i}": (rng.standard_normal((WIDTH, WIDTH)) / WIDTH**0.5).astype(np.float32)
+        for i in range(LAYERS)
+    }
+    nodes, last = [], "x"
+    if table:
+        weights["table"] = rng.standard_normal((table, WIDTH)).astype(np.float32)
+        nodes.append(helper.make_node("Gather", ["table", "ids"], ["x"]))
+    for i in range(LAYERS):
+        nodes += [
+            helper.make_node("MatMul", [last, f"w{i}"], [f"a{i}"]),
+            helper.make_node("Tanh", [f"a{i}"], [f"b{i}"]),
+        ]
+        last = f"b{i}"
+    given = value("ids", [rows], 7) if table else value("x", [rows, WIDTH])
+    nodes[-1].output[0] = "y"
+    return model(nodes, [given], [value("y", [rows, WIDTH])], weights)
 
 
 def convolutions(seed: int = 0, batch: int | str = 1, channels: int = 8) -> onnx.ModelProto:

@@ -9,43 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
-from onnx import helper
 
 import whet
-from tests.runtime.models import model, value
+from tests.runtime.models import LAYERS, MEBI, WIDTH, layers
 from whet.errors import IndexOutOfRange, InvalidSetting, OutOfMemory
 from whet.targets.cpu import host
 
-WIDTH, LAYERS = 512, 12  # a mebibyte of weights in each layer
-MEBI = 1 << 20
 FAULT_AROUND = 64 << 10
 """Bytes around a page that Linux brings in with it where they are in its page cache."""
 
 pytestmark = pytest.mark.skipif(host.system() != "linux", reason="looks into /proc")
-
-
-def layers(seed: int = 0, table: int = 0, rows: int | str = 4) -> onnx.ModelProto:
-    """Products one after the other; with `table`, of rows that are chosen from one of that size."""
-    rng = np.random.default_rng(seed)
-    weights = {
-        f"w{i}": (rng.standard_normal((WIDTH, WIDTH)) / WIDTH**0.5).astype(np.float32)
-        for i in range(LAYERS)
-    }
-    nodes, last = [], "x"
-    if table:
-        weights["table"] = rng.standard_normal((table, WIDTH)).astype(np.float32)
-        nodes.append(helper.make_node("Gather", ["table", "ids"], ["x"]))
-    for i in range(LAYERS):
-        nodes += [
-            helper.make_node("MatMul", [last, f"w{i}"], [f"a{i}"]),
-            helper.make_node("Tanh", [f"a{i}"], [f"b{i}"]),
-        ]
-        last = f"b{i}"
-    given = value("ids", [rows], 7) if table else value("x", [rows, WIDTH])
-    nodes[-1].output[0] = "y"
-    return model(nodes, [given], [value("y", [rows, WIDTH])], weights)
 
 
 def resident() -> int:

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import whet
-from tests.runtime.test_stream import LAYERS, MEBI, WIDTH, feeds, layers
+from tests.runtime.models import LAYERS, MEBI, WIDTH, layers
+from tests.runtime.test_stream import feeds
 from tests.targets.cuda.stub import Driver, stubbed
 from whet.errors import InvalidSetting, OutOfMemory
 
