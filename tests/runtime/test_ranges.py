@@ -302,6 +302,37 @@ def test_deterministic_bits_of_any_image(groups: int) -> None:
     np.testing.assert_array_equal(session.run(x)["y"], first)
 
 
+def long_product(rng: np.random.Generator, depth: int, columns: int) -> Any:
+    """A sum so long that it is made in parts: x[m, n, depth] @ w + b."""
+    weights = {
+        "w": rng.standard_normal((depth, columns), np.float32) * 0.02,
+        "b": rng.standard_normal(columns, np.float32),
+    }
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"]),
+        helper.make_node("Add", ["a", "b"], ["y"]),
+    ]
+    return model(nodes, [value("x", ["m", "n", depth])], [value("y", None)], weights)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("depth, columns", [(3072, 48), (4100, 90)])
+def test_sums_in_parts_of_any_number_of_rows(
+    rng: np.random.Generator, depth: int, columns: int, threads: int
+) -> None:
+    engine = whet.build(long_product(rng, depth, columns))
+    session = engine.session(cache=False, threads=threads, deterministic=True)
+    kernels = [s.kernel for p in session.plans for s in p.steps]
+    assert any(getattr(getattr(k, "op", None), "schedule", [0])[-1] for k in kernels), "of parts"
+    for m, n in ((1, 1), (1, 5), (3, 43), (1, 131), (2, 300)):
+        given = {"x": rng.standard_normal((m, n, depth), np.float32)}
+        first = session.run(given)["y"]
+        np.testing.assert_allclose(first, judged(engine, given), atol=1e-4, rtol=1e-4)
+        session.run(given)
+        wait_for(session, m=m, n=n)
+        np.testing.assert_array_equal(session.run(given)["y"], first)
+
+
 @pytest.mark.parametrize("depth, columns", [(7, 5), (64, 96), (300, 40)])
 def test_products_of_any_number_of_rows(depth: int, columns: int) -> None:
     rng = np.random.default_rng([SEED, depth])

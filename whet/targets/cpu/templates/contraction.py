@@ -277,8 +277,8 @@ class Contraction:
         spec = op.specification(contiguous(x.shape), x.shape)
         spec = spec.flattened() if isinstance(op, PackedProduct) else spec
         before = as_schedule(op.schedule)
-        if ordered:  # tiles and parts of other sizes cut sums elsewhere
-            return replace(kernel, op=replace(op, schedule=as_numbers(replace(before, depth=0))))
+        if ordered:  # parts of other sizes cut sums elsewhere
+            return kernel
         packing = kernels.packing(spec, before, architecture)
         found = kernels.candidates(spec, architecture, self.threads, before.winograd)
         same = (s for s in found if s.winograd == before.winograd)

@@ -82,6 +82,15 @@ def packing(c: Convolution, schedule: Schedule, architecture: Architecture) -> P
     )
 
 
+FETCHING = 3
+"""Of tiles whose number only a run tells so many fetch the next panel; those behind them what is
+there already."""
+
+
+WAITING = 32
+"""Of such tiles as many add up a sum in parts together: there is room for so many sums."""
+
+
 class Dense:
     """Generates one kernel."""
 
@@ -103,8 +112,8 @@ class Dense:
     ) -> None:
         self.block = block
         self.rank, self.c = convolution.rank, convolution.in_three_dimensions()
-        if convolution.is_told:  # what is fetched ahead, and sums that wait, count on their number
-            schedule = replace(schedule, ahead=False, depth=0)
+        if convolution.is_told and schedule.depth and not schedule.block:
+            schedule = replace(schedule, block=WAITING)
         self.schedule, self.epilogue, self.name = schedule, epilogue, name
         self.module = module or Module(architecture.vector_bytes * 8)
         self.lanes = architecture.vector_bytes // 4
@@ -135,7 +144,8 @@ class Dense:
         weight = f.load("ptr", arguments, 8 * WEIGHT)
         block = self.schedule.block
         if self.parts is not None:
-            self.sums = f.alloca(min(block or self.grid.tiles, self.grid.tiles) * self.sums_bytes)
+            most = block if self.c.is_told else min(block or self.grid.tiles, self.grid.tiles)
+            self.sums = f.alloca(most * self.sums_bytes)
 
         def one_block(first: str, _: list[str]) -> None:
             end = f.min(f.add(first, block), part.end_tile)
@@ -204,11 +214,12 @@ class Dense:
 
         def call(i: Index, tile: Tile) -> None:
             function = self.tile(tile.spans, channels)
-            number = f.sub(i, share.first_tile) if self.parts is not None else i
+            is_own = self.parts is not None or self.c.is_told
+            number = f.sub(i, share.first_tile) if is_own else i
             named = {"arguments": arguments, "weight": packed, "channel": channel, "group": group}
             named |= {"n": tile.batch, "part": part} | dict(zip(("z", "y", "x"), tile.outputs))
             if self.ahead_lines:
-                named["ahead"] = f.address(following, f.mul(number, self._ahead_bytes))
+                named["ahead"] = f.address(following, self._ahead_offset(f, number))
             if self.parts is not None:
                 named["sums"] = f.address(self.sums, f.mul(number, self.sums_bytes))
             values = [named[name] for name in self._tile_parameters()]
@@ -266,11 +277,15 @@ class Dense:
         all."""
         if not self.schedule.ahead or (self.panels.count == 1 and self.parts is None):
             return 0
-        return max(1, -(-self._stretch_bytes // (64 * self.grid.tiles * self.turns)))
+        tiles = FETCHING if self.c.is_told else self.grid.tiles
+        return max(1, -(-self._stretch_bytes // (64 * tiles * self.turns)))
 
-    @property
-    def _ahead_bytes(self) -> int:
-        return min(self.turns * self.ahead_lines * 64, self._stretch_bytes // self.grid.tiles)
+    def _ahead_offset(self, f: Function, number: Index) -> Index:
+        """Where in the next panel or part a tile begins to fetch."""
+        fetched = self.turns * self.ahead_lines * 64
+        if not self.c.is_told:
+            return f.mul(number, min(fetched, self._stretch_bytes // self.grid.tiles))
+        return f.min(f.mul(number, fetched), max(self._stretch_bytes - fetched, 0))
 
     def tile(self, tile: tuple[Span, ...], channels: int) -> str:
         """The name of the function for a variant of tile."""
