@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import subprocess
 import sys
 import textwrap
@@ -13,6 +14,7 @@ import pytest
 
 import whet
 from tests.runtime.models import convolutions
+from tests.soak.starts import storm
 from whet.errors import DeviceError
 from whet.runtime import entries
 from whet.runtime.cache import SUFFIX, Cache
@@ -133,3 +135,8 @@ def test_without_a_compiler_the_error_says_what_to_do(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "llvmlite", None)
     with pytest.raises(DeviceError, match="pip install llvmlite"):
         jit._llvm.__wrapped__()
+
+
+def test_starts_that_are_killed_leave_whole_entries(tmp_path: Path) -> None:
+    """Six here, 50 in scripts/soak."""
+    storm(tmp_path, kills=6, processes=3, seed=secrets.randbits(32))
