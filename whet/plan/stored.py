@@ -34,8 +34,7 @@ def pack(plan: Plan) -> bytes:
     writer = _Writer(out, numbers)
     writer.dump(table)
     origins = {v: names for v, names in plan.graph.origins.items() if v in numbers}
-    # What comes after a run, in a late region, is planned after it.
-    writer.dump(replace(plan, graph=replace(plan.graph, origins=origins, late=None)))
+    writer.dump(replace(plan, graph=replace(plan.graph, origins=origins)))
     return out.getvalue()
 
 
