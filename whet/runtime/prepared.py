@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 LEAST_PART = 16 << 20
 """Bytes of prepared weights that are always in memory at once while they are made."""
+PART = 32 << 20
+"""Bytes that are made at a time: what they are made of is let go before the next."""
 
 
 class Generation:
@@ -177,12 +179,11 @@ class Prepared:
         self.device.trim()
 
     def _parts(self, values: list[Value]) -> list[list[Value]]:
-        """The Values by as many as may be in memory at once."""
-        if self.stream is None:
-            return [values]
+        """The Values by as many as are made at a time."""
+        most = PART if self.stream is None else max(self.stream.budget // 2, LEAST_PART)
         parts, size = [list[Value]()], 0
         for value in values:
-            if size and size + nbytes(value.tensor) > max(self.stream.budget // 2, LEAST_PART):
+            if size and size + nbytes(value.tensor) > most:
                 parts.append([])
                 size = 0
             parts[-1].append(value)
