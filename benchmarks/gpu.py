@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_time import graph_time
+from benchmarks.processes import ROOT, environment
 
 NETWORKS = (
     "resnet50",
@@ -250,8 +251,10 @@ def warm_start(engine: Path, cache: Path, batch: int) -> dict[str, Any]:
     """Seconds to the first result of a new process, how many kernels it compiled, and its memory on
     the device."""
     command = [sys.executable, "-m", "benchmarks.gpu_start", str(engine), str(cache), str(batch)]
-    root = Path(__file__).parents[1]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True)  # leaves bytecode
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=True
+    )
     seconds, *numbers = done.stdout.split()
     names = ("warm compiled", "memory", "foreseen", "least")
     return {"warm s": float(seconds), **dict(zip(names, map(int, numbers)))}
