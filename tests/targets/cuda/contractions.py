@@ -89,6 +89,7 @@ def small(dtypes: tuple[str, ...] = ("float16", "float32")) -> Iterator[Problem]
     yield convolution("conv3x3", (2, 9, 11, 32), (40, 3, 3, 32), pad=1)
     yield convolution("conv3x3-stride", (2, 9, 11, 32), (40, 3, 3, 32), stride=2, pad=1)
     yield convolution("conv-first", (1, 20, 20, 3), (32, 7, 7, 3), stride=2, pad=3)
+    yield convolution("conv-lines", (1, 9, 22, 4), (32, 3, 8, 4), stride=2)
     yield convolution("conv-dilated", (1, 12, 12, 16), (24, 3, 3, 16), dilation=2, pad=2)
     yield convolution("conv-grouped", (1, 9, 9, 64), (48, 3, 3, 32), pad=1, groups=2)
     yield convolution("conv-grouped-small", (1, 9, 9, 12), (18, 3, 3, 4), pad=1, groups=3)

@@ -38,7 +38,8 @@ class Layer:
             (count,) = want[1]
             return bool(got[1] == count and (got[0][:count] == want[0][:count]).all())
         bound = BOUNDS[self.graph.outputs[0].dtype]
-        pairs = [(a.astype(np.float64), b.astype(np.float64)) for a, b in zip(got, want)]
+        both = zip(got, want, strict=True)
+        pairs = [(a.astype(np.float64), b.astype(np.float64)) for a, b in both]
         return all(np.abs(a - b).max() <= bound for a, b in pairs)
 
 
@@ -49,7 +50,9 @@ def layer(name: str, op: Any, arrays: list[np.ndarray | None]) -> Layer:
         for n, a in enumerate(arrays)
     ]
     given = tuple(i for i in inputs if i is not None)
-    return Layer(name, Graph(given, op(*inputs)), [a for a in arrays if a is not None])
+    outputs = op(*inputs)
+    names = tuple(f"y{n}" for n in range(len(outputs)))
+    return Layer(name, Graph(given, outputs, names), [a for a in arrays if a is not None])
 
 
 def recurrent(

@@ -1,6 +1,6 @@
 """Runs products and convolutions through Triton's interpreter: python -m
 tests.targets.cuda.run_contractions [--parts N] [words]; sums are cut into that many parts, with 0
-into equal shares of all tiles for 7 multiprocessors."""
+into equal shares of all tiles for 7 multiprocessors, and with 1, in tiles of 48 columns."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ def main(words: list[str]) -> int:
 
     device, failed, passed = Interpreted(), 0, 0
     if words[:1] == ["--parts"]:
-        device = Interpreted("sm90x7", Tile(32, 32, 16, int(words[1]), 4, 3))
+        parts = int(words[1])
+        device = Interpreted("sm90x7", Tile(32, 48 if parts == 1 else 32, 16, parts, 4, 3))
         words = words[2:]
     for p in small():
         if not all(word in p.name for word in words):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import linecache
+import math
 import re
 import tempfile
 from collections.abc import Iterator
@@ -118,16 +119,18 @@ def _compile(
         raise CompileError(f"Triton cannot compile {launch.function}: {said}") from error
     metadata = compiled.metadata
     extra = _parameters(compiled.asm["ptx"]) - len(launch.types)
+    # Where a function makes tensor descriptors, the first parameter of Triton's own is their place.
+    own = getattr(metadata, "global_scratch_size", 0)
     return Function(
         metadata.name,
         compiled.asm["cubin"],
         launch.grid,
-        launch.slots,
+        (*launch.slots, *["scratch"] * (own > 0)),
         metadata.num_warps * 32,
         metadata.shared,
-        extra,
+        extra - (own > 0),
         launch.counters,
-        launch.scratch,
+        max(launch.scratch, own * math.prod(launch.grid)),
         "tl.store(error" in text,
         WAIT in text,
         launch.spread,

@@ -102,6 +102,7 @@ class Code:
         self.tiles = (-(-self.rows // self.tile.rows), -(-self.columns // self.tile.columns))
         self.count = self.tiles[0] * self.tiles[1] * turns(p.batch)
         self.steps = -(-p.depth // self.tile.depth)
+        self.pieces = tiling.pieces(self.tile.columns)
         sizes = [p.output, *p.offsets, *sizes_in(p.epilogue)]
         self.index = "tl.int32" if size_bound(iter(sizes)) < SAFE else "tl.int64"
 
@@ -186,10 +187,14 @@ class Code:
             text.line(f"row = {block if down > 1 else 0}")
             text.line(f"column = {block if across > 1 else 0}")
         text.line(f"m = {self.arange(f'row * {t.rows}', t.rows, 'x')}")
-        text.line(f"n = {self.arange(f'column * {t.columns}', t.columns, 'r')}")
         self.row_mask = "" if self.rows % t.rows == 0 else text.assign(f"m < {self.rows}", "m")
         ragged = self.columns % t.columns != 0
-        self.column_mask = text.assign(f"n < {self.columns}", "m") if ragged else ""
+        self.masks: list[str] = []
+        for piece, (begin, count) in enumerate(self.pieces):
+            first = f"column * {t.columns}" + f" + {begin}" * (begin > 0)
+            text.line(f"n{piece} = {self.arange(first, count, 'r')}")
+            mask = text.assign(f"n{piece} < {self.columns}", "m") if ragged else ""
+            self.masks.append(mask)
         e = self.emitter(1, 1)
         sizes = {a.name: a.size for a in self.problem.batch}
         self.batch = e.unjoin(Place("batch" if batch > 1 else "0"), sizes) if sizes else {}
@@ -198,12 +203,29 @@ class Code:
     def accumulate(self, begin: str, end: str) -> None:
         """The loop over the depth, from one step to another."""
         text, t, p = self.text, self.tile, self.problem
-        text.line(f"acc = tl.zeros(({t.rows}, {t.columns}), tl.float32)")
+        precision = ', input_precision="ieee"' if self.dtype == "float32" else ""
+        for self.piece, (_, count) in enumerate(self.pieces):
+            text.line(f"{self.sums} = tl.zeros(({t.rows}, {count}), tl.float32)")
         with text.block(f"for step in range({begin}, {end}):"):
             a = p.left(self, self.emitter(t.rows, t.depth), "step")
-            b = p.right(self, self.emitter(t.depth, t.columns), "step")
-            precision = ', input_precision="ieee"' if self.dtype == "float32" else ""
-            text.line(f"acc = tl.dot({a}, {b}, acc{precision})")
+            for self.piece, (_, count) in enumerate(self.pieces):
+                b = p.right(self, self.emitter(t.depth, count), "step")
+                text.line(f"{self.sums} = tl.dot({a}, {b}, {self.sums}{precision})")
+
+    @property
+    def sums(self) -> str:
+        """The sums of the piece of columns at hand."""
+        return f"acc{self.piece}"
+
+    @property
+    def column(self) -> Place:
+        """Where the column stands in the piece at hand."""
+        return Place(f"n{self.piece}", R)
+
+    @property
+    def column_mask(self) -> str:
+        """Which columns of the piece at hand there are."""
+        return self.masks[self.piece]
 
     def depth_of(self, step: str) -> str:
         """The depth at which a step begins."""
@@ -232,28 +254,31 @@ class Code:
         text.line(f"lane = {lane}")
         wide = "pid.to(tl.int64)"
         text.line(f"parts = scratch + {wide} * {t.split * area}")
-        text.line(f"tl.store(parts + part * {area} + lane, acc)")
+        text.line(f"tl.store(parts + part * {area} + lane, acc0)")
         text.line("tl.debug_barrier()")
         text.line('done = tl.atomic_add(counters + pid, 1, sem="acq_rel", scope="gpu")')
         with text.block(f"if done == {t.split - 1}:"):
             text.line("tl.debug_barrier()")
-            text.line(f"acc = tl.zeros(({t.rows}, {t.columns}), tl.float32)")
+            text.line(f"acc0 = tl.zeros(({t.rows}, {t.columns}), tl.float32)")
             with text.block(f"for k in range({t.split}):"):
-                text.line(f'acc += tl.load(parts + k * {area} + lane, cache_modifier=".cg")')
+                text.line(f'acc0 += tl.load(parts + k * {area} + lane, cache_modifier=".cg")')
             text.line("tl.store(counters + pid, 0)")
             self.epilogue()
 
     def epilogue(self) -> None:
         """What is computed from the tile's sums."""
-        t, p = self.tile, self.problem
-        e = self.emitter(t.rows, t.columns)
+        for self.piece, (_, count) in enumerate(self.pieces):
+            self._finish(self.emitter(self.tile.rows, count))
+
+    def _finish(self, e: Emitter) -> None:
+        p = self.problem
         masks = {"x": self.row_mask, "r": self.column_mask}
-        places = {**self.batch, **self.by_row, p.column.name: Place("n", R)}
+        places = {**self.batch, **self.by_row, p.column.name: self.column}
         places = p.places(places)
         masks = {d: m for d, m in masks.items() if m}
         # Where there is one row or column alone, nothing else keeps its copies from being stored.
         guards = [Place(self.row_mask, X)] * (self.rows == 1)
         guards += [Place(self.column_mask, R)] * (self.columns == 1)
-        hole = Place("acc", BOTH)
+        hole = Place(self.sums, BOTH)
         with e.scope(places=places, masks=masks, hole=hole, guards=tuple(guards)):
             e.store(Store(self.kernel.output.buffer, p.output, p.epilogue))

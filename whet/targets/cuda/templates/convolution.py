@@ -21,6 +21,7 @@ from whet.targets.cuda.expressions import Emitter, Place, R, X
 from whet.targets.cuda.source import Source
 from whet.targets.cuda.templates import tiling
 from whet.targets.cuda.templates.contraction import Code, Problem, integer
+from whet.targets.cuda.templates.few_channels import in_wide_lines
 from whet.targets.cuda.templates.matmul import DTYPES, dtype_of, offset_of, shape_of
 from whet.targets.cuda.templates.stream import StreamCode
 
@@ -67,6 +68,9 @@ class ConvolutionTemplate:
             return _product(op, x, w, value)
         if w.shape[-1] * w.shape[0] // op.groups < FEWEST_PER_GROUP:  # type: ignore[operator]
             return None  # depthwise, or nearly so: loops read each element once
+        wide = in_wide_lines(op, x, w, value)
+        if wide is not None:
+            return wide
         first = isinstance(x.op, Transpose) and x.op.order[-1] != x.rank - 1 and op.groups == 1
         w = transpose(w, 0, w.rank - 1, *range(1, w.rank - 1)) if first else w
         options = (op.strides, op.dilations, op.before, op.after, op.groups)
@@ -152,7 +156,7 @@ class Filters:
         """The load of the tile of a step."""
         depth, t, k = code.problem.depth, code.tile, code.depth_of(step)
         at = code.text.assign(code.arange(k, t.depth, "x"), "k")
-        places = {**code.batch, "depth": Place(at, X), code.problem.column.name: Place("n", R)}
+        places = {**code.batch, "depth": Place(at, X), code.problem.column.name: code.column}
         masks = {"r": code.column_mask}
         if depth % t.depth:
             masks["x"] = code.text.assign(f"{at} < {depth}", "m")
@@ -160,6 +164,13 @@ class Filters:
             return code.load(
                 e, self.view.buffer, self.offset, {d: m for d, m in masks.items() if m}
             )
+
+
+def joins_last_taps(op: Any, x: View, kernel_sizes: tuple[Size, ...]) -> bool:
+    """Whether the taps of a line and their channels are neighbours in memory, none outside."""
+    inside = not op.before[-1] and not op.after[-1] and op.dilations[-1] == 1
+    near = x.strides[-1] == 1 and x.strides[-2] == x.shape[-1] and op.groups == 1
+    return inside and near and kernel_sizes[-1] != 1 and not op.channels_first
 
 
 def problem_of(kernel: Template) -> Problem:
@@ -175,6 +186,9 @@ def problem_of(kernel: Template) -> Problem:
     group = Axis("group", op.groups)
     column = Axis("filter", filters)
     taps = tuple(Axis(f"tap{n}", k) for n, k in enumerate(kernel_sizes))
+    if joins_last_taps(op, x, kernel_sizes):
+        channels *= integer(kernel_sizes[-1])
+        taps = (*taps[:-1], Axis(taps[-1].name, 1))
     index: list[Size] = [loop_index(lead[0].name, lead[0].size)]
     ranges: list[Range] = []
     for n, (axis, tap) in enumerate(zip(lead[1:], taps)):
@@ -190,7 +204,8 @@ def problem_of(kernel: Template) -> Problem:
     output = offset_of(kernel.output, tuple(loop_index(a.name, a.size) for a in kernel.axes))
 
     def places(known: dict[str, Place]) -> dict[str, Place]:
-        text = f"({known['group'].text} * {filters} + n)" if op.groups > 1 else "n"
+        n = known[column.name].text
+        text = f"({known['group'].text} * {filters} + {n})" if op.groups > 1 else n
         return {**known, last.name: Place(text, R)}
 
     return Problem(

@@ -85,7 +85,7 @@ class Side:
             }
         else:
             at = code.text.assign(code.arange(k, t.depth, "x"), "k")
-            places |= {"depth": Place(at, X), code.problem.column.name: Place("n", R)}
+            places |= {"depth": Place(at, X), code.problem.column.name: code.column}
             masks = {
                 "x": code.text.assign(f"{at} < {depth}", "m") if ragged else "",
                 "r": code.column_mask,

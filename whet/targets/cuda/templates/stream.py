@@ -55,7 +55,7 @@ class StreamCode(Code):
         lane = f"tl.arange(0, {t.rows})[:, None] * {t.columns} + tl.arange(0, {t.columns})[None, :]"
         text.line(f"lane = {lane}")
         slot = f"(pid * 2 + (tile != home).to(tl.int32)).to(tl.int64) * {area}"
-        text.line(f"tl.store(scratch + {slot} + lane, acc)")
+        text.line(f"tl.store(scratch + {slot} + lane, acc0)")
         text.line("tl.debug_barrier()")
         text.line(f"a = {self._owner(f'(tile * {self.steps})')}")
         text.line(f"b = {self._owner(f'(tile * {self.steps} + {self.steps - 1})')}")
@@ -63,9 +63,9 @@ class StreamCode(Code):
         text.line("ready = done == b - a")
         with text.block("if ready:"):
             text.line("tl.debug_barrier()")
-            text.line(f"acc = tl.zeros(({t.rows}, {t.columns}), tl.float32)")
+            text.line(f"acc0 = tl.zeros(({t.rows}, {t.columns}), tl.float32)")
             with text.block("for k in range(a, b + 1):"):
                 text.line(f"other = (({self._begin('k')}) // {self.steps} != tile).to(tl.int32)")
                 text.line(f"slot = (k * 2 + other).to(tl.int64) * {area}")
-                text.line('acc += tl.load(scratch + slot + lane, cache_modifier=".cg")')
+                text.line('acc0 += tl.load(scratch + slot + lane, cache_modifier=".cg")')
             text.line("tl.store(counters + tile, 0)")

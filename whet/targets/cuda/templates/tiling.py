@@ -37,9 +37,11 @@ class Shape:
 
 MATRIX_RATE = 6570.0  # operations of a multiprocessor in a nanosecond, 16-bit, with large tiles
 PLAIN_RATE = 380.0  # the same without matrix units
-L2_RATE = 81.0  # bytes that a multiprocessor reads from the second-level cache in a nanosecond
+SHARED_RATE = 224.0  # bytes that its matrix units and copies move in shared memory in a nanosecond
+L2_RATE = 90.0  # bytes that it reads from the second-level cache in a nanosecond
+LATENCY = 960.0  # nanoseconds from asking for a step's operands to their being there
 MEMORY_RATE = 2300.0  # bytes in a nanosecond, whole device
-OVERHEAD = 65.0  # nanoseconds of a step's barriers and addresses
+OVERHEAD, PIECE = 45.0, 40.0  # nanoseconds of a step's barriers and addresses; more for a piece
 START = 1270.0  # nanoseconds of a block's beginning and end
 RESULT_RATE = 31.0  # bytes of results that a multiprocessor computes and writes in a nanosecond
 RAGGED = 1.1  # where columns end within a tile
@@ -48,12 +50,23 @@ PARTIAL_RATE = 1770.0  # bytes of partial sums in a nanosecond, written and read
 """Fitted to some thousand kernels on an H200 (benchmarks/gpu_tiles.py)."""
 
 
+def pieces(columns: int) -> tuple[tuple[int, int], ...]:
+    """A tile's columns as powers of two, the first of each and how many: 192 are 128 and 64."""
+    found: list[tuple[int, int]] = []
+    begin = 0
+    while begin < columns:
+        count = 1 << ((columns - begin).bit_length() - 1)
+        found.append((begin, count))
+        begin += count
+    return tuple(found)
+
+
 def ranked(shape: Shape, architecture: Architecture) -> list[Tile]:
     """Tiles by their cost, the least first; of those that differ in depth and stages alone, the
     best."""
     costs = {t: cost(shape, t, architecture) for t in candidates(shape, architecture)}
     best: dict[tuple[int, int, int, int], Tile] = {}
-    for tile in sorted(costs, key=costs.__getitem__):
+    for tile in sorted(costs, key=lambda t: (costs[t], -t.stages)):
         best.setdefault((tile.rows, tile.columns, tile.split, tile.warps), tile)
     return list(best.values())
 
@@ -75,6 +88,8 @@ def candidates(
         for depth in depths:
             if depth > 32 and depth >= 2 * _power_of_two(shape.depth):
                 continue
+            if depth > 64 and rows * columns >= 64 * 128:
+                continue  # room for more steps on their way is worth more
             steps = -(-shape.depth // depth)
             for stages in (3, 4, 5):
                 if (
@@ -82,12 +97,14 @@ def candidates(
                     > architecture.shared_bytes - 2048
                 ):
                     continue
-                for split in SPLITS:
+                whole = len(pieces(columns)) > 1
+                for split in SPLITS[: 1 if whole else None]:
                     tile = Tile(rows, columns, depth, split, warps, stages)
                     if split == 1 or (steps >= 2 * split and scratch(shape, tile) <= MOST_SCRATCH):
                         yield tile
                 if (
-                    rows * columns >= 64 * 64
+                    not whole
+                    and rows * columns >= 64 * 64
                     and steps >= 8
                     and _may_stream(shape, tile, architecture)
                 ):
@@ -133,7 +150,13 @@ TILES = (
     (256, 64, 8),
     (128, 256, 8),
     (256, 128, 8),
+    (128, 96, 8),
+    (128, 192, 8),
+    (64, 192, 4),
+    (256, 192, 8),
 )
+"""Rows, columns and warps. Columns that are no power of two are there for products that would leave
+many multiprocessors idle; their sums are not cut into parts."""
 STREAM = 0
 """In place of a number of parts: every block does as many steps, from any tile to any other."""
 
@@ -156,9 +179,9 @@ def cost(shape: Shape, tile: Tile, architecture: Architecture) -> float:
     blocks = tiles * tile.split
     each = -(-blocks // architecture.multiprocessors)
     steps = -(-shape.depth // (tile.depth * tile.split))
-    step = _step(shape, tile)
-    result = tile.rows * tile.columns * shape.bytes / RESULT_RATE
     together = min(each, _resident(tile, shape, architecture))
+    step = _step(shape, tile, together)
+    result = tile.rows * tile.columns * shape.bytes / RESULT_RATE
     alone = steps * step + START + result
     busy = max(each * (steps * step + result) + START, -(-each // together) * alone)
     busy *= RAGGED if shape.columns % tile.columns else 1.0
@@ -170,16 +193,26 @@ def cost(shape: Shape, tile: Tile, architecture: Architecture) -> float:
     return max(busy, shape.batch * sides * shape.bytes / MEMORY_RATE) + partial
 
 
-def _step(shape: Shape, tile: Tile) -> float:
+def _step(shape: Shape, tile: Tile, together: int) -> float:
     work = 2.0 * tile.rows * tile.columns * tile.depth
     moved = (tile.rows + tile.columns) * tile.depth * shape.bytes
-    rate = MATRIX_RATE * _efficiency(tile) if shape.bytes <= 2 else PLAIN_RATE
-    return max(work / rate, moved / L2_RATE) + OVERHEAD
+    if shape.bytes > 2:
+        return max(work / PLAIN_RATE, moved / L2_RATE) + OVERHEAD
+    counts = [count for _, count in pieces(tile.columns)]
+    # Each group of 64 rows reads its own rows once for each piece, and all columns.
+    read = -(-tile.rows // 64) * sum(min(64, tile.rows) + n for n in counts) * tile.depth * 2
+    bounds = (
+        work / (MATRIX_RATE * _efficiency(tile)),
+        (read + moved) / SHARED_RATE,
+        moved / L2_RATE,
+        LATENCY / ((tile.stages - 1) * together),
+    )
+    return max(bounds) + OVERHEAD + PIECE * (len(counts) - 1)
 
 
 def _stream_cost(shape: Shape, tile: Tile, architecture: Architecture, tiles: int) -> float:
     steps = tiles * -(-shape.depth // tile.depth)
-    share = steps / architecture.multiprocessors * _step(shape, tile)
+    share = steps / architecture.multiprocessors * _step(shape, tile, 1)
     result = tile.rows * tile.columns * shape.bytes / RESULT_RATE
     parts = 16.0 * streams(tile, architecture, steps) * tile.rows * tile.columns / PARTIAL_RATE
     results = result * (tiles / architecture.multiprocessors + 1)
@@ -189,7 +222,8 @@ def _stream_cost(shape: Shape, tile: Tile, architecture: Architecture, tiles: in
 def _efficiency(tile: Tile) -> float:
     """The part of the matrix units' rate that a tile of this size can reach."""
     area = math.sqrt(tile.rows * tile.columns)
-    crowded = 0.64 if tile.rows * tile.columns >= 128 * 32 * tile.warps else 1.0
+    room = 128 * 32 * tile.warps - tile.rows * tile.columns
+    crowded = 0.64 if room < 0 else 0.9 if room == 0 and tile.warps <= 4 else 1.0
     return min(1.0, 0.2 + 0.013 * area) * (0.185 if tile.rows < 64 else 1.0) * crowded
 
 
