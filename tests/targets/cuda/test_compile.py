@@ -40,6 +40,7 @@ def graphs() -> dict[str, Graph]:
         "product": problem("product", MatMul(), (64, 64), (64, 64)).graph,
         "split": problem("split", MatMul(), (16, 2048), (2048, 64)).graph,
         "convolution": convolution("conv", (1, 9, 9, 32), (32, 3, 3, 32), pad=1).graph,
+        "first": convolution("first", (1, 66, 64, 3), (32, 7, 7, 3), stride=2, pad=3).graph,
         "depthwise": convolution("depth", (1, 9, 9, 32), (32, 3, 3, 1), pad=1, groups=32).graph,
         "attention": attention.graph,
         "softmax": problem("softmax", Softmax(), (5, 300), dtype="float32").graph,

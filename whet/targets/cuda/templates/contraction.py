@@ -7,7 +7,7 @@ their order: two runs give the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from whet.ir.sizes import Size
@@ -204,13 +204,19 @@ class Code:
         """The loop over the depth, from one step to another."""
         text, t, p = self.text, self.tile, self.problem
         precision = ', input_precision="ieee"' if self.dtype == "float32" else ""
-        for self.piece, (_, count) in enumerate(self.pieces):
+        for count in self.each_piece():
             text.line(f"{self.sums} = tl.zeros(({t.rows}, {count}), tl.float32)")
         with text.block(f"for step in range({begin}, {end}):"):
             a = p.left(self, self.emitter(t.rows, t.depth), "step")
-            for self.piece, (_, count) in enumerate(self.pieces):
+            for count in self.each_piece():
                 b = p.right(self, self.emitter(t.depth, count), "step")
                 text.line(f"{self.sums} = tl.dot({a}, {b}, {self.sums}{precision})")
+
+    def each_piece(self) -> Iterator[int]:
+        """How many columns each piece has, while it is the one at hand."""
+        for piece, (_, count) in enumerate(self.pieces):
+            self.piece = piece
+            yield count
 
     @property
     def sums(self) -> str:
@@ -267,7 +273,7 @@ class Code:
 
     def epilogue(self) -> None:
         """What is computed from the tile's sums."""
-        for self.piece, (_, count) in enumerate(self.pieces):
+        for count in self.each_piece():
             self._finish(self.emitter(self.tile.rows, count))
 
     def _finish(self, e: Emitter) -> None:

@@ -44,6 +44,7 @@ MEMORY_RATE = 2300.0  # bytes in a nanosecond, whole device
 OVERHEAD, PIECE = 45.0, 40.0  # nanoseconds of a step's barriers and addresses; more for a piece
 START = 1270.0  # nanoseconds of a block's beginning and end
 RESULT_RATE = 31.0  # bytes of results that a multiprocessor computes and writes in a nanosecond
+BOTH = 0.2  # the part of memory's time that does not pass beside the multiprocessors', or theirs
 RAGGED = 1.1  # where columns end within a tile
 SPLIT, PART = 505.0, 116.0  # nanoseconds of a sum in parts, and of each part
 PARTIAL_RATE = 1770.0  # bytes of partial sums in a nanosecond, written and read
@@ -92,6 +93,8 @@ def candidates(
                 continue  # room for more steps on their way is worth more
             steps = -(-shape.depth // depth)
             for stages in (3, 4, 5):
+                if stages > max(3, steps):
+                    continue
                 if (
                     stages * (rows + columns) * depth * shape.bytes
                     > architecture.shared_bytes - 2048
@@ -190,7 +193,8 @@ def cost(shape: Shape, tile: Tile, architecture: Architecture) -> float:
         bytes_of_sums = 8.0 * shape.batch * shape.rows * shape.columns * tile.split
         partial = SPLIT + bytes_of_sums / PARTIAL_RATE + PART * tile.split
     sides = shape.rows * shape.depth + shape.depth * shape.columns + shape.rows * shape.columns
-    return max(busy, shape.batch * sides * shape.bytes / MEMORY_RATE) + partial
+    memory = shape.batch * sides * shape.bytes / MEMORY_RATE
+    return max(busy, memory) + BOTH * min(busy, memory) + partial
 
 
 def _step(shape: Shape, tile: Tile, together: int) -> float:
