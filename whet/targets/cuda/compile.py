@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import linecache
-import math
 import re
 import tempfile
 from collections.abc import Iterator
@@ -119,18 +118,16 @@ def _compile(
         raise CompileError(f"Triton cannot compile {launch.function}: {said}") from error
     metadata = compiled.metadata
     extra = _parameters(compiled.asm["ptx"]) - len(launch.types)
-    # Where a function makes tensor descriptors, the first parameter of Triton's own is their place.
-    own = getattr(metadata, "global_scratch_size", 0)
     return Function(
         metadata.name,
         compiled.asm["cubin"],
         launch.grid,
-        (*launch.slots, *["scratch"] * (own > 0)),
+        launch.slots,
         metadata.num_warps * 32,
         metadata.shared,
-        extra - (own > 0),
+        extra,
         launch.counters,
-        max(launch.scratch, own * math.prod(launch.grid)),
+        launch.scratch,
         "tl.store(error" in text,
         WAIT in text,
         launch.spread,
