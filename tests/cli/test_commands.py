@@ -158,7 +158,7 @@ def test_devices_say_what_to_do(whet, monkeypatch, tmp_path):
 
 def test_cache(whet, two_inputs, monkeypatch, tmp_path):
     monkeypatch.setenv("WHET_CACHE_DIR", str(tmp_path / "kernels"))
-    assert "kernels  0" in whet("cache").out
+    assert "entries  0" in whet("cache").out
     assert whet("run", two_inputs).status == 0
     entries = list((tmp_path / "kernels").glob("*.bin"))
     assert entries
@@ -178,7 +178,7 @@ def test_a_cache_moves_as_one_file(whet, two_inputs, monkeypatch, tmp_path):
     monkeypatch.setenv("WHET_CACHE_DIR", str(tmp_path / "there"))
     done = whet("cache", "import", blob)
     assert done.status == 2 and "--trusted" in done.err and not (tmp_path / "there").exists()
-    assert "kernels imported" in whet("cache", "import", blob, "--trusted").out
+    assert "entries imported" in whet("cache", "import", blob, "--trusted").out
     names = [{p.name for p in (tmp_path / f).glob("*.bin")} for f in ("here", "there")]
     assert names[0] == names[1]
     blob.write_bytes(blob.read_bytes()[:-1])

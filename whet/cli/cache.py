@@ -1,4 +1,4 @@
-"""`whet cache`: what compiled kernels are kept, and where."""
+"""`whet cache`: what is kept of compiled kernels and their plans, and where."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def info(cache: Cache, options: argparse.Namespace) -> int:
     facts(
         [
             ("folder", found.folder or "none"),
-            ("kernels", found.entries),
+            ("entries", found.entries),
             ("size", f"{size(found.bytes)} of at most {size(found.limit)}"),
             *((("not used", found.problem),) if found.problem else ()),
         ]
@@ -76,24 +76,24 @@ def info(cache: Cache, options: argparse.Namespace) -> int:
 
 
 def listing(cache: Cache, options: argparse.Namespace) -> int:
-    """Each kernel's key, size and age, and what it was compiled for."""
+    """Each entry's key, size and age, and what it was made for."""
     rows = [
         (e.key, size(e.bytes), _age(time.time() - e.used), e.about.rpartition(" ")[2])
         for e in cache.entries()
     ]
-    table(("kernel", "size", "last used", "for"), rows, left=(0, 3))
+    table(("entry", "size", "last used", "for"), rows, left=(0, 3))
     return MACHINE if cache.problem else OK
 
 
 def clear(cache: Cache, options: argparse.Namespace) -> int:
-    """Removes every kernel."""
+    """Removes every entry."""
     freed = cache.clear()
     say(f"removed {size(freed)} from {cache.folder}")
     return MACHINE if cache.problem else OK
 
 
 def export(cache: Cache, options: argparse.Namespace) -> int:
-    """All kernels as one file."""
+    """All entries as one file."""
     blob = cache.export()
     with atomic_write(options.file) as file:
         file.write(blob)
@@ -102,7 +102,7 @@ def export(cache: Cache, options: argparse.Namespace) -> int:
 
 
 def import_(cache: Cache, options: argparse.Namespace) -> int:
-    """Adds the kernels of such a file."""
+    """Adds the entries of such a file."""
     if not options.trusted:
         raise UsageError("kernels are code that is run: add --trusted if you trust who exported it")
     blob = Path(options.file).read_bytes()

@@ -1,4 +1,5 @@
-"""The kernel cache: compiled code on disk, one file for each entry, shared by processes and models.
+"""The kernel cache: compiled code on disk, plans that run it and what was measured of it, one file
+for each, shared by processes and models.
 
 An entry (`entries.py` has the layout) gets its name once it is whole, so that a reader sees all of
 it or nothing, and the last of several writers wins. Cached code is run: a folder that is open to
@@ -49,7 +50,7 @@ class CacheInfo:
 
 @dataclass(frozen=True)
 class Kept:
-    """One compiled kernel: its key, its file's bytes, when it was last used, to a day, and what it
+    """One entry: its key, its file's bytes, when it was last used, to a day, and what it
     is for: the target, the generator's version, the architecture."""
 
     key: str
@@ -67,11 +68,12 @@ class ImportedEntries:
 
     def __str__(self) -> str:
         reasons = ", ".join(f"{count} {reason}" for reason, count in self.skipped.items())
-        return f"{self.kept} kernels imported" + (f"; skipped: {reasons}" if reasons else "")
+        return f"{self.kept} entries imported" + (f"; skipped: {reasons}" if reasons else "")
 
 
 class Cache:
-    """Compiled kernels in a folder of the user's own, for any number of threads and processes.
+    """Compiled kernels and their plans in a folder of the user's own, for any number of threads and
+    processes.
 
     A cache never fails a run: where the folder cannot be used, `get` finds nothing and `put` keeps
     nothing, and the log says why, once.
