@@ -16,8 +16,8 @@ from tests.runtime.models import convolutions, model, value
 from whet.ir.evaluate import evaluate
 from whet.plan import plan as planning
 from whet.runtime.program import Runner
+from whet.targets.cpu.bound import Bound
 from whet.targets.cpu.device import Device
-from whet.targets.cpu.executable import Bound
 
 SEED = secrets.randbits(32)
 
