@@ -62,8 +62,7 @@ class Executable:
         """How weights come and go, where they are not all in memory."""
         self._bound: OrderedDict[tuple[int, ...], Bound] = OrderedDict()
         self._unsized: Bound | None = None
-        is_one = len(self.segments) == 1 and not plan.steps[0].is_host
-        self._is_direct = is_one and not plan.sizes and not plan.rooms.members
+        self._is_direct = len(self.segments) == 1 and not plan.steps[0].is_host
         self._lock = threading.Lock()
         self._free: list[_Context] = []
         self._runs = self._running = self._specials = 0
@@ -140,7 +139,7 @@ class Executable:
         """Computes the plan's outputs into the `out` arrays; `given` is what was prepared, `sizes`
         are the named sizes of this run."""
         if self._is_short():
-            self._short_run(given, inputs, out)
+            self._short_run(given, inputs, out, self.bound(sizes))
             if len(out) == len(self.plan.graph.outputs):
                 return dict(out)
             found = {**given, **dict(zip(self.plan.graph.inputs, inputs)), **out}
@@ -172,7 +171,7 @@ class Executable:
         if not self._is_short():
             return None
         out = {value: np.empty(shape, dtype) for value, shape, dtype in self.kinds}
-        self._short_run(given, inputs, out)
+        self._short_run(given, inputs, out, self.bound(NO_SIZES))
         return list(out.values())
 
     def _is_short(self) -> bool:
@@ -181,14 +180,18 @@ class Executable:
         return is_direct and self._runs >= RUNS_BEFORE_TRIALS and trace.current.get() is None
 
     def _short_run(
-        self, given: Mapping[Value, Any], inputs: Sequence[Any], out: Mapping[Value, Any]
+        self,
+        given: Mapping[Value, Any],
+        inputs: Sequence[Any],
+        out: Mapping[Value, Any],
+        bound: Bound,
     ) -> None:
         try:
             context = self._free.pop()
         except IndexError:  # all are in use
             context = _Context(self)
         try:
-            context.short_run(given, inputs, out, self.bound(NO_SIZES))
+            context.short_run(given, inputs, out, bound)
         finally:
             self._free.append(context)
 
@@ -335,7 +338,7 @@ class _Context:
     ) -> None:
         """A run where all steps are one segment."""
         executable = self.executable
-        if self.given is not given or self.code is not bound.code:
+        if self.given is not given or self.bound is not bound or self.code is not bound.code:
             self.bind(bound, bound.code)
             self._set_all(given)
             self.given = given
