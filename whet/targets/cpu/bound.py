@@ -1,4 +1,4 @@
-"""Where a plan's buffers and sizes go in its kernels' arguments, and what the sizes of a run tell of
+"""Where a plan's buffers and sizes go in its kernels' arguments, and what a run's sizes tell of
 it."""
 
 from __future__ import annotations
