@@ -73,6 +73,8 @@ class Runner:
         """What runs for shapes that were met before, and the sizes that they show."""
         self._alone: dict[tuple[Graph, tuple[Any, ...]], Program] = {}
         """Of these, what is one program and nothing else."""
+        self._shown: dict[tuple[Graph, tuple[Any, ...]], dict[str, int]] = {}
+        """The sizes that shapes show which were met before."""
         self._wide: dict[Graph, Stage | None] = {}
         """Graphs that are planned for a range of sizes; None where that cannot be."""
         self._lock = threading.RLock()
@@ -120,10 +122,7 @@ class Runner:
         shapes = None if known else tuple(getattr(a, "shape", None) for a in arrays)
         if shapes is not None and (met := self._met.get((graph, shapes))) is not None:
             return met[0].run(arrays, out or {}, met[1])
-        sizes = dict(known)
-        for value, array in zip(graph.inputs, arrays, strict=True):
-            bind_sizes(value.type, array, sizes)
-        check_guards(graph.guards, sizes)
+        sizes = self._sizes_of(graph, arrays, known, shapes)
         stage = self._wide_for(graph, sizes) or self.stage(graph, sizes)
         # Shapes alone say what runs, unless a stage for all sizes may be replaced meanwhile.
         if shapes is not None and None not in shapes and not (sizes and self.is_wide):
@@ -134,6 +133,28 @@ class Runner:
             if stage.is_alone and graph.late is None:
                 self._alone[graph, shapes] = stage.program
         return stage.run(arrays, out or {}, sizes)
+
+    def _sizes_of(
+        self,
+        graph: Graph,
+        arrays: Arrays,
+        known: Mapping[str, int],
+        shapes: tuple[Any, ...] | None,
+    ) -> dict[str, int]:
+        """The named sizes that arrays show, which the graph's guards accept; found at once for
+        shapes that were met before."""
+        found = None if shapes is None else self._shown.get((graph, shapes))
+        if found is not None:
+            return dict(found)
+        sizes = dict(known)
+        for value, array in zip(graph.inputs, arrays, strict=True):
+            bind_sizes(value.type, array, sizes)
+        check_guards(graph.guards, sizes)
+        if shapes is not None and None not in shapes:
+            if len(self._shown) >= MOST_MET:
+                self._shown.clear()
+            self._shown[graph, shapes] = dict(sizes)
+        return sizes
 
     def answer(self, graph: Graph, arrays: Sequence[Any]) -> list[Any] | None:
         """What `execute` gives, where the device has a shorter way to it; else None."""
