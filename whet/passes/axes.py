@@ -29,6 +29,8 @@ def groups(a: Sequence[Size], b: Sequence[Size]) -> list[tuple[list[int], list[i
 
     None where the sizes do not tell.
     """
+    if 0 in a or 0 in b:
+        return None
     left = [(i, s) for i, s in enumerate(a) if s != 1]
     right = [(i, s) for i, s in enumerate(b) if s != 1]
     found = []
@@ -75,7 +77,7 @@ def carried(a: Sequence[Size], b: Sequence[Size], order: Order) -> Order | None:
     a is the shape between. None where the reshape merges axes that are no neighbours in y.
     """
     runs = groups(a, b)
-    if runs is None or 0 in a:
+    if runs is None:
         return None
     back = inverse(order)
     sequence = [i for i in back if a[i] != 1]
@@ -97,7 +99,7 @@ def gathered_groups(
     p brings the axes that the reshape from a to b merges together, where the largest stands in y.
     """
     runs = groups(a, b)
-    if runs is None or 0 in a:
+    if runs is None:
         return None
     ordered = sorted(runs, key=lambda run: order[max(run[0], key=lambda i: _extent(a[i]))])
     first = [axis for inputs, _ in ordered for axis in inputs]

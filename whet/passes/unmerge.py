@@ -37,6 +37,8 @@ def merge_of(value: Value) -> tuple[Value, Runs] | None:
 
 def refined(a: Sequence[Size], b: Sequence[Size]) -> tuple[Size, ...] | None:
     """a with axes split where an axis of b ends within them: a reshape to b then only merges."""
+    if 0 in a or 0 in b:
+        return None
     left, right, fine = list(a), [size for size in b if size != 1], []
     while left:
         size = left.pop(0)
