@@ -66,6 +66,25 @@ def test_an_arena_that_is_too_small(engine: whet.Engine) -> None:
         session.run(inputs_of(engine))
 
 
+def test_a_run_after_one_that_got_no_memory(engine: whet.Engine) -> None:
+    asked: list[int] = []
+
+    def allocate(nbytes: int) -> np.ndarray | None:
+        asked.append(nbytes)
+        return None if len(asked) == 1 else aligned(nbytes)
+
+    session = engine.session(device="cpu", cache=False, allocator=allocate)
+    feeds = inputs_of(engine)
+    with pytest.raises(OutOfMemory):
+        session.run(feeds)
+    # It must ask again before a kernel runs: it would write to where no memory is.
+    executable: Any = session._runner.stage(session.graph, {}).program.executable
+    assert executable._free[-1].bound is None
+    want = engine.session(device="cpu", cache=False).run(feeds)
+    np.testing.assert_array_equal(session.run(feeds)["y"], want["y"])
+    assert len(asked) == 2
+
+
 def test_runs_at_once_have_pieces_of_their_own(engine: whet.Engine) -> None:
     need = engine.session(device="cpu", cache=False).memory.arena
     arena = whet.Arena(aligned(4 * need))

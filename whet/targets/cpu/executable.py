@@ -260,9 +260,10 @@ class _Context:
     def bind(self, bound: Bound, code: np.ndarray) -> None:
         """Lays arguments and tables out for some sizes."""
         if bound is not self.bound:
-            self.bound, self.inside = bound, None
             if self.arena.nbytes < bound.arena:
+                # First: where it fails, the arguments are still those of the `bound` of before.
                 self.arena = self.executable.allocate(bound.arena)
+            self.bound, self.inside = bound, None
             base = self.arena.ctypes.data
             self.arguments[self.executable.layout.inside] = base + bound.inside
             self.arguments[bound.numbers[:, 0]] = bound.numbers[:, 1]
