@@ -251,6 +251,20 @@ def test_many_callers_of_one_session(engine: whet.Engine) -> None:
         list(pool.map(hammer, range(8)))
 
 
+def test_another_caller_is_sooner(engine: whet.Engine) -> None:
+    class Taken(list[Any]):
+        """Whoever looks finds something, which is gone when it wants to take it."""
+
+        def __len__(self) -> int:
+            return 1
+
+    session = engine.session(device="cpu", cache=False)
+    executable: Any = session._runner.stage(session.graph, {}).program.executable
+    executable._free = Taken()
+    x = draw(3)
+    np.testing.assert_allclose(session.run({"x": x})["y"], reference(engine, x), atol=1e-5)
+
+
 def test_saved_engines_run_the_same(engine: whet.Engine, tmp_path: Path) -> None:
     engine.save(tmp_path / "m.whet")
     loaded = whet.load(tmp_path / "m.whet")

@@ -145,7 +145,7 @@ class Executable:
             found = {**given, **dict(zip(self.plan.graph.inputs, inputs)), **out}
             return {value: found[value] for value in self.plan.graph.outputs}
         given = {**given, **dict(zip(self.plan.graph.inputs, inputs))}
-        context = self._free.pop() if self._free else _Context(self)
+        context = self._context()
         with self._lock:
             self._runs += 1
             self._running += 1
@@ -186,14 +186,18 @@ class Executable:
         out: Mapping[Value, Any],
         bound: Bound,
     ) -> None:
-        try:
-            context = self._free.pop()
-        except IndexError:  # all are in use
-            context = _Context(self)
+        context = self._context()
         try:
             context.short_run(given, inputs, out, bound)
         finally:
             self._free.append(context)
+
+    def _context(self) -> _Context:
+        """One that no other run has."""
+        try:
+            return self._free.pop()
+        except IndexError:  # all are in use
+            return _Context(self)
 
     def _try_others(self) -> None:
         """Compiles other kernels that give the same bits, and lets them take turns when they are
