@@ -67,6 +67,13 @@ def test_targets_are_independent(target, other):
     }
 
 
+@pytest.mark.parametrize("folder", ["plan", "targets"])
+def test_what_a_warm_start_loads_needs_no_passes(folder):
+    ahead = ("whet.passes", "whet.frontends")
+    files = (PACKAGE / folder).rglob("*.py")
+    assert not {f for f in files for name in imported(f) if name.startswith(ahead)}
+
+
 def test_import_loads_numpy_only():
     done = subprocess.run(
         [sys.executable, "-c", LOADED], capture_output=True, text=True, check=True

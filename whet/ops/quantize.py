@@ -8,7 +8,12 @@ from whet.errors import TypeMismatch
 from whet.ir.graph import Constant, Op, Value, constant, operator
 from whet.ir.types import FLOATS, INTEGERS, TensorType
 from whet.ops.cast import bit_width, cast
+from whet.ops.contract import Convolution, MatMul
 from whet.ops.elementwise import Array, Cast, Clip, Elementwise, Round, broadcast, cast_to, need
+from whet.ops.movement import reshape
+from whet.ops.reduce import Reduce
+
+EIGHT_BITS = ("int8", "uint8")
 
 
 def integer_range(dtype: str) -> tuple[int, int]:
@@ -120,3 +125,12 @@ class Dequantize(Op):
         else:
             shifted = Cast(wide)(q) - Cast(wide)(zero)
         return cast_to(shifted * cast_to(scale, wide), self.to)
+
+
+def sums(op: Convolution | MatMul, w: Value) -> Value:
+    """What each output's weights add up to: an expression over weights."""
+    wide = Cast("int32")(w)
+    if isinstance(op, MatMul):
+        total = Reduce("sum", (w.rank - 2,))(wide)
+        return reshape(total, w.shape[1]) if w.rank == 2 else total
+    return reshape(Reduce("sum", tuple(range(1, w.rank)))(wide), w.shape[0])

@@ -32,13 +32,10 @@ from whet.ops.movement import (
     reshape,
     transpose,
 )
-from whet.ops.quantize import Dequantize, Quantize, is_one
-from whet.ops.reduce import Reduce
+from whet.ops.quantize import EIGHT_BITS, Dequantize, Quantize, is_one, sums
 from whet.ops.window import Pool
 from whet.passes.movement import only
 from whet.passes.recognise import known_numbers
-
-EIGHT_BITS = ("int8", "uint8")
 
 
 def quantized_arithmetic(graph: Graph) -> Graph:
@@ -149,15 +146,6 @@ def _padded(
     padded = Pad((0, *op.before, 0), (0, *op.after, 0))(q, fill)
     none = (0,) * len(op.strides)
     return padded, replace(op, before=none, after=none)
-
-
-def sums(op: Convolution | MatMul, w: Value) -> Value:
-    """What each output's weights add up to: an expression over weights."""
-    wide = Cast("int32")(w)
-    if isinstance(op, MatMul):
-        total = Reduce("sum", (w.rank - 2,))(wide)
-        return reshape(total, w.shape[1]) if w.rank == 2 else total
-    return reshape(Reduce("sum", tuple(range(1, w.rank)))(wide), w.shape[0])
 
 
 INTEGER_CONTRACTIONS = (

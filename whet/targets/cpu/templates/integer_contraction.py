@@ -10,7 +10,7 @@ from whet.ir.types import TensorType
 from whet.ops.contract import Convolution, MatMul
 from whet.ops.elementwise import Cast, Sub
 from whet.ops.movement import Pad, reshape, transpose
-from whet.passes.qdq import EIGHT_BITS, sums
+from whet.ops.quantize import EIGHT_BITS, sums
 from whet.plan.group import contiguous as contiguous_view
 from whet.plan.kernel import Template, View
 from whet.plan.likely import likely_value
