@@ -20,8 +20,8 @@ from typing import Any
 
 import whet
 from whet.plan.kernel import Kernel, Template
+from whet.plan.legalize import legal
 from whet.plan.plan import make_plan
-from whet.runtime.planned import legal
 from whet.targets.cuda import codegen
 from whet.targets.cuda.architecture import Architecture
 from whet.targets.cuda.device import Device

@@ -18,8 +18,8 @@ from whet.ir.types import TensorType
 from whet.ops.elementwise import Max
 from whet.ops.reduce import Reduce
 from whet.plan.kernel import Kernel
+from whet.plan.legalize import legal
 from whet.plan.plan import make_plan
-from whet.runtime.planned import legal
 from whet.targets.cpu import codegen
 from whet.targets.cpu.architecture import Architecture
 from whet.targets.cpu.device import Device

@@ -9,8 +9,8 @@ import pytest
 import whet
 from tests.runtime.models import MODELS, attention, convolutions
 from whet.plan.kernel import Loops
+from whet.plan.legalize import legal
 from whet.plan.plan import Plan, make_plan
-from whet.runtime.planned import legal
 from whet.targets.cpu.architecture import Architecture
 from whet.targets.cpu.device import Device
 

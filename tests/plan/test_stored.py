@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from tests.runtime.models import convolutions
 from whet.ir.graph import Graph, Input, Token, Value, make, operator
 from whet.ir.types import TensorType
 from whet.ops import elementwise as ew
+from whet.plan import sources
 from whet.plan.plan import Plan, make_plan
 from whet.plan.stored import Unstorable, pack, unpack
 from whet.runtime import planned
 from whet.runtime.cache import Cache
-from whet.targets.cpu import host
+from whet.targets.cpu import codegen, host
 from whet.targets.cpu.device import Device
 
 RNG = np.random.default_rng()
@@ -87,6 +89,30 @@ def test_what_cannot_be_read_is_planned_anew(
     assert "made anew" in caplog.text
     for name, array in want.items():
         np.testing.assert_array_equal(got[name], array)
+
+
+@pytest.mark.parametrize("folder", ["ir", "ops", "plan", "targets/cpu"])
+def test_other_sources_make_other_plans_and_kernels(
+    engine: whet.Engine, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (plan,) = engine.session(cache=False).plans
+    kernel = next(step.kernel for step in plan.steps if step.kernel is not None)
+
+    def keys() -> tuple[str, str]:
+        device = Device()
+        return planned._key(engine.graph, device, False), device.key(kernel)
+
+    before = keys()
+    copy = tmp_path / "whet"
+    shutil.copytree(sources.PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(sources, "PACKAGE", copy)
+    monkeypatch.setattr(sources, "digest", sources.digest.__wrapped__)
+    monkeypatch.setattr(codegen, "digest", sources.digest)
+    monkeypatch.setattr(planned, "digest", sources.digest, raising=False)
+    assert keys() == before
+    with open(next((copy / folder).glob("*.py")), "a") as file:
+        file.write("# changed")
+    assert not set(keys()) & set(before)
 
 
 @operator

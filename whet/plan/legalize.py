@@ -4,11 +4,11 @@ simpler."""
 from __future__ import annotations
 
 from collections.abc import Callable, Container
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from whet.ir.graph import Value, constant
+from whet.ir.graph import Graph, Value, constant
 from whet.ir.types import FLOATS, TensorType
 from whet.ops.bits import BitCast
 from whet.ops.cast import FEW_BITS
@@ -19,11 +19,23 @@ from whet.plan.group import ELEMENTWISE, MOVEMENT, READS
 from whet.plan.lower import RULES
 from whet.plan.nests import NESTS
 
+if TYPE_CHECKING:
+    from whet.plan.target import Device
+
 CARRIES = (*MOVEMENT, *READS, Where, BitCast, ScatterElements, ScatterND)
 """Operators that only carry elements, or their bits."""
 
 COMBINING = (Cumulative, ScatterElements, ScatterND)
 NARROW_FLOATS = FEW_BITS | {"float16", "bfloat16"}
+
+
+def legal(graph: Graph, device: Device) -> Graph:
+    """The graph in the device's own terms."""
+    while True:
+        new = graph.map(device.legalize)
+        if new is graph:
+            return graph
+        graph = new
 
 
 def loops_hold(value: Value, emit: Container[type], compute: Container[str]) -> bool:

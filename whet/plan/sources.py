@@ -8,12 +8,17 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1]
 
+SHARED = ("ir", "ops", "plan")
+"""What plans and kernels of every target are made with: a kernel's text says what it computes, and
+not all of how, such as the arithmetic of a recurrent step."""
+
 
 @cache
-def digest(*folders: str) -> str:
-    """The digest of all sources in folders of the package, such as "targets/cpu"."""
+def digest(target: str) -> str:
+    """The digest of all sources that plans and kernels are made with, of a target's folder in the
+    package, such as "targets/cpu", and of what targets share."""
     found = blake2b(digest_size=8)
-    for folder in folders:
+    for folder in (*SHARED, target):
         for path in sorted((PACKAGE / folder).rglob("*.py")):
             found.update(path.read_bytes())
     return found.hexdigest()

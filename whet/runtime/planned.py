@@ -9,22 +9,13 @@ from hashlib import blake2b
 
 from whet.engine.encode import encode
 from whet.ir.graph import Graph
+from whet.plan.legalize import legal
 from whet.plan.likely import likely_values
 from whet.plan.plan import Plan, make_plan
-from whet.plan.sources import digest
 from whet.plan.stored import Unstorable, pack, unpack
 from whet.plan.target import Device, Executable
 
 logger = logging.getLogger("whet")
-
-
-def legal(graph: Graph, device: Device) -> Graph:
-    """The graph in the device's own terms."""
-    while True:
-        new = graph.map(device.legalize)
-        if new is graph:
-            return graph
-        graph = new
 
 
 def planned(graph: Graph, device: Device, prepare: bool = False) -> Plan:
@@ -69,11 +60,6 @@ def _kept(device: Device, key: str) -> Plan | None:
 def _key(graph: Graph, device: Device, prepare: bool) -> str:
     """What the cache knows a plan by: all that it depends on."""
     plain, constants = encode(replace(graph, late=None))
-    about = [
-        device.planned_for,
-        digest("ir", "ops", "plan"),
-        prepare,
-        sorted(likely_values().items()),
-    ]
+    about = [device.planned_for, prepare, sorted(likely_values().items())]
     text = json.dumps([about, plain])
     return blake2b(constants, key=blake2b(text.encode()).digest(), digest_size=20).hexdigest()

@@ -24,8 +24,8 @@ from whet.ops.contract import Convolution, MatMul
 from whet.ops.elementwise import Cast, Relu
 from whet.ops.movement import Concat, Pad, slice_axis
 from whet.ops.quantize import Dequantize, Quantize
+from whet.plan.legalize import legal
 from whet.plan.plan import make_plan
-from whet.runtime.planned import legal
 from whet.runtime.program import Runner
 from whet.targets.cpu.device import Device
 

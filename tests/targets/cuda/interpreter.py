@@ -15,8 +15,8 @@ from whet.engine.weights import ImportedWeights
 from whet.errors import IndexOutOfRange
 from whet.ir.evaluate import compute
 from whet.ir.graph import Constant, Graph, Value
+from whet.plan.legalize import legal
 from whet.plan.plan import Plan, Step, make_plan
-from whet.runtime.planned import legal
 from whet.targets.cuda.architecture import Architecture
 from whet.targets.cuda.codegen import to_triton
 from whet.targets.cuda.source import Launch, Source

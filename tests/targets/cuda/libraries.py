@@ -10,8 +10,8 @@ import numpy as np
 from tests.targets.cuda.contractions import BOUNDS, Problem, error_of, large, small
 from whet.engine.weights import ImportedWeights
 from whet.plan.kernel import Kernel, Template
+from whet.plan.legalize import legal
 from whet.plan.plan import make_plan
-from whet.runtime.planned import legal
 from whet.runtime.program import Runner
 from whet.targets.cuda import cublas, cudnn
 from whet.targets.cuda.compile import unpack

@@ -22,9 +22,9 @@ from whet.knobs import user_cache_folder
 from whet.ops.contract import MatMul
 from whet.ops.movement import Gather, transpose
 from whet.ops.reduce import Cumulative, Softmax
+from whet.plan.legalize import legal
 from whet.plan.plan import make_plan
 from whet.runtime.cache import Cache
-from whet.runtime.planned import legal
 from whet.targets.cuda.architecture import Architecture
 from whet.targets.cuda.device import Device
 from whet.targets.cuda.templates import TEMPLATES

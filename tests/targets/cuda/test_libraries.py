@@ -16,9 +16,9 @@ from whet.ir.graph import Graph
 from whet.ops.contract import MatMul
 from whet.ops.elementwise import Max
 from whet.plan.kernel import Template
+from whet.plan.legalize import legal
 from whet.plan.plan import Step, make_plan
 from whet.runtime.cache import Cache
-from whet.runtime.planned import legal
 from whet.runtime.program import Runner
 from whet.targets.cuda import cublas, cudnn, library, tactics
 from whet.targets.cuda.architecture import Architecture

@@ -20,7 +20,7 @@ None for null."""
 
 
 def version() -> str:
-    """Part of every cache key: any change of this folder's sources may give other code."""
+    """Part of every cache key: any change of the sources that make kernels may give other code."""
     return digest("targets/cpu")
 
 
