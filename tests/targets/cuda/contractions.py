@@ -86,6 +86,11 @@ def small(dtypes: tuple[str, ...] = ("float16", "float32")) -> Iterator[Problem]
     yield problem(
         "epilogue", lambda a, b, c: Max()(MatMul()(a, b) + c, 0.0), (33, 40), (40, 50), (50,)
     )
+    yield problem(
+        "residual",
+        lambda a, b, c, r: r + (MatMul()(a, b) + c),
+        *((33, 40), (40, 50), (50,), (33, 50)),
+    )
     yield convolution("conv3x3", (2, 9, 11, 32), (40, 3, 3, 32), pad=1)
     yield convolution("conv3x3-stride", (2, 9, 11, 32), (40, 3, 3, 32), stride=2, pad=1)
     yield convolution("conv-first", (1, 20, 20, 3), (32, 7, 7, 3), stride=2, pad=3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from tests.targets.cuda.contractions import Problem, problem, small
 from tests.targets.cuda.stub import Driver, StubDevice, stubbed
 from whet.engine.weights import ImportedWeights
+from whet.errors import DeviceError
 from whet.ir.graph import Graph
 from whet.ops.contract import MatMul
 from whet.ops.elementwise import Max
@@ -21,8 +23,9 @@ from whet.plan.plan import Step, make_plan
 from whet.runtime.cache import Cache
 from whet.runtime.program import Runner
 from whet.targets.cuda import cublas, cudnn, library, tactics
+from whet.targets.cuda import device as devices
 from whet.targets.cuda.architecture import Architecture
-from whet.targets.cuda.compile import unpack
+from whet.targets.cuda.compile import Function, pack, unpack
 from whet.targets.cuda.cublas import Matmul
 from whet.targets.cuda.device import Device, _is_foreign
 from whet.targets.cuda.driver import Context
@@ -54,23 +57,30 @@ def test_products_that_cublas_can_be_asked_for() -> None:
     assert shared.rows == 120 and shared.batch[0] == 1
     batched, _ = cublas.matched(template(called("batched")))  # type: ignore[misc]
     assert batched.batch == (6, 320, 384, 480)
-    biased, slots = cublas.matched(template(called("epilogue")))  # type: ignore[misc]
-    assert biased.bias and biased.relu and slots == (0, 1, 3, 2)
+    biased, slots = cublas.matched(template(called("residual")))  # type: ignore[misc]
+    assert biased.bias and biased.residual == 50 and len(slots) == 5
     assert cublas.matched(template(called("heads"))) is None, "two axes of a batch"
     assert cublas.matched(template(called("conv3x3"))) is None
 
 
 def test_what_an_epilogue_may_be() -> None:
     shapes = ((64, 128), (128, 256), (256,), (64, 256))
-    both = problem("both", lambda a, b, c, r: Max()(r + (MatMul()(a, b) + c), 0.0), *shapes)
-    found, slots = cublas.matched(template(both))  # type: ignore[misc]
-    assert found.bias and found.residual == 256 and found.relu and len(slots) == 5
     for more in (
+        lambda a, b, c, r: Max()(MatMul()(a, b) + c, 0.0),  # the library's relu makes 0 of NaN
         lambda a, b, c, r: MatMul()(a, b) * c,
         lambda a, b, c, r: MatMul()(a, b) + c + c * 2.0,
         lambda a, b, c, r: Max()(MatMul()(a, b), 1.0) + r,
     ):
         assert cublas.matched(template(problem("more", more, *shapes))) is None
+
+
+def test_alignments_that_cublas_is_told() -> None:
+    sliced, _ = cublas.matched(template(called("sliced")))  # type: ignore[misc]
+    assert sliced.offsets == (3, 0, 0) and sliced.alignments == (2, 16, 16)
+    batched, _ = cublas.matched(template(called("batched")))  # type: ignore[misc]
+    assert batched.alignments == (16, 16, 16)
+    odd = problem("odd", MatMul(), (3, 6, 10), (3, 10, 7))
+    assert cublas.matched(template(odd))[0].alignments == (8, 4, 4)  # type: ignore[index]
 
 
 def test_convolutions_that_cudnn_can_be_asked_for() -> None:
@@ -178,6 +188,35 @@ def test_a_library_must_agree_with_ours(
     matmul, slots = cublas.matched(kernel)  # type: ignore[misc]
     codes = [library.packed(n, 1, (*slots, "scratch"), vars(matmul)) for n in ("numpy", "other")]
     assert tactics.Bench(Context.of(0)).agrees(kernel, *codes) == (wrong == "")
+
+
+class Refusing:
+    """A cublasLt that is there, and can run nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        status = 15 if name == "cublasLtMatmulAlgoCheck" else 0
+        return lambda *arguments: status
+
+
+def test_what_a_library_refuses_is_known_before_a_run(
+    gpu: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library, "opened", lambda name: Refusing())
+    monkeypatch.setattr(cublas, "version", lambda: 7)
+    monkeypatch.setattr(cublas, "_handle", lambda number: None)
+    kernel = template(called("sliced"))
+    matmul, slots = cublas.matched(kernel)  # type: ignore[misc]
+    how = {"matmul": asdict(matmul), "algorithm": [0] * 8, "workspace": 64}
+    code = library.packed("cublasLt", 7, (*slots, "scratch"), how)
+    with pytest.raises(DeviceError, match="preparing a product by cublasLt: status 15"):
+        tactics.load(Context.of(0), code)
+
+    ours = pack([Function("ours", b"ours", (1, 1, 1), slots, 32, 0, 0, 0, 0, False, True, False)])
+    monkeypatch.setattr(devices, "to_object", lambda source, architecture: ours)
+    device = StubDevice(SM90)
+    device._objects[kernel] = code
+    ((function, _),) = device.code(kernel)
+    assert function.name == "ours" and not device.library_of(kernel)
 
 
 def test_libraries_are_asked_first_for_what_touches_most(monkeypatch: pytest.MonkeyPatch) -> None:

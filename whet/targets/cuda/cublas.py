@@ -1,7 +1,8 @@
-"""Matrix products by cuBLASLt: bias, residual and relu in the same kernel.
+"""Matrix products by cuBLASLt: bias and residual in the same kernel.
 
 The numbers are those of cublasLt.h, which has them since version 11. It counts columns first: a
-product of ours is the transposed one to it, with the sides exchanged.
+product of ours is the transposed one to it, with the sides exchanged. Its relu makes 0 of NaN, so
+that it is asked for none.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import ctypes
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cache
+from math import gcd
 from typing import Any
 
 from whet.errors import DeviceError
@@ -28,8 +30,8 @@ COMPUTE_32F = 68
 TRANSPOSED_A, TRANSPOSED_B, EPILOGUE, BIAS_POINTER = 3, 4, 7, 8  # of a product
 BATCH_COUNT, BATCH_STRIDE = 5, 6  # of a matrix
 MOST_WORKSPACE, LEAST_ALIGNMENTS = 1, (5, 6, 7, 8)  # of what is asked for
-PLAIN, RELU, BIAS = 1, 2, 4
-ALIGNMENT = 16
+PLAIN, BIAS = 1, 4
+ALIGNMENT = 16  # bytes, of every buffer
 MOST_WAYS = 3
 
 _Algorithm = ctypes.c_uint64 * 8
@@ -66,7 +68,21 @@ class Matmul:
     bias: bool = False
     residual: int = 0
     """The stride of what is added, 0 where nothing is."""
-    relu: bool = False
+
+    @property
+    def width(self) -> int:
+        """The bytes of an element."""
+        return 4 if self.dtype == "float32" else 2
+
+    @property
+    def alignments(self) -> tuple[int, int, int]:
+        """The bytes that the addresses on the left, the right and outside are multiples of."""
+        apart = self.batch[1:]
+        left, right, out = (
+            gcd(ALIGNMENT, self.width * offset, self.width * stride)
+            for offset, stride in zip(self.offsets, apart)
+        )
+        return left, right, out
 
 
 def matched(kernel: Template) -> tuple[Matmul, tuple[Slot, ...]] | None:
@@ -89,12 +105,12 @@ def matched(kernel: Template) -> tuple[Matmul, tuple[Slot, ...]] | None:
     ends = epilogue_of(problem.epilogue, problem.output, problem.column.name)
     if left is None or right is None or o_column != 1 or o_row < columns or ends is None:
         return None
-    if problem.batch and ends != (None, None, False):
+    bias, residual, relu = ends
+    if relu or (problem.batch and (bias, residual) != (None, None)):
         return None
     count = int(problem.batch[0].size) if problem.batch else 1
     batch = count, *(int(s[0]) if s else 0 for s in (l_batch, r_batch, o_batch))
     offsets = tuple(int(_at_zero(o, names)) for o in (*problem.offsets, problem.output))
-    bias, residual, relu = ends
     found = Matmul(
         dtype_of(kernel),
         rows,
@@ -107,7 +123,6 @@ def matched(kernel: Template) -> tuple[Matmul, tuple[Slot, ...]] | None:
         offsets,  # type: ignore[arg-type]
         bias is not None,
         o_row if residual is not None else 0,
-        relu,
     )
     a, b = kernel.inputs
     assert a is not None and b is not None
@@ -231,8 +246,9 @@ class Asked:
         self.result = self._matrix((m.columns, m.rows), m.out, count, out)
         self._set("MatmulDesc", self.operation, TRANSPOSED_A, ctypes.c_int32(m.right[1]))
         self._set("MatmulDesc", self.operation, TRANSPOSED_B, ctypes.c_int32(m.left[1]))
-        kind = RELU * m.relu + BIAS * m.bias or PLAIN
+        kind = BIAS if m.bias else PLAIN
         self._set("MatmulDesc", self.operation, EPILOGUE, ctypes.c_int32(kind))
+        self.parts = (self.operation, self.first, self.second, self.result, self.result)
 
     def _made(self, kind: str, *numbers: int) -> ctypes.c_void_p:
         made = ctypes.c_void_p()
@@ -267,17 +283,27 @@ class Asked:
         """The ways that the library would take."""
         wanted = self._made("MatmulPreference")
         self._set("MatmulPreference", wanted, MOST_WORKSPACE, ctypes.c_uint64(WORKSPACE))
-        for number in LEAST_ALIGNMENTS:
-            self._set("MatmulPreference", wanted, number, ctypes.c_uint32(ALIGNMENT))
+        left, right, out = self.matmul.alignments
+        for number, least in zip(LEAST_ALIGNMENTS, (right, left, out, out)):
+            self._set("MatmulPreference", wanted, number, ctypes.c_uint32(least))
         found, count = (_Found * MOST_WAYS)(), ctypes.c_int()
-        parts = (self.operation, self.first, self.second, self.result, self.result)
         status = self.library.cublasLtMatmulAlgoGetHeuristic(
-            self.handle, *parts, wanted, MOST_WAYS, found, ctypes.byref(count)
+            self.handle, *self.parts, wanted, MOST_WAYS, found, ctypes.byref(count)
         )
         self.library.cublasLtMatmulPreferenceDestroy(wanted)
         if status:  # there is none
             return []
         return [found[n] for n in range(count.value) if not found[n].state]
+
+    def verify(self, algorithm: ctypes.Array[Any], workspace: int) -> None:
+        """Raises DeviceError for an algorithm that cannot run here, with so many bytes."""
+        found = _Found()
+        status = self.library.cublasLtMatmulAlgoCheck(
+            self.handle, *self.parts, algorithm, ctypes.byref(found)
+        )
+        expect(status or found.state, "preparing a product by cublasLt")
+        if found.workspace > workspace:
+            raise DeviceError(f"a product by cublasLt needs {found.workspace:,} bytes to work in")
 
     def __del__(self) -> None:
         for kind, names in (("MatmulDesc", ("operation",)), ("MatrixLayout", _MATRICES)):
@@ -313,13 +339,13 @@ class Way:
         self.asked = Asked(context, Matmul(**plain))
         self.algorithm = _Algorithm(*how["algorithm"])
         self.workspace = int(how["workspace"])
+        self.asked.verify(self.algorithm, self.workspace)
 
     def run(self, addresses: Iterable[int], stream: int) -> None:
         """Asks for the product on a stream."""
         asked, m = self.asked, self.asked.matmul
-        width = 4 if m.dtype == "float32" else 2
         left, right, out, *rest, scratch = addresses
-        left, right, out = (a + width * o for a, o in zip((left, right, out), m.offsets))
+        left, right, out = (a + m.width * o for a, o in zip((left, right, out), m.offsets))
         if m.bias:
             asked._set("MatmulDesc", asked.operation, BIAS_POINTER, ctypes.c_void_p(rest[0]))
         added = rest[-1] if m.residual else out

@@ -113,14 +113,16 @@ class Device:
         return unpack(self._objects[kernel])
 
     def _load(self, kernel: Kernel, code: bytes) -> Loaded:
-        """Code on the device; what was made for one with more shared memory is made anew."""
+        """Code on the device; what was made for one with more shared memory, or for a library that
+        refuses it here, is made anew."""
         try:
             return load(self.context, code)
         except DeviceError:
             own = self.context.found.architecture
-            if own == self.architecture:
+            if own == self.architecture and not self.library_of(kernel):
                 raise
-            return load(self.context, to_object(codegen.to_triton(kernel, own), own))
+            self._objects[kernel] = to_object(codegen.to_triton(kernel, own), own)
+            return load(self.context, self._objects[kernel])
 
     def key(self, kernel: Kernel | str) -> str:
         """What the cache knows the code of a kernel by."""
