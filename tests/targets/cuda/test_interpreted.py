@@ -39,6 +39,12 @@ def test_layers(kind: str) -> None:
     interpret("run_layers", kind)
 
 
+@needs_triton
+def test_onnx_cases_of_few_keys() -> None:
+    """They allow for one rounding, where weights that are rounded, too, take two."""
+    interpret("run_onnx", "attention_4d.*_fp16")
+
+
 def interpret(module: str, *words: str) -> None:
     """Runs problems whose names hold the words; each must be right."""
     command = [sys.executable, "-m", f"tests.targets.cuda.{module}", *words]

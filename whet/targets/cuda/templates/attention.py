@@ -25,6 +25,7 @@ from whet.targets.cuda.templates.matmul import DTYPES, offset_of
 from whet.targets.cuda.text import Text
 
 MOST_WIDTH = 256
+FEW_KEYS = 32  # whose weights' roundings do not even out
 LOG2E = math.log2(math.e)
 
 
@@ -172,6 +173,8 @@ class Code:
         scaled = self.mask is not None or self.op.softcap > 0 or self.op.scale <= 0
         self.unit = LOG2E if scaled else self.op.scale * LOG2E
         """What a score is multiplied by to be a power of two, with its scale where it can be."""
+        self.is_exact = self.q.dtype != "float32" and self.keys <= FEW_KEYS
+        """Whether weights are multiplied as the sum of two 16-bit floats."""
 
     def generate(self, name: str = "kernel") -> Source:
         """The whole kernel."""
@@ -273,6 +276,9 @@ class Code:
             wide = f"(e < {self.width})" * (padded(self.width) != self.width)
             text.line(f"v = {self._load(self.v, 'group', 'nx', 'e', _and(below, wide))}")
             text.line(f"acc = tl.dot(p.to(v.dtype), v, acc * shrink{self.precision})")
+            if self.is_exact:
+                text.line("rest = p - p.to(v.dtype).to(tl.float32)")
+                text.line("acc = tl.dot(rest.to(v.dtype), v, acc)")
             text.line("top = grown")
 
     def _scores(self) -> None:
