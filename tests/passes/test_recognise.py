@@ -24,6 +24,7 @@ from whet.ops.elementwise import (
     Sqrt,
     Tanh,
 )
+from whet.ops.movement import reshape
 from whet.ops.reduce import LayerNorm, LogSoftmax, Reduce, RMSNorm, Softmax, reduce_mean
 from whet.ops.transcendental import Log1p, Softplus
 from whet.passes.recognise import Numbers, looking_at, read_numbers, recognise
@@ -184,6 +185,20 @@ def test_casts_around_the_statistics():
     wide = Cast("float32")(H)
     before = Cast("float16")(layer_norm(wide) * G + B)
     assert count(recognise(simplify(graph(before))), LayerNorm) == 1
+
+
+def test_a_softmax_of_what_was_just_narrowed():
+    wide = reduce_mean(Cast("float32")(H), (1,))
+    narrow = Cast("float16")(wide)
+    for shape in ((2, 1, 8), (2, 8)):
+        softmax = Softmax(len(shape) - 1)
+        before = graph(softmax(reshape(narrow, *shape)))
+        (after,) = transformed(recognise, *simplify(before).outputs)
+        assert after == Cast("float16")(softmax(reshape(wide, *shape)))
+    read_twice = simplify(graph(Softmax(-1)(narrow), narrow))
+    assert recognise(read_twice) is read_twice
+    already_wide = simplify(graph(Softmax(-1)(Cast("float16")(given("i", 8, dtype="int32")))))
+    assert recognise(already_wide) is already_wide
 
 
 def test_numbers_that_are_weights():

@@ -18,6 +18,7 @@ from whet.ir.graph import Constant, Graph, Pattern, Value, constant
 from whet.ir.match import ReadNumber, no_number
 from whet.ir.rewrite import Rules, called, number, once, rewrite, rule, static
 from whet.ir.sizes import product
+from whet.ops.cast import Cast
 from whet.ops.elementwise import (
     Clip,
     Erf,
@@ -33,7 +34,7 @@ from whet.ops.elementwise import (
     Sqrt,
     Tanh,
 )
-from whet.ops.movement import reshape
+from whet.ops.movement import Reshape, reshape
 from whet.ops.reduce import LayerNorm, LogSoftmax, Reduce, RMSNorm, Softmax
 from whet.ops.transcendental import Log1p, Softplus
 from whet.passes.movement import gather_of_one
@@ -247,6 +248,18 @@ def _times(ones: Value, scale: Value) -> Value:
     return scale if all_ones else ones * scale
 
 
+@rule(
+    lambda x, a, s, axis: Softmax(axis)(once(Cast(a, s)(x))),
+    lambda x, a, s, shape, axis: Softmax(axis)(once(Reshape(shape)(once(Cast(a, s)(x))))),
+)
+def softmax_of_narrowed(x: Value, a: str, root: Value) -> Value | str:
+    """A mean or a sum keeps its float32 up to the exponential, which makes much of what rounding
+    does to a large number: 27 in float16 is 27 to within 0.8 %."""
+    if x.dtype != "float32" or a not in ("float16", "bfloat16"):
+        return "nothing is lost"
+    return Cast(a)(root.op(reshape(x, *root.shape)))
+
+
 RULES: Rules = [
     gelu,
     gelu_by_tanh,
@@ -256,6 +269,7 @@ RULES: Rules = [
     softplus,
     relu,
     softmax,
+    softmax_of_narrowed,
     log_softmax,
     layer_norm,
     layer_norm_folded,
