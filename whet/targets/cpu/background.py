@@ -94,8 +94,9 @@ class Background:
                 with _turn(os.getpid()):
                     device.compile(kernels() if callable(kernels) else kernels, idle=True)
                 then()
-            except Error as error:
-                logger.warning("kernels for later runs are not there: %s", error)
+            except Exception as error:  # whatever it is, runs go on without, and so do tasks
+                cause = None if isinstance(error, Error) else error
+                logger.warning("kernels for later runs are not there: %s", error, exc_info=cause)
             finally:
                 with self._lock:
                     self._open -= 1
