@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -328,6 +329,21 @@ def test_runs_see_old_or_new_weights_and_never_a_mix() -> None:
     for thread in threads:
         thread.join()
     assert not wrong and seen <= {1.0, 2.0}
+
+
+def test_replaced_weights_are_let_go_of() -> None:
+    """Also by what ran with them, and may never run again."""
+    engine = whet.build(convolutions(batch="n"))
+    session = engine.session(device="cpu", cache=False, specialize="eager")
+    for n in (1, 2):
+        for _ in range(6):  # the first ones go another way
+            session.run({"x": np.zeros((n, 3, 16, 16), np.float32)})
+    prepared = session._runner.prepared
+    before = [weakref.ref(array) for array in prepared.generation.arrays.values()]
+    assert len(before) > 3
+    engine.refit(convolutions(seed=12, batch="n"))
+    gc.collect()
+    assert not any(array() is not None for array in before)
 
 
 def test_dynamic_sizes_after_a_refit() -> None:

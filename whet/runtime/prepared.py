@@ -36,7 +36,7 @@ class Generation:
     def __init__(self, weights: WeightStore, arrays: Mapping[Value, Any] = {}) -> None:
         self.weights = weights
         self.arrays = dict(arrays)
-        self.given: WeakKeyDictionary[Any, dict[Value, Any]] = WeakKeyDictionary()
+        self.given: WeakKeyDictionary[Any, Given] = WeakKeyDictionary()
         """What each program reads, put together when it first runs with these weights."""
         self._regions: dict[Any, Any] = {}
 
@@ -50,6 +50,11 @@ class Generation:
         changed."""
         regions = list(before._regions.items())
         self._regions.update((r, made) for r, made in regions if not changed & made.tensors.keys())
+
+
+class Given(dict[Value, Any]):
+    """What a program reads of one generation, which alone holds it: whoever remembers it otherwise
+    does so weakly, as it would keep weights in memory that a refit has replaced."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,14 +144,15 @@ class Prepared:
         """What an executable's runs lie within, so that the weights they read come and go."""
         return nullcontext() if self.stream is None else self.stream.paced(executable, values)
 
-    def of_program(self, program: Any, values: Sequence[Value]) -> dict[Value, Any]:
+    def of_program(self, program: Any, values: Sequence[Value]) -> Given:
         """The arrays of a program's Values; found at once when it has run with these weights."""
         generation = self.generation
         found = generation.given.get(program)
         if found is None:
             if self.stream is None:
                 self._reserve(program, [v for v in values if v not in generation.arrays])
-            found = generation.given[program] = self.of(values)
+            with self.pinned(generation):
+                found = generation.given[program] = Given(self.of(values))
         return found
 
     def _reserve(self, program: Any, values: Sequence[Value]) -> None:

@@ -242,8 +242,6 @@ class Program:
         self.is_plain = len(made) == len(self.graph.outputs)
         """Whether each output is a tensor of its own, which a step writes."""
         self._answer = getattr(self.executable, "answer", None) if self.is_plain else None
-        self._latest: tuple[Any, dict[Value, Any]] = None, {}
-        """Weights that it ran with, and what was prepared from them."""
         makeshift = runner.device.capabilities.makeshift
         slow = any(makeshift(v) for v in (*source.values, *self.graph.values))
         self.is_makeshift = slow or bool(self.plan.reference_ops)
@@ -283,13 +281,7 @@ class Program:
         """The outputs as fresh arrays, by the device's shortest way; None where it has none."""
         if self._answer is None:
             return None
-        generation, given = self._latest
-        if generation is not self.runner.prepared.generation:
-            generation = self.runner.prepared.generation
-            with self.runner.prepared.pinned(generation):
-                given = self.runner.prepared.of_program(self, self.given)
-            self._latest = generation, given
-        return self._answer(given, arrays)
+        return self._answer(self.runner.prepared.of_program(self, self.given), arrays)
 
     def _buffers(
         self, arrays: Arrays, out: Mapping[int, np.ndarray], sizes: Mapping[str, int]

@@ -258,8 +258,8 @@ class _Context:
         self.code: np.ndarray | None = None
         self.addresses: dict[Value, int] = {}
         self.inside: dict[Value, np.ndarray] | None = None
-        self.given: Mapping[Value, Any] | None = None
-        """What was prepared, where the arguments have all of its addresses."""
+        self.given: Callable[[], Mapping[Value, Any] | None] = lambda: None
+        """What was prepared, where the arguments have all of its addresses, and it still lives."""
 
     def bind(self, bound: Bound, code: np.ndarray) -> None:
         """Lays arguments and tables out for some sizes."""
@@ -306,7 +306,7 @@ class _Context:
         turn: Turn | None = None,
     ) -> dict[Value, Any]:
         self.bind(bound, bound.code if turn is None else turn.code)
-        self.given = None
+        self.given = lambda: None
         plan = self.executable.plan
         watched = trace.current.get()
         values: dict[Value, Any] = {**given, **out}
@@ -343,10 +343,10 @@ class _Context:
     ) -> None:
         """A run where all steps are one segment."""
         executable = self.executable
-        if self.given is not given or self.bound is not bound or self.code is not bound.code:
+        if self.given() is not given or self.bound is not bound or self.code is not bound.code:
             self.bind(bound, bound.code)
             self._set_all(given)
-            self.given = given
+            self.given = weakref.ref(given)
         self._set_all(dict(zip(executable.plan.graph.inputs, inputs)))
         self._set_all(out)
         pool = Pool.shared(executable.device.driver)
