@@ -116,6 +116,7 @@ class Knobs:
     dump = Knob[Path | None](None, Path, "folder for every stage of every kernel")
     debug = Knob(False, a_flag, "the command line shows where errors come from")
     check = Knob(False, a_flag, "check the graph after each pass")
+    one_by_one = Knob(False, a_flag, "a GPU waits for each kernel, so that one that fails is named")
 
     def __init__(self) -> None:
         self.overrides: dict[str, Any] = {}

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
-from whet.errors import DeviceError
+from whet.errors import DeviceError, Error
 from whet.runtime.cache import Cache
 from whet.runtime.prebuilt import mark, nearest
 
 if TYPE_CHECKING:
     from whet.plan.target import Device
+
+logger = logging.getLogger("whet")
 
 
 def open_device(
@@ -65,9 +68,17 @@ def _gpu_for(built_for: Collection[str], number: int) -> Any:
 
 
 def _has_gpu() -> bool:
+    """Whether there is a GPU that code can be made for."""
     from whet.targets.cuda import driver
 
-    return driver.count() > 0
+    if not driver.count():
+        return False
+    try:
+        driver.find(0)
+    except Error as error:
+        logger.warning("cuda:0 is not used: %s", error)
+        return False
+    return True
 
 
 def compiler_for(name: str) -> Device:

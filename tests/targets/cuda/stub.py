@@ -12,6 +12,7 @@ import gc
 import itertools
 import random
 import sys
+import threading
 import types
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -26,7 +27,7 @@ from whet.ir.evaluate import evaluate
 from whet.ir.graph import Graph, Input, make
 from whet.ops.movement import Gather
 from whet.plan.plan import Plan, Step, nbytes
-from whet.targets.cuda import device as devices
+from whet.targets.cuda import device as gpus
 from whet.targets.cuda import driver
 from whet.targets.cuda.compile import Function, pack
 
@@ -39,6 +40,8 @@ class Status(IntEnum):
     CUDA_SUCCESS = 0
     CUDA_ERROR_OUT_OF_MEMORY = 2
     CUDA_ERROR_INVALID_VALUE = 1
+    CUDA_ERROR_NO_DEVICE = 100
+    CUDA_ERROR_ILLEGAL_ADDRESS = 700
 
 
 class Anything:
@@ -68,8 +71,17 @@ class Driver(types.ModuleType):
     CUstream = staticmethod(int)
     cuuint64_t = staticmethod(int)
 
-    def __init__(self) -> None:
+    def __init__(self, devices: int = 1) -> None:
         super().__init__("driver")
+        self.devices = devices
+        self.version, self.capability, self.status = 13000, (9, 0), 0
+        """Of the driver, of each device, and what waiting for a stream gives."""
+        self.faulty = ""
+        """A kernel that fails, by what it is called here."""
+        self.contexts: list[int] = []
+        self.current = threading.local()
+        self.owner: dict[Any, int] = {}
+        """The contexts in which streams, memory and modules were made."""
         self.memory: dict[int, Any] = {}
         """Allocations of the device, by address."""
         self.counts: Counter[str] = Counter()
@@ -111,14 +123,14 @@ class Driver(types.ModuleType):
     # Devices and errors.
 
     def cuDeviceGetCount(self) -> tuple[int, int]:
-        return 0, 1
+        return 0, self.devices
 
     def cuDeviceGet(self, number: int) -> tuple[int, int]:
         return 0, number
 
     def cuDeviceGetAttribute(self, attribute: int, device: int) -> tuple[int, int]:
         self.counts["attribute"] += 1
-        return 0, (9, 0, 132)[(self.counts["attribute"] - 1) % 3]
+        return 0, (*self.capability, 132)[(self.counts["attribute"] - 1) % 3]
 
     def cuDeviceGetName(self, size: int, device: int) -> tuple[int, bytes]:
         return 0, b"a stub\0"
@@ -127,10 +139,27 @@ class Driver(types.ModuleType):
         return 0, TOTAL
 
     def cuDriverGetVersion(self) -> tuple[int, int]:
-        return 0, 13000
+        return 0, self.version
 
     def cuDevicePrimaryCtxRetain(self, device: int) -> tuple[int, int]:
-        return 0, self.new()
+        self.contexts.append(self.new())
+        return 0, self.contexts[-1]
+
+    def direct_cuCtxSetCurrent(self, context: int) -> None:
+        self.current.number = context
+
+    def cuCtxSetCurrent(self, context: int) -> tuple[int]:
+        self.current.number = context
+        return (0,)
+
+    def mine(self, made: Any) -> Any:
+        """Notes that something was made in the current context."""
+        self.owner[made] = self.current.number
+        return made
+
+    def expect(self, *used: Any) -> None:
+        """Asserts that all was made in the current context, but for what the caller brought."""
+        assert {self.owner[u] for u in used if u in self.owner} <= {self.current.number}
 
     def cuDeviceGetDefaultMemPool(self, device: int) -> tuple[int, int]:
         return 0, self.new()
@@ -141,7 +170,10 @@ class Driver(types.ModuleType):
     cuGetErrorString = cuGetErrorName
 
     def cuStreamCreate(self, flags: int) -> tuple[int, int]:
-        return 0, self.new()
+        return 0, self.mine(self.new())
+
+    def direct_cuStreamSynchronize(self, stream: int) -> int:
+        return self.status
 
     def cuEventCreate(self, flags: int) -> tuple[int, int]:
         return 0, self.new()
@@ -165,7 +197,7 @@ class Driver(types.ModuleType):
         room = np.full(size + 512, 0xFE, np.uint8)  # no number: what nobody wrote is seen
         at = -(-room.ctypes.data // 512) * 512
         self.memory[at] = room[at - room.ctypes.data :][:size]
-        return 0, at
+        return 0, self.mine(at)
 
     def cuMemFree(self, pointer: int) -> tuple[int]:
         self.counts["cuMemFree"] += 1
@@ -186,7 +218,7 @@ class Driver(types.ModuleType):
 
     def cuModuleLoadData(self, cubin: bytes) -> tuple[int, str]:
         self.counts["cuModuleLoadData"] += 1
-        return 0, cubin.decode()
+        return 0, self.mine(cubin.decode())
 
     def cuModuleGetFunction(self, module: str, name: bytes) -> tuple[int, str]:
         return 0, module
@@ -201,7 +233,11 @@ class Driver(types.ModuleType):
 
     def _run(self, name: str, arguments: list[int]) -> None:
         self.launched.append(name)
-        self.kernels[name][1](*arguments)
+        if name == self.faulty:
+            self.status = Status.CUDA_ERROR_ILLEGAL_ADDRESS
+        if not self.status:
+            self.expect(name, *arguments)
+            self.kernels[name][1](*arguments)
 
     def cuGraphCreate(self, flags: int) -> tuple[int, int]:
         number = self.new()
@@ -321,6 +357,7 @@ class Driver(types.ModuleType):
         self.ready[graph][node] = self._frozen(found)
 
     def direct_cuGraphLaunch(self, graph: int, stream: int) -> None:
+        self.expect(stream)
         nodes, edges = self.ready[graph], self.edges[graph]
         depths: dict[int, int] = {}
         while len(depths) < len(nodes):
@@ -368,7 +405,7 @@ def behaviour(step: Step) -> Callable[..., None]:
     return run
 
 
-class StubDevice(devices.Device):
+class StubDevice(gpus.Device):
     """A GPU whose kernels are Python."""
 
     stub: Driver
@@ -392,16 +429,16 @@ class StubDevice(devices.Device):
 
 
 @contextmanager
-def stubbed() -> Iterator[Driver]:
-    """Within it there is one GPU."""
-    made = Driver()
+def stubbed(devices: int = 1) -> Iterator[Driver]:
+    """Within it there are so many GPUs."""
+    made = Driver(devices)
     bindings = types.ModuleType("cuda.bindings")
     bindings.driver = made  # type: ignore[attr-defined]
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "cuda", types.ModuleType("cuda"))
         patch.setitem(sys.modules, "cuda.bindings", bindings)
         patch.setattr(StubDevice, "stub", made, raising=False)
-        patch.setattr(devices, "Device", StubDevice)
+        patch.setattr(gpus, "Device", StubDevice)
         patch.setattr(driver.Context, "_open", {})
         driver.api.cache_clear()
         driver.direct.cache_clear()
@@ -424,6 +461,7 @@ class Tensor:
 
     def __init__(self, stub: Driver, array: np.ndarray) -> None:
         self.stub, self.array = stub, np.ascontiguousarray(array)
+        driver.Context.of(0).use()
         _, self.pointer = stub.cuMemAlloc(self.array.nbytes)
         ctypes.memmove(self.pointer, self.array.ctypes.data, self.array.nbytes)
 

@@ -163,11 +163,18 @@ def unpack(data: bytes) -> list[Function]:
     """The functions of an object; raises CompileError for what is none."""
     if not data.startswith(MAGIC):
         raise CompileError("a compiled kernel is damaged: it does not begin as one")
+    try:
+        return list(_unpacked(data))
+    except (ValueError, KeyError, TypeError) as error:
+        raise CompileError(f"a compiled kernel is damaged: {error}") from None
+
+
+def _unpacked(data: bytes) -> Iterator[Function]:
     end = data.index(b"\n", len(MAGIC)) + 1
-    functions: list[Function] = []
     for entry in json.loads(data[len(MAGIC) : end]):
         size = entry.pop("bytes")
         entry["grid"], entry["slots"] = tuple(entry["grid"]), tuple(entry["slots"])
-        functions.append(Function(cubin=data[end : end + size], **entry))
+        yield Function(cubin=data[end : end + size], **entry)
         end += size
-    return functions
+    if end != len(data):
+        raise ValueError(f"{end:,} bytes are needed, and {len(data):,} there")

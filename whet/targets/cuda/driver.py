@@ -14,10 +14,12 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 from whet.errors import DeviceError, InvalidSetting, OutOfMemory
+from whet.knobs import knobs
 from whet.targets.cuda.architecture import Architecture, of_capability
 
 ALIGNMENT = 256
 API_VERSION = 12000  # of the functions that are called directly
+LEAST_DRIVER = 12030  # edges of a graph say how much of a kernel is waited for
 
 MOST_KEPT, MOST_KEPT_SIZES, MOST_KEPT_BYTES = 4, 8, 4 << 20
 """Pieces of one size that a stream keeps, their sizes, and the bytes of each."""
@@ -36,7 +38,18 @@ def api() -> Any:
         raise DeviceError(f"there is no NVIDIA driver: {error}") from None
     if status != driver.CUresult.CUDA_SUCCESS:
         raise DeviceError(f"the NVIDIA driver cannot be used: {_said(driver, status)}")
+    _, version = driver.cuDriverGetVersion()
+    if version < LEAST_DRIVER:
+        raise DeviceError(
+            f"the NVIDIA driver is too old: it is for CUDA {release(version)}, and whet needs one "
+            f"for {release(LEAST_DRIVER)} or later; update it"
+        )
     return driver
+
+
+def release(version: int) -> str:
+    """A version of CUDA as it is written."""
+    return f"{version // 1000}.{version % 1000 // 10}"
 
 
 def check(result: tuple[Any, ...], doing: str) -> Any:
@@ -48,16 +61,41 @@ def check(result: tuple[Any, ...], doing: str) -> Any:
 
 
 def failure(status: Any, doing: str) -> Exception:
-    """What the driver's status means."""
-    driver = api()
-    status = driver.CUresult(int(status))
-    text = _said(driver, status)
-    if status == driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
-        return OutOfMemory(f"{doing}: {text}; close other sessions or use smaller sizes")
+    """What the driver's status means, and what can be done."""
+    text = _said(api(), status)
+    name = text.partition(":")[0].removeprefix("CUDA_ERROR_")
+    if name == "OUT_OF_MEMORY":
+        return OutOfMemory(
+            f"{doing}: {text}; close other sessions, use smaller sizes, or leave weights with the "
+            "host (`weight_budget=`)"
+        )
+    if name in FAULTS:
+        text += "; a kernel failed, and this process cannot use the device any more"
+        if not knobs.one_by_one:
+            text += ": in a new one WHET_ONE_BY_ONE=1 names it"
+    if name in LOSSES:
+        text += "; the device is lost or at fault: see `nvidia-smi`, then start a new process"
     return DeviceError(f"{doing}: {text}")
 
 
+FAULTS = {
+    *("ILLEGAL_ADDRESS", "MISALIGNED_ADDRESS", "INVALID_ADDRESS_SPACE", "INVALID_PC"),
+    *("ILLEGAL_INSTRUCTION", "HARDWARE_STACK_ERROR", "LAUNCH_FAILED", "LAUNCH_TIMEOUT", "ASSERT"),
+}
+"""What a kernel did, after which the driver refuses everything else in its context."""
+
+LOSSES = {
+    *("NO_DEVICE", "DEVICE_UNAVAILABLE", "INVALID_DEVICE", "CONTEXT_IS_DESTROYED", "UNKNOWN"),
+    *("ECC_UNCORRECTABLE", "NVLINK_UNCORRECTABLE", "CONTAINED", "SYSTEM_NOT_READY"),
+}
+"""What the driver says of a device that was there, and is no more."""
+
+
 def _said(driver: Any, status: Any) -> str:
+    try:
+        status = driver.CUresult(int(status))
+    except ValueError:  # of a driver later than its binding
+        return f"error {int(status)}"
     _, name = driver.cuGetErrorName(status)
     _, text = driver.cuGetErrorString(status)
     return f"{name.decode()}: {text.decode()}" if name and text else f"error {int(status)}"
@@ -98,6 +136,8 @@ def direct() -> SimpleNamespace:
 
 def _address(name: str) -> int:
     found = check(api().cuGetProcAddress(name.encode(), API_VERSION, 0), f"looking up {name}")
+    if not int(found[0]):
+        raise DeviceError(f"the NVIDIA driver has no {name}; update it")
     return int(found[0])
 
 
@@ -136,8 +176,8 @@ def find(number: int) -> Found:
     driver = api()
     there = int(check(driver.cuDeviceGetCount(), "counting the devices"))
     if not 0 <= number < there:
-        which = f"cuda:0 to cuda:{there - 1}" if there else "none"
-        raise DeviceError(f"there is no device cuda:{number}; there are {there}: {which}")
+        known = ", ".join(f"cuda:{n}" for n in range(there)) or "none"
+        raise DeviceError(f"there is no device cuda:{number}; there are: {known}")
     device = check(driver.cuDeviceGet(number), "opening the device")
     wanted = driver.CUdevice_attribute
     major, minor, multiprocessors = (
@@ -152,8 +192,8 @@ def find(number: int) -> Found:
     text = name.split(b"\0")[0].decode()
     memory = int(check(driver.cuDeviceTotalMem(device), "asking the device"))
     version = int(check(driver.cuDriverGetVersion(), "asking the driver"))
-    installed = f"{version // 1000}.{version % 1000 // 10}"
-    return Found(number, text, of_capability(major, minor, multiprocessors), memory, installed)
+    architecture = of_capability(major, minor, multiprocessors)
+    return Found(number, text, architecture, memory, release(version))
 
 
 class Context:
@@ -253,10 +293,10 @@ class Stream:
         """Memory that came back, by its size; what comes next may write to it."""
         self._mark: Event | None = None
 
-    def synchronize(self) -> None:
+    def synchronize(self, doing: str = "running on the device") -> None:
         """Waits until everything is done; raises DeviceError where a kernel failed."""
         if status := direct().cuStreamSynchronize(self.number):
-            raise failure(status, "running on the device")
+            raise failure(status, doing)
 
     def upload(self, pointer: int, source: int, size: int) -> None:
         """Host to device, in order with the stream."""

@@ -104,6 +104,22 @@ class KernelNode:
             raise failure(status, "updating a graph")
 
 
+class OneByOne:
+    """Launches each by itself and waited for, so that one that fails is named."""
+
+    def __init__(self, calls: Sequence[Call | RoutineCall]) -> None:
+        self.calls = tuple(calls)
+
+    def update(self, number: int) -> None:
+        """Takes over the changed arguments of a launch, which are read anew each time."""
+
+    def launch(self, stream: Stream) -> None:
+        """Runs them."""
+        for call in self.calls:
+            call.launch(stream)
+            stream.synchronize(f"running {call.name}")
+
+
 class Graph:
     """Launches as one: in order, or each behind those that `after` names.
 

@@ -67,7 +67,9 @@ class Heap:
         def allocate(size: int) -> int:
             context.use()
             status, pointer = api().cuMemAlloc(size)
-            check((status,), f"allocating {size:,} bytes on {context.found.name}")
+            if int(status):
+                there = f"{context.found.name}, of which {context.free_bytes():,} are free"
+                raise failure(status, f"allocating {size:,} bytes on {there}")
             return int(pointer)
 
         heap = cls(allocate, lambda block: _free(context, block))

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from whet.knobs import knobs
 from whet.targets.cuda.driver import Event, Stream
-from whet.targets.cuda.graph import Call, Graph
+from whet.targets.cuda.graph import Call, Graph, OneByOne
 from whet.targets.cuda.library import RoutineCall
 from whet.targets.cuda.order import Use, in_order, predecessors
 
@@ -54,7 +55,7 @@ class Segment:
     """The memory of each."""
     results: list[tuple[Place, int]] = field(default_factory=list)
     """The plan's outputs that it writes, and their bytes."""
-    graph: Graph | None = None
+    graph: Graph | OneByOne | None = None
     branches: list[tuple[int, ...]] | None = None
     """What each launch must wait for, where that is less than all before it, and whether it is
     faster is not known yet."""
@@ -73,12 +74,14 @@ class Segment:
             for number in self.changed:
                 graph.update(number)
             self.changed.clear()
-            if self.branches is not None:
+            if self.branches is not None and isinstance(graph, Graph):
                 graph = self.graph = self._faster(graph, self.branches, stream)
         graph.launch(stream)
 
-    def _first(self) -> Graph:
+    def _first(self) -> Graph | OneByOne:
         """Its launches in order, unless branches are known to be faster."""
+        if knobs.one_by_one:
+            return OneByOne(self.calls)
         overlap = self.overlaps.get(self.begin)
         after = None if overlap is False else predecessors(self.uses)
         if after == in_order(len(self.calls)):

@@ -1,0 +1,255 @@
+"""What may be wrong with a GPU, its driver and what is given to it: each is a clear error."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import whet
+from tests.targets.cuda.needs import needs_triton
+from tests.targets.cuda.stub import Driver, Status, Tensor, TorchTensor, stubbed
+from tests.targets.cuda.test_stubbed import check, drawn, model, on_device, open_session
+from whet.errors import (
+    CompileError,
+    DeviceError,
+    InvalidEngine,
+    InvalidInput,
+    InvalidSetting,
+    OutOfMemory,
+)
+from whet.knobs import knobs
+from whet.runtime import devices
+from whet.targets.cuda import compile as compiling
+from whet.targets.cuda import driver
+from whet.targets.cuda.architecture import Architecture
+from whet.targets.cuda.compile import Function, pack, to_object, unpack
+from whet.targets.cuda.memory import Heap
+from whet.targets.cuda.source import Source
+
+
+@pytest.fixture
+def gpu() -> Iterator[Driver]:
+    with stubbed() as found:
+        yield found
+
+
+def test_no_driver(gpu: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(flags: int) -> Any:
+        raise RuntimeError("libcuda.so.1 is not found")
+
+    monkeypatch.setattr(gpu, "cuInit", none, raising=False)
+    with pytest.raises(DeviceError, match=r"no NVIDIA driver: libcuda\.so\.1"):
+        open_session()
+
+
+def test_no_binding(gpu: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    with pytest.raises(DeviceError, match=r"cuda-bindings .*pip install whet\[cuda\]"):
+        open_session()
+
+
+def test_a_driver_too_old(gpu: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu.version = 11040
+    with pytest.raises(DeviceError, match=r"is for CUDA 11\.4.* 12\.3 or later; update it"):
+        open_session()
+    monkeypatch.setattr(driver, "is_installed", lambda: True)
+    assert devices.open_device("auto").capabilities.name == "cpu"
+
+
+def test_a_driver_without_a_function(gpu: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "cuGetProcAddress", lambda *arguments: (0, 0, 1))
+    with pytest.raises(DeviceError, match=r"has no cu\w+; update it"):
+        driver.direct()
+
+
+def test_a_capability_that_code_is_not_made_for(
+    gpu: Driver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    gpu.capability = (7, 5)
+    with pytest.raises(InvalidSetting, match=r"compute capability 7\.5; it must be one of 8\.0"):
+        open_session()
+    monkeypatch.setattr(driver, "is_installed", lambda: True)
+    assert devices.open_device("auto").capabilities.name == "cpu"
+    assert "cuda:0 is not used: there are no kernels for compute capability 7.5" in caplog.text
+    gpu.capability = (9, 0)
+    assert devices.open_device("auto").capabilities.name == "cuda"
+
+
+def test_no_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton", None)
+    with pytest.raises(CompileError, match=r"Triton, which is not there.*pip install whet\[cuda\]"):
+        to_object(Source("", ()), Architecture.parse("sm90"))
+
+
+@needs_triton
+def test_a_triton_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = devices.compiler_for("sm90")
+    engine = whet.build(model())
+
+    def fails(*arguments: Any, **options: Any) -> Any:
+        raise RuntimeError("no ptxas") from ValueError("it is gone")
+
+    monkeypatch.setattr(compiling._triton(), "compile", fails)
+    (step, *_) = devices_plan(engine, device)
+    with pytest.raises(CompileError, match=r"cannot compile kernel: no ptxas\nit is gone"):
+        device.object(step.kernel)
+
+
+def devices_plan(engine: whet.Engine, device: Any) -> Any:
+    from whet.runtime.planned import planned
+
+    return planned(engine.graph, device).steps
+
+
+@pytest.mark.parametrize("kind", [Tensor, TorchTensor])
+@pytest.mark.parametrize("stream", [None, 5])
+def test_a_kernel_that_fails(gpu: Driver, kind: type[Tensor], stream: int | None) -> None:
+    session = open_session()
+    session.run(drawn(1))
+    gpu.faulty = gpu.launched[-1]
+    with pytest.raises(DeviceError, match=r"a kernel failed.*WHET_ONE_BY_ONE=1 names it"):
+        np.asarray(session.run(on_device(gpu, drawn(1), kind), stream=stream)["z"])
+    with pytest.raises(DeviceError, match="cannot use the device any more"):
+        open_session()
+    assert whet.build(model()).session("cpu", cache=False).run(drawn(1)), "others live on"
+
+
+def test_a_kernel_that_fails_is_named(gpu: Driver) -> None:
+    with knobs.override(one_by_one=True):
+        session = open_session()
+        for seed in range(3):
+            check(session.run(drawn(seed)), drawn(seed))
+        assert not gpu.counts["cuGraphInstantiate"]
+        gpu.faulty = gpu.launched[-1]
+        with pytest.raises(DeviceError, match=r"running .* of pick: CUDA_ERROR_ILLEGAL_ADDRESS"):
+            session.run(drawn(1))
+
+
+def test_a_device_that_disappears(gpu: Driver) -> None:
+    session = open_session()
+    check(session.run(drawn(1)), drawn(1))
+    gpu.status = Status.CUDA_ERROR_NO_DEVICE
+    with pytest.raises(DeviceError, match=r"NO_DEVICE.*the device is lost.*nvidia-smi"):
+        session.run(drawn(2))
+
+
+def test_an_error_that_the_binding_does_not_know(gpu: Driver) -> None:
+    assert "error 12345" in str(driver.failure(12345, "asking"))
+
+
+def test_out_of_memory(gpu: Driver) -> None:
+    session = open_session()
+    with pytest.raises(
+        OutOfMemory, match=r"1,099,511,627,776 bytes on a stub, of which [\d,]+ are"
+    ):
+        Heap.of(driver.Context.of(0)).take(1 << 40)
+    with pytest.raises(
+        OutOfMemory, match=r"close other sessions, use smaller sizes.*weight_budget"
+    ):
+        session._runner.device.heap.reserve(1 << 40)  # type: ignore[attr-defined]
+    check(session.run(drawn(1)), drawn(1))
+
+
+class Elsewhere(Tensor):
+    """A tensor on some other device."""
+
+    where = (2, 1)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.where
+
+
+@pytest.mark.parametrize("where", [(2, 1), (10, 0)])
+def test_a_tensor_of_another_device(
+    gpu: Driver, monkeypatch: pytest.MonkeyPatch, where: tuple[int, int]
+) -> None:
+    session = open_session()
+    monkeypatch.setattr(Elsewhere, "where", where)
+    with pytest.raises(InvalidInput, match=f"'x'.* lies on device {where[1]}.*kind {where[0]};"):
+        session.run({**on_device(gpu, drawn(1)), "x": Elsewhere(gpu, drawn(1)["x"])})
+    check(session.run(on_device(gpu, drawn(1))), drawn(1))
+
+
+@pytest.mark.parametrize("stream", ["main", 1.5, object()])
+def test_what_is_no_stream(gpu: Driver, stream: Any) -> None:
+    session = open_session()
+    with pytest.raises(InvalidSetting, match="is no CUDA stream"):
+        session.run(on_device(gpu, drawn(1)), stream=stream)
+    check(session.run(on_device(gpu, drawn(1)), stream=5), drawn(1))
+
+
+GOOD = pack([Function("k", b"code", (1, 1, 1), (0, "error"), 32, 0, 0, 0, 0, False, True, False)])
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b"",
+        GOOD[1:],
+        GOOD[:-1],
+        GOOD + b"more",
+        GOOD.replace(b'"grid"', b'"gird"'),
+        GOOD.replace(b"[{", b"[["),
+        GOOD.replace(b'"bytes":4', b'"bytes":"4"'),
+        GOOD.split(b"}")[0],
+    ],
+)
+def test_code_that_was_tampered_with(bad: bytes) -> None:
+    assert unpack(GOOD)[0].cubin == b"code"
+    with pytest.raises(CompileError, match="is damaged"):
+        unpack(bad)
+
+
+def test_a_prebuilt_section_that_was_tampered_with(tmp_path: Any) -> None:
+    import dataclasses
+
+    path = tmp_path / "m.whet"
+    made = dataclasses.replace(whet.build(model()), kernels={"k": GOOD})
+    made.save(path)
+    assert whet.load(path, allow_code=True).kernels == {"k": GOOD}
+    data = bytearray(path.read_bytes())
+    data[data.index(b"code")] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(InvalidEngine):
+        whet.load(path, allow_code=True)
+
+
+def test_a_gpu_that_is_not_there(gpu: Driver) -> None:
+    with pytest.raises(DeviceError, match=r"no device cuda:1; there are: cuda:0$"):
+        whet.build(model()).session(device="cuda:1", cache=False)
+    with pytest.raises(DeviceError, match="GPUs are written cuda:0"):
+        whet.build(model()).session(device="cuda:one", cache=False)
+
+
+def test_several_gpus_in_one_process() -> None:
+    """Nothing of one is ever used on the other: the stub asserts it at each launch."""
+    with stubbed(devices=2) as gpus:
+        engine = whet.build(model())
+        sessions = [engine.session(device=f"cuda:{n}", cache=False) for n in (0, 1, 0)]
+        for seed in range(3):
+            for session in sessions:
+                check(session.run(drawn(seed)), drawn(seed))
+        errors: list[BaseException] = []
+
+        def work(session: whet.Session) -> None:
+            try:
+                for seed in range(10):
+                    check(session.run(drawn(seed)), drawn(seed))
+            except BaseException as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=work, args=(s,)) for s in sessions * 2]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not errors
+        assert len(gpus.contexts) == 2
+        taken = {gpus.owner[at] for at in gpus.memory}
+        assert taken == set(gpus.contexts), "weights and arenas lie on both"
+        del session, sessions, engine
