@@ -150,6 +150,9 @@ def _list_tensors(engine: Engine, options: argparse.Namespace) -> int:
         (name, str(value.type), " + ".join(origins.get(value, ())))
         for name, value in engine.source.tensors.items()
     ]
+    rows += [
+        (name, "", "its rank is known as the model runs") for name in sorted(engine.source.late)
+    ]
     inside = "in a body of control flow: as often as that runs"
     rows += [(name, dtype, inside) for name, dtype in engine.source.inner.items()]
     table(("tensor", "type", "node"), rows, left=(0, 1, 2))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
@@ -72,6 +72,9 @@ class Late(Protocol):
     @property
     def outputs(self) -> tuple[str, ...]:
         """Names of the whole model's outputs, in order, from whichever stage they come."""
+
+    def without(self, names: Collection[str]) -> Late | None:
+        """The same without the outputs of these names; None where none are left."""
 
     def stage(
         self, captured: Mapping[str, Any], weights: Callable[[str], np.ndarray] | None

@@ -23,7 +23,7 @@ from whet.passes.recognise import Numbers
 from whet.passes.simplify import simplify
 from whet.progress import ProgressMonitor, monitored, phase
 from whet.runtime.ahead import compile_ahead
-from whet.runtime.debug import source_of, without_outputs
+from whet.runtime.debug import outputs_of, source_of, without_outputs
 from whet.runtime.devices import architecture_called, compiler_for
 from whet.runtime.engine import Engine
 from whet.runtime.profile import Profile, check_profiles
@@ -69,22 +69,24 @@ def build(
         graph = optimise(source.with_outputs(debug), _dump(), numbers)
         if precision is not None:
             graph = optimise(lowered(graph, precision), _dump(), passes=(fold_constants, simplify))
-        marked = tuple(n for n in graph.output_names if n not in imported.graph.output_names)
+        given = {*imported.graph.output_names, *outputs_of(imported.graph)}
+        named = dict.fromkeys((*graph.output_names, *outputs_of(graph)))
+        marked = tuple(name for name in named if name not in given)
         if not refittable:
             graph, weights = fold_by_value(graph, weights)
         step()
-        given = (profiles,) if isinstance(profiles, Profile) else tuple(profiles or ())
-        check_profiles(given, graph)
+        ranges = (profiles,) if isinstance(profiles, Profile) else tuple(profiles or ())
+        check_profiles(ranges, graph)
         plain = without_outputs(graph, marked)
         architectures = tuple(map(architecture_called, architectures))
-        kernels = _prebuilt(plain, architectures, step, given) if architectures else None
+        kernels = _prebuilt(plain, architectures, step, ranges) if architectures else None
         compiled_for = tuple(str(compiler_for(name).architecture) for name in architectures)
     if not refittable:
-        return Engine(graph, weights, given, False, {}, kernels, (), compiled_for, marked)
+        return Engine(graph, weights, ranges, False, {}, kernels, (), compiled_for, marked)
     frozen = {n: digest(imported.weights[n]) for n in sorted(imported.frozen | numbers.frozen)}
     unused = frozenset(imported.weights) - set(weight_names(graph)) - frozen.keys()
     return Engine(
-        graph, weights, given, refittable, frozen, kernels, unused, compiled_for, marked, source
+        graph, weights, ranges, refittable, frozen, kernels, unused, compiled_for, marked, source
     )
 
 

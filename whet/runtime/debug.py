@@ -7,9 +7,12 @@ more with that value as a further output.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from functools import cached_property
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from whet.engine.weights import WeightStore
@@ -30,34 +33,55 @@ class Source:
     graph: Graph
     tensors: Mapping[str, Value]
     inner: Mapping[str, str] = field(default_factory=dict)
-    """The dtypes of tensors in the bodies of control flow."""
+    """The dtypes of tensors in the bodies of control flow, as far as these were read."""
     model: Any = None
-    """The model's records, from which it is read again with such tensors as outputs."""
+    """The model's records, from which it is read again with other tensors as outputs."""
+
+    @cached_property
+    def late(self) -> frozenset[str]:
+        """Tensors of the model's own graph that lie behind ranks which only a run can tell."""
+        made = {name for node in self.model.body.nodes for name in node.outputs if name}
+        return frozenset(made - self.tensors.keys())
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """All tensors that can be read out."""
+        return tuple(dict.fromkeys((*self.tensors, *sorted(self.late), *self.inner)))
+
+    def unread(self, names: Iterable[str]) -> bool:
+        """Whether some lie in bodies that are read only when the model runs."""
+        from whet.frontends.onnx.watched import inner_names
+
+        return bool(set(names) & inner_names(self.model.body).keys() - set(self.names))
 
     def with_outputs(self, names: Collection[str]) -> Graph:
         """The graph that also gives these values; raises InvalidInput with all names it lacks."""
-        inside = {n: self.inner[n] for n in names if n in self.inner and n not in self.tensors}
-        unknown = [name for name in names if name not in self.tensors and name not in inside]
+        unknown = [name for name in names if name not in self.names]
         if unknown:
             raise InvalidInput(_unknown(unknown, self._near(unknown)))
-        if inside:
-            return self._with_inner(inside).with_outputs(names)
-        return _with_outputs(self.graph, {name: self.tensors[name] for name in names})
+        further = [name for name in names if name not in self.tensors]
+        source = self._with_further(further) if further else self
+        ready = {name: source.tensors[name] for name in names if name in source.tensors}
+        return _with_outputs(source.graph, ready)
 
-    def _with_inner(self, dtypes: Mapping[str, str]) -> Source:
-        """The model read again so that its own graph has tensors of its bodies, as lists."""
+    def _with_further(self, names: Sequence[str]) -> Source:
+        """The model read again so that its own outputs are these, too: tensors behind ranks that
+        only a run can tell, and lists of those in bodies."""
         from whet.frontends.onnx.importer import import_model
         from whet.frontends.onnx.watched import watched
 
-        imported = import_model(watched(self.model, dtypes))
-        return Source(imported.graph, imported.tensors)
+        body, inside = self.model.body, {n: self.inner[n] for n in names if n not in self.late}
+        given = dict(body.outputs)
+        behind = ((name, None) for name in names if name in self.late and name not in given)
+        body = replace(body, outputs=(*body.outputs, *behind))
+        imported = import_model(watched(replace(self.model, body=body), inside))
+        return replace(self, graph=imported.graph, tensors=imported.tensors)
 
     def _near(self, names: Sequence[str]) -> list[str]:
         """Tensors that may have been meant: results of nodes of these names, and similar names."""
         origins = self.graph.origins
         of_nodes = [t for t, v in self.tensors.items() if set(origins.get(v, ())) & set(names)]
-        known = [*self.tensors, *self.inner]
-        similar = [near for n in names for near in get_close_matches(n, known, 3)]
+        similar = [near for n in names for near in get_close_matches(n, self.names, 3)]
         return list(dict.fromkeys([*of_nodes, *similar]))
 
 
@@ -76,16 +100,23 @@ def source_of(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> tuple[
     return Source(imported.graph, imported.tensors, imported.inner, records), imported
 
 
+def outputs_of(graph: Graph) -> tuple[str, ...]:
+    """The names of all that a graph gives, be it behind ranks that only a run can tell."""
+    return graph.output_names if graph.late is None else graph.late.outputs
+
+
 def without_outputs(graph: Graph, names: Collection[str]) -> Graph:
     """The graph that does not give the outputs of these names."""
     if not names:
         return graph
     kept = [n for n, name in enumerate(graph.output_names) if name not in names]
-    captured = graph.outputs[len(graph.output_names) :]
+    late = graph.late and graph.late.without(names)
+    captured = graph.outputs[len(graph.output_names) :] if late is not None else ()
     return replace(
         graph,
         outputs=(*(graph.outputs[n] for n in kept), *captured),
         output_names=tuple(graph.output_names[n] for n in kept),
+        late=late,
     )
 
 
@@ -113,37 +144,41 @@ class Tensors:
     def __init__(self, graph: Graph, marked: Sequence[str], source: Source | None) -> None:
         self.graph = without_outputs(graph, marked)
         """What runs where nothing is read out."""
-        self.source = source
-        self.known = dict(zip(graph.output_names, graph.outputs))
-        """Values that the engine's own graph gives: outputs, and what was marked when built."""
-        self._graphs: dict[tuple[str, ...], Graph] = {}
+        self.marked, self.source = marked, source
+        self._whole = graph
+        self._graphs: dict[Any, Graph] = {}
 
     def graph_of(
         self,
         names: Collection[str],
         weights: WeightStore,
         model: str | os.PathLike[str] | bytes | onnx.ModelProto | None = None,
+        dtypes: Callable[[], Mapping[str, str]] = dict,
     ) -> Graph:
-        """The graph that also gives these values; raises InvalidInput for what it cannot."""
-        key = tuple(sorted(names))
+        """The graph that also gives these values; raises InvalidInput for what it cannot. `dtypes`
+        is asked for those of tensors in bodies that are read only when the model runs."""
+        key = tuple(sorted(names)), _identity(model)
         if key not in self._graphs:
-            self._graphs[key] = self._graph_of(key, weights, model)
+            self._graphs[key] = self._graph_of(names, weights, model, dtypes)
         return self._graphs[key]
 
     def _graph_of(
         self,
-        names: tuple[str, ...],
+        names: Collection[str],
         weights: WeightStore,
         model: str | os.PathLike[str] | bytes | onnx.ModelProto | None,
+        dtypes: Callable[[], Mapping[str, str]],
     ) -> Graph:
-        if all(name in self.known for name in names):
-            return _with_outputs(self.graph, {name: self.known[name] for name in names})
+        known = {*self._whole.output_names, *outputs_of(self._whole)}
+        if known.issuperset(names):
+            return without_outputs(self._whole, [n for n in self.marked if n not in names])
         source = self.source if model is None else read(model)
         if source is None:
-            unknown = [name for name in names if name not in self.known]
-            raise InvalidInput(_unmarked(unknown, self.graph))
+            raise InvalidInput(_unmarked([n for n in names if n not in known], self.graph))
         if model is not None:
             _require_same_inputs(source.graph, self.graph)
+        if source.unread(names):
+            source = replace(source, inner={**dtypes(), **source.inner})
         # The passes take longer to load than the start of a session may.
         from whet.passes.pipeline import optimise
         from whet.passes.recognise import Numbers
@@ -188,6 +223,19 @@ class Readout:
                 self.written.setdefault(step, []).append((wanted[value], value))
 
 
+def _identity(model: str | os.PathLike[str] | bytes | onnx.ModelProto | None) -> Any:
+    """What tells models apart: of a file where it lies and when it was written, else the bytes."""
+    if isinstance(model, str | os.PathLike):
+        with suppress(OSError, ValueError):
+            status = os.stat(model)
+            return os.fspath(model), status.st_mtime_ns, status.st_size
+        return os.fspath(model)
+    if model is None:
+        return None
+    data = model if isinstance(model, bytes) else model.SerializeToString()
+    return blake2b(data, digest_size=20).digest()
+
+
 def _require_same_inputs(given: Graph, engine: Graph) -> None:
     theirs, ours = ([(v.op, v.type) for v in graph.inputs] for graph in (given, engine))
     if theirs != ours:
@@ -200,7 +248,8 @@ def _unknown(names: Sequence[str], near: Sequence[str]) -> str:
     listed = ", ".join(map(repr, names))
     return (
         f"the model has no tensor {listed} that can be read out{said}. In a branch that no run "
-        "takes there is none; behind ranks that only a run can tell, make it an output of the model"
+        "takes there is none; in a body behind ranks that only a run can tell there is for "
+        "session.debug, and not when an engine is built"
     )
 
 

@@ -24,7 +24,7 @@ from whet.ir.types import TensorType, Type
 from whet.knobs import knobs
 from whet.progress import ProgressMonitor, monitored, phase
 from whet.runtime.cache import Cache
-from whet.runtime.debug import Source, Tensors, without_outputs
+from whet.runtime.debug import Source, Tensors, outputs_of, without_outputs
 from whet.runtime.devices import (
     cache_of,
     open_device,
@@ -96,8 +96,8 @@ class Engine:
         """The names that `debug` can read out of a session's runs: all of the model's where it was
         built in this process, else its outputs and those that were marked then."""
         if self.source is None:
-            return self.graph.output_names
-        return (*self.source.tensors, *self.source.inner)
+            return tuple(dict.fromkeys((*self.graph.output_names, *outputs_of(self.graph))))
+        return self.source.names
 
     @cached_property
     def names(self) -> Names:

@@ -38,7 +38,7 @@ class Generation:
         self.arrays = dict(arrays)
         self.given: WeakKeyDictionary[Any, Given] = WeakKeyDictionary()
         """What each program reads, put together when it first runs with these weights."""
-        self._regions: dict[Any, Any] = {}
+        self._regions: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
     def late(self, region: Any) -> Any:
         """The late region whose stages were made with these weights, some of which they read as

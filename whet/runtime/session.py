@@ -17,7 +17,7 @@ from whet.ir.types import TensorType, Type
 from whet.plan.plan import Plan
 from whet.plan.timeline import Recording
 from whet.plan.trace import Look, Trace, tracing
-from whet.runtime.debug import Readout, Tensors
+from whet.runtime.debug import Readout, Tensors, outputs_of
 from whet.runtime.inputs import accept
 from whet.runtime.inspect import Inspection, inspect, inspect_run
 from whet.runtime.memory import Memory
@@ -52,7 +52,7 @@ class Session:
         self._way = specialize, deterministic
         self.inputs: dict[str, Type] = {v.op.name: v.type for v in graph.inputs}  # type: ignore[attr-defined]
         self._accepted = [(f"input {n!r}", n, kind, {}) for n, kind in self.inputs.items()]  # type: ignore[var-annotated]
-        self._outputs = graph.late.outputs if graph.late is not None else graph.output_names
+        self._outputs = outputs_of(graph)
         self._runner = self.runner_on(device, weights, threads)
         self.better: Better | None = None
         """What takes over when it has run a few times."""
@@ -169,7 +169,7 @@ class Session:
             if self.graph.late is None:
                 return named
             return {name: named[name] for name in self._outputs}
-        graph = self._tensors.graph_of(debug, self.weights)
+        graph = self._debug_graph(inputs, debug)
         readout = Readout(debug, lambda: self.plans)
         with tracing(Trace(readout.look)):
             named = self._run(graph, inputs, out, stream)
@@ -182,8 +182,8 @@ class Session:
         names: Collection[str],
         model: str | os.PathLike[str] | bytes | onnx.ModelProto | None = None,
     ) -> dict[str, Any]:
-        """Arrays by name of any tensors that the ONNX file has; of one in the body of an If, a Loop
-        or a Scan the list of its arrays, one for each time that the body ran.
+        """Arrays by name of any tensors that the ONNX file has; of one in the body of an If, a
+        Loop, a Scan or a SequenceMap the list of its arrays, one for each time that the body ran.
 
         What is fused away is computed by a plan of its own, which is compiled the first time; its
         other kernels may be fused, and round, differently for that. An engine that was loaded from
@@ -191,9 +191,25 @@ class Session:
         the ONNX file that it was built from. Raises InvalidInput with all names that are unknown,
         and what `run` raises.
         """
-        graph = self._tensors.graph_of(names, self.weights, model)
+        graph = self._debug_graph(inputs, names, model)
         named = self._run(graph, inputs)
         return {name: named[name] for name in names}
+
+    def _debug_graph(
+        self,
+        inputs: Mapping[str, Any],
+        names: Collection[str],
+        model: str | os.PathLike[str] | bytes | onnx.ModelProto | None = None,
+    ) -> Graph:
+        """The graph that also gives tensors of these names, for a run with such inputs."""
+
+        def dtypes() -> Mapping[str, str]:
+            prepared, late = self._runner.prepared, self.graph.late
+            with prepared.pinned():
+                self._run(self.graph, inputs)
+                return {} if late is None else prepared.generation.late(late).stages.inner
+
+        return self._tensors.graph_of(names, self.weights, model, dtypes)
 
     def _run(
         self,

@@ -113,6 +113,18 @@ class Stages:
             self._forget()
         return stage
 
+    @property
+    def inner(self) -> dict[str, str]:
+        """The dtypes of tensors in the bodies of control flow, as far as stages have read these."""
+        with self.lock:
+            stages = [stage for found in self.made.values() for stage in found]
+        dtypes: dict[str, str] = {}
+        for stage in stages:
+            dtypes.update(stage.inner)
+            if isinstance(stage.graph.late, Region):
+                dtypes.update(stage.graph.late.stages.inner)
+        return dtypes
+
     def key(self, captured: Mapping[str, Any]) -> tuple[Any, ...]:
         """What all stages depend on: dtypes and shapes."""
         return tuple(_shape(captured[name]) for name in self.region.captured)

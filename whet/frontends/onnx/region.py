@@ -3,7 +3,7 @@ data."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -49,6 +49,16 @@ class Region:
         """The graph for the captured values: arrays, lists of them, or None for an absent
         optional."""
         return self.stages.get(captured, weights).graph
+
+    def without(self, names: Collection[str]) -> Region | None:
+        """The region that does not give the outputs of these names; None where none are left."""
+        if not set(names) & set(self.outputs):
+            return self
+        ends = tuple(end for end in self.body.outputs if end[0] not in names)
+        if not ends:
+            return None
+        outputs = tuple(name for name in self.outputs if name not in names)
+        return replace(self, body=replace(self.body, outputs=ends), outputs=outputs)
 
     def to_plain(self) -> dict[str, Any]:
         """JSON-able data; the tensors' bytes are not in it, `tensors` lists what must be kept

@@ -1,4 +1,4 @@
-"""Tensors inside the bodies of If, Loop and Scan, made outputs of the model.
+"""Tensors inside the bodies of If, Loop, Scan and SequenceMap, made outputs of the model.
 
 A body runs any number of times: what such an output gives is the list of the tensor's arrays, one
 for each time. The list is handed from node to node and into the bodies, as a state that each of
@@ -7,26 +7,31 @@ them carries, so that nothing else has to know of it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from whet.frontends.onnx.model import DTYPES, Body, Model, Node
+from whet.ir.types import UnrankedType
 
 OPSET = 17
 """In which the nodes that are added have their meaning."""
 
 CARRIES = {"If", "Loop", "Scan"}
+MAPS = "SequenceMap"
+"""It has no states: what its body gives for each element is a sequence, of which the list takes
+all."""
 
 
 def inner_names(body: Body) -> dict[str, None]:
     """The names that only bodies give a meaning, in their order."""
     found: dict[str, None] = {}
     for node in body.nodes:
-        for inner in node.bodies if node.operator in CARRIES else ():
+        for inner in node.bodies if node.operator in {*CARRIES, MAPS} else ():
             made = (name for n in inner.nodes for name in n.outputs if name)
             found.update(dict.fromkeys(made))
-            found.update(inner_names(inner))
+            if node.operator in CARRIES:
+                found.update(inner_names(inner))
     return {name: None for name in found if name not in body.own}
 
 
@@ -48,20 +53,20 @@ def watched(model: Model, dtypes: Mapping[str, str]) -> Model:
     """The model with further outputs: the lists of these tensors of its bodies, by their names."""
     body = model.body
     for number, (name, dtype) in enumerate(dtypes.items()):
-        body = _Watch(name, f"{name}#{number}").model(body, dtype)
+        body = _Watch(name, f"{name}#{number}", dtype).model(body)
     return replace(model, body=body)
 
 
 class _Watch:
     """One tensor, and the names of its list on the way."""
 
-    def __init__(self, name: str, stem: str) -> None:
-        self.name, self.stem, self.count = name, stem, 0
+    def __init__(self, name: str, stem: str, dtype: str) -> None:
+        self.name, self.stem, self.dtype, self.count = name, stem, dtype, 0
 
-    def model(self, body: Body, dtype: str) -> Body:
+    def model(self, body: Body) -> Body:
         """The model's own graph with the list as its last output."""
         start = self.fresh()
-        number = next(n for n, found in DTYPES.items() if found == dtype)
+        number = next(n for n, found in DTYPES.items() if found == self.dtype)
         first = _node("SequenceEmpty", (), start, {"dtype": number})
         nodes, end = self.nodes(body.nodes, start)
         last = _node("Identity", (end,), self.name)
@@ -75,6 +80,10 @@ class _Watch:
             if node.operator in CARRIES and any(map(self.is_in, node.bodies)):
                 before, at = at, self.fresh()
                 node = self.carrying(node, before, at)
+            elif node.operator == MAPS and any(self.name in b.own for b in node.bodies):
+                given, before, at = self.fresh(), at, self.fresh()
+                found += (self.mapping(node, given), *self.adding(given, before, at))
+                continue
             found.append(node)
         return found, at
 
@@ -105,6 +114,26 @@ class _Watch:
             outputs=_with(node.outputs, states, after, ""),
             attributes={**node.attributes, key: inner},
         )
+
+    def mapping(self, node: Node, given: str) -> Node:
+        """A map that gives the sequence of the tensor, too."""
+        ((key, body),) = _bodies(node).items()
+        outputs = _with(node.outputs, len(body.outputs), given, "")
+        body = replace(body, outputs=(*body.outputs, (self.name, UnrankedType(self.dtype))))
+        return replace(node, outputs=outputs, attributes={**node.attributes, key: body})
+
+    def adding(self, given: str, before: str, after: str) -> Iterator[Node]:
+        """Nodes that add a sequence to the list."""
+        count, number, going, still, at, item, end = (self.fresh() for _ in range(7))
+        nodes = (
+            _node("Identity", (going,), still),
+            _node("SequenceAt", (given, number), item),
+            _node("SequenceInsert", (at, item), end),
+        )
+        inputs = ((number, None), (going, None), (at, None))
+        body = Body("", nodes, inputs, ((still, None), (end, None)), {})
+        yield _node("SequenceLength", (given,), count)
+        yield _node("Loop", (count, "", before), after, {"body": body})
 
     def body(self, body: Body, at: str, place: int) -> Body:
         """A body whose output in this place is the list, which it knows as `at`, with all that is
