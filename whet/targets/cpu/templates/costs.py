@@ -18,7 +18,8 @@ from whet.targets.cpu.templates.schedule import Schedule
 from whet.targets.cpu.templates.specification import Convolution
 from whet.targets.cpu.templates.tiling import Grid, split_even
 
-L1, L1_WAYS, L2 = 32 << 10, 12, 1 << 20
+L1, L1_WAYS, L2 = 32 << 10, 8, 1 << 20
+"""Bytes of a core's caches and ways of the first, the least of today's processors."""
 LATENCY = 4
 """Cycles until a sum can be used again; two products start in each cycle."""
 LINE_FROM_L2 = 4.0
