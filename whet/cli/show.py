@@ -142,7 +142,8 @@ def _show_graph(options: argparse.Namespace) -> int:
 def _list_tensors(engine: Engine, options: argparse.Namespace) -> int:
     """The tensors that can be read out of a run, and the node that gives each."""
     if engine.source is None:
-        table(("tensor", "type"), [(n, t) for n, t in _known(engine)], left=(0, 1))
+        known = dict(_known(engine))
+        table(("tensor", "type"), [(n, known.get(n, "")) for n in engine.tensors], left=(0, 1))
         note("an engine knows its outputs and what was marked: whet build --debug NAME")
         return OK
     origins = engine.source.graph.origins
@@ -150,9 +151,8 @@ def _list_tensors(engine: Engine, options: argparse.Namespace) -> int:
         (name, str(value.type), " + ".join(origins.get(value, ())))
         for name, value in engine.source.tensors.items()
     ]
-    rows += [
-        (name, "", "its rank is known as the model runs") for name in sorted(engine.source.late)
-    ]
+    late = "behind ranks that only a run can tell"
+    rows += [(name, "", late) for name in sorted(engine.source.late)]
     inside = "in a body of control flow: as often as that runs"
     rows += [(name, dtype, inside) for name, dtype in engine.source.inner.items()]
     table(("tensor", "type", "node"), rows, left=(0, 1, 2))
