@@ -86,9 +86,8 @@ def with_whet(images: np.ndarray, labels: np.ndarray, cache: str) -> tuple[Any, 
     file = size((OUT / "network.whet").stat().st_size)
     say(f"{NETWORK.name}: {nodes} values in the graph -> {file} of engine -> {kernels} kernels")
     say(f"for {session.architecture}, {session.threads} threads\n")
-    started = [cached_start(cache) for _ in range(2)][
-        -1
-    ]  # the first one may have to write bytecode
+    cached_start(cache)  # writes bytecode where there is none yet
+    started = cached_start(cache)
 
     def run(x: np.ndarray) -> np.ndarray:
         return session.run({"image": x})["logits"]  # type: ignore[no-any-return]

@@ -142,7 +142,8 @@ def _show_graph(options: argparse.Namespace) -> int:
 def _list_tensors(engine: Engine, options: argparse.Namespace) -> int:
     """The tensors that can be read out of a run, and the node that gives each."""
     if engine.source is None:
-        known = dict(_known(engine))
+        graph = engine.graph
+        known = {name: str(v.type) for name, v in zip(graph.output_names, graph.outputs)}
         table(("tensor", "type"), [(n, known.get(n, "")) for n in engine.tensors], left=(0, 1))
         note("an engine knows its outputs and what was marked: whet build --debug NAME")
         return OK
@@ -157,11 +158,6 @@ def _list_tensors(engine: Engine, options: argparse.Namespace) -> int:
     rows += [(name, dtype, inside) for name, dtype in engine.source.inner.items()]
     table(("tensor", "type", "node"), rows, left=(0, 1, 2))
     return OK
-
-
-def _known(engine: Engine) -> list[tuple[str, str]]:
-    graph = engine.graph
-    return [(name, str(v.type)) for name, v in zip(graph.output_names, graph.outputs)]
 
 
 def _inspect(engine: Engine, options: argparse.Namespace) -> Inspection:
