@@ -36,6 +36,11 @@ ALIGNMENT = 64
 
 def encode(graph: Graph) -> tuple[Plain, bytes]:
     """The graph as plain data, and the bytes of the constants that are too large for it."""
+    return encode_with_tokens(graph)[:2]
+
+
+def encode_with_tokens(graph: Graph) -> tuple[Plain, bytes, tuple[Token, ...]]:
+    """The same, and the graph's tokens by their numbers there."""
     encoder = _Encoder()
     encoder.graph(graph)
     plain = {
@@ -43,7 +48,7 @@ def encode(graph: Graph) -> tuple[Plain, bytes]:
         "operators": list(encoder.operators.values()),
         "graphs": encoder.graphs,
     }
-    return plain, bytes(encoder.constants)
+    return plain, bytes(encoder.constants), tuple(encoder.tokens)
 
 
 class _Encoder:
@@ -55,7 +60,7 @@ class _Encoder:
         self.graphs: list[Plain] = []
         self.constants = bytearray()
         self._graph_index: dict[int, int] = {}
-        self._token_index: dict[Token, int] = {}
+        self.tokens: dict[Token, int] = {}
         self._offsets: dict[tuple[str, bytes], int] = {}
 
     def graph(self, graph: Graph) -> int:
@@ -129,7 +134,7 @@ class _Encoder:
             case OptionalType():
                 return {"o": self.plain(x.element)}
             case Token():
-                return {"k": self._token_index.setdefault(x, len(self._token_index))}
+                return {"k": self.tokens.setdefault(x, len(self.tokens))}
             case Graph():
                 return {"g": self.graph(x)}
             case Op():

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import blake2b
 
-from whet.engine.encode import encode
-from whet.ir.graph import Graph
+from whet.engine.encode import encode_with_tokens
+from whet.ir.graph import Graph, Token
 from whet.plan.legalize import legal
 from whet.plan.likely import likely_values
 from whet.plan.plan import Plan, make_plan
@@ -33,33 +34,34 @@ def compiled(
     if device.cache is None:
         plan = planned(graph, device, prepare)
         return plan, device.executable(plan, threads)
-    key = _key(graph, device, prepare)
-    kept = _kept(device, key)
+    key, tokens = _key(graph, device, prepare)
+    kept = _kept(device, key, tokens)
     plan = kept or planned(graph, device, prepare)
     executable = device.executable(plan, threads)
     if kept is None:
         try:
-            device.cache.put(key, pack(plan), device.about)
+            device.cache.put(key, pack(plan, tokens), device.about)
         except Unstorable:
-            logger.debug("a plan with inner graphs or effects is not kept")
+            logger.debug("a plan with tokens of its own is not kept")
     return plan, executable
 
 
-def _kept(device: Device, key: str) -> Plan | None:
+def _kept(device: Device, key: str, tokens: Sequence[Token]) -> Plan | None:
     """A plan from the cache."""
     found = device.cache.get(key)
     if found is None:
         return None
     try:
-        return unpack(found)
+        return unpack(found, tokens)
     except Exception as error:  # whatever is wrong with it, a plan can be made anew
         logger.warning("a plan in the cache cannot be read, and is made anew: %r", error)
         return None
 
 
-def _key(graph: Graph, device: Device, prepare: bool) -> str:
-    """What the cache knows a plan by: all that it depends on."""
-    plain, constants = encode(replace(graph, late=None))
+def _key(graph: Graph, device: Device, prepare: bool) -> tuple[str, tuple[Token, ...]]:
+    """What the cache knows a plan by: all that it depends on; and what is the graph's alone."""
+    plain, constants, tokens = encode_with_tokens(replace(graph, late=None))
     about = [device.planned_for, prepare, sorted(likely_values().items())]
     text = json.dumps([about, plain])
-    return blake2b(constants, key=blake2b(text.encode()).digest(), digest_size=20).hexdigest()
+    salt = blake2b(text.encode()).digest()
+    return blake2b(constants, key=salt, digest_size=20).hexdigest(), tokens
