@@ -87,7 +87,7 @@ class Footprint:
     staged: int
     """Inputs and outputs that are the host's."""
     code: int
-    """About what machine code takes."""
+    """About what machine code takes, and what launches it."""
     taken: int
     """All of it, in the pieces that the device is asked for."""
 

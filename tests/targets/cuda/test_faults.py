@@ -28,7 +28,7 @@ from whet.targets.cuda import compile as compiling
 from whet.targets.cuda import driver
 from whet.targets.cuda.architecture import Architecture
 from whet.targets.cuda.compile import Function, pack, to_object, unpack
-from whet.targets.cuda.memory import Heap
+from whet.targets.cuda.memory import Loan
 from whet.targets.cuda.source import Source
 
 
@@ -147,7 +147,7 @@ def test_out_of_memory(gpu: Driver) -> None:
     with pytest.raises(
         OutOfMemory, match=r"1,099,511,627,776 bytes on a stub, of which [\d,]+ are"
     ):
-        Heap.of(driver.Context.of(0)).take(1 << 40)
+        Loan(driver.Context.of(0).stream, 1 << 40)
     with pytest.raises(
         OutOfMemory, match=r"close other sessions, use smaller sizes.*weight_budget"
     ):

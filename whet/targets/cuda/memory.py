@@ -68,8 +68,7 @@ class Heap:
             context.use()
             status, pointer = api().cuMemAlloc(size)
             if int(status):
-                there = f"{context.found.name}, of which {context.free_bytes():,} are free"
-                raise failure(status, f"allocating {size:,} bytes on {there}")
+                raise _refused(context, status, size)
             return int(pointer)
 
         heap = cls(allocate, lambda block: _free(context, block))
@@ -165,6 +164,12 @@ class Piece:
         self.heap.give_back(self.pointer, self.size)
 
 
+def _refused(context: Context, status: Any, size: int) -> Exception:
+    """What it means that the driver gives no memory."""
+    there = f"{context.found.name}, of which {context.free_bytes():,} are free"
+    return failure(status, f"allocating {size:,} bytes on {there}")
+
+
 def _free(context: Context, pointer: int) -> None:
     """Once all that the device does is done."""
     api().cuCtxSetCurrent(context.handle)
@@ -186,7 +191,7 @@ class Loan:
         context.use()
         address, number = ctypes.addressof(found), self.stream.number
         if status := direct().cuMemAllocAsync(address, self.size, number):
-            raise failure(status, f"allocating {self.size:,} bytes on {context.found.name}")
+            raise _refused(context, status, self.size)
         return found.value
 
     def __del__(self) -> None:
