@@ -124,8 +124,7 @@ class Layers:
         if wanted is None:
             self.not_compared += 1
             return
-        name = " + ".join(step.nodes) or str(value.op)
-        name += f", time {time + 1}" if time else ""
+        name = step.where + (f", time {time + 1}" if time else "")
         finding = compare_one(name, values[value], wanted, self.tolerance)
         own = None
         if not finding.is_right:

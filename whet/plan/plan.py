@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
+from whet.errors import Error, IndexOutOfRange, located
+from whet.ir.evaluate import compute
 from whet.ir.graph import Graph, Value
 from whet.ir.sizes import Size, product
 from whet.ir.types import TensorType
@@ -38,6 +41,26 @@ class Step:
     @property
     def name(self) -> str:
         return self.kernel.name if self.kernel else f"reference {type(self.value.op).__name__}"
+
+    @property
+    def where(self) -> str:
+        """The nodes of the model that it is for, as errors name them."""
+        return " + ".join(self.nodes) or str(self.value.op)
+
+    def computed(
+        self, arrays: Sequence[Any], sizes: Mapping[str, int], run_graph: Callable[..., Any]
+    ) -> Sequence[Any]:
+        """What its operator gives on the host; `run_graph` runs the graphs that it may have."""
+        extra = [run_graph] if self.value.op.runs_graphs else []
+        try:
+            return compute(self.value, [*extra, *arrays], sizes)
+        except Error as error:
+            raise located(error, self.where) from error.__cause__
+
+    def index_error(self) -> Error:
+        """What a run raises where its kernel met an index outside of the axis."""
+        text = "an index lies outside the axis that it chooses from"
+        return located(IndexOutOfRange(text), self.where)
 
 
 def segments(steps: Sequence[Step]) -> list[tuple[int, int]]:

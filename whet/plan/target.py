@@ -30,6 +30,16 @@ class Template(Protocol):
         """Whether input `position` may be read through a view that is not contiguous."""
 
 
+class Plain:
+    """The part of a Template that reads and writes whole tensors, and nothing rides along."""
+
+    has_epilogue = False
+    has_strided_output = False
+
+    def takes(self, op: Op, position: int, view: View) -> bool:
+        return False
+
+
 @dataclass(frozen=True)
 class Capabilities:
     """The part of a target that planning needs: no device, no compiler."""

@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from whet.errors import Error, IndexOutOfRange, located
-from whet.ir.evaluate import compute
 from whet.ir.graph import Value
 from whet.ir.types import TensorType
 from whet.plan import trace
@@ -394,11 +392,7 @@ class _Context:
     ) -> None:
         assert self.bound is not None
         arrays = [None if i is None else values[i] for i in step.value.inputs]
-        extra = [run_graph] if step.value.op.runs_graphs else []
-        try:
-            results = compute(step.value, [*extra, *arrays], self.bound.sizes)
-        except Error as error:
-            raise located(error, " + ".join(step.nodes) or str(step.value.op)) from error.__cause__
+        results = step.computed(arrays, self.bound.sizes, run_graph)
         for value, result in zip(step.writes, results):
             if value in values and isinstance(value.type, TensorType):
                 values[value][...] = result
@@ -411,8 +405,4 @@ class _Context:
     def _raise(self) -> None:
         (number, *_) = np.flatnonzero(self.errors)
         self.errors[:] = 0
-        step = self.executable.plan.steps[number]
-        names = " + ".join(step.nodes) or str(step.value.op)
-        raise IndexOutOfRange(
-            f'at node "{names}": an index lies outside the axis that it chooses from'
-        )
+        raise self.executable.plan.steps[number].index_error()

@@ -16,7 +16,8 @@ from whet.ops.elementwise import Cast
 from whet.ops.movement import Pad, reshape, transpose
 from whet.ops.recurrent import GATES, Recurrent
 from whet.plan import recurrent as layers
-from whet.plan.kernel import Expression, Load, Template, View
+from whet.plan.kernel import Expression, Load, Template
+from whet.plan.target import Plain
 from whet.targets.cpu.architecture import Architecture
 from whet.targets.cpu.expressions import Emitter
 from whet.targets.cpu.legalize import legalize
@@ -65,14 +66,8 @@ def pack(weight: Value, gates: int, width: int) -> Value:
     return transpose(reshape(wide, units, gates, blocks, width), 2, 0, 1, 3)
 
 
-class RecurrentTemplate:
+class RecurrentTemplate(Plain):
     """Recurrent of any kind, direction, activations and lengths."""
-
-    has_epilogue = False
-    has_strided_output = False
-
-    def takes(self, op: Any, position: int, view: View) -> bool:
-        return False
 
     def legalize(self, value: Value, architecture: Architecture) -> Any:
         op: Any = value.op

@@ -11,7 +11,8 @@ from typing import Any
 from whet.ir.graph import Value, operator
 from whet.ir.types import TensorType
 from whet.ops.select import Order
-from whet.plan.kernel import Template, View
+from whet.plan.kernel import Template
+from whet.plan.target import Plain
 from whet.targets.cpu.architecture import Architecture
 from whet.targets.cpu.llvm import Function, Index, Module
 from whet.targets.cpu.templates.results import named_sizes
@@ -32,14 +33,8 @@ class MergeSort(Order):
         return order, order
 
 
-class SortTemplate:
+class SortTemplate(Plain):
     """Order along the last axis; threads share lines."""
-
-    has_epilogue = False
-    has_strided_output = False
-
-    def takes(self, op: Any, position: int, view: View) -> bool:
-        return False
 
     def legalize(self, value: Value, architecture: Architecture) -> Value | None:
         (x, *_) = value.inputs or (None,)

@@ -11,7 +11,8 @@ from typing import Any
 from whet.ir.graph import Value, operator
 from whet.ir.types import TensorType
 from whet.ops.select import Suppression
-from whet.plan.kernel import Template, View
+from whet.plan.kernel import Template
+from whet.plan.target import Plain
 from whet.targets.cpu.architecture import Architecture
 from whet.targets.cpu.llvm import Function, Index, Module, literal, vector
 from whet.targets.cpu.reductions import lane_mask
@@ -36,14 +37,8 @@ class SortedSuppression(Suppression):
         raise NotImplementedError("the room that a kernel works in has no meaning")
 
 
-class SuppressionTemplate:
+class SuppressionTemplate(Plain):
     """Suppression with corners in any order or centers, and any of the three limits."""
-
-    has_epilogue = False
-    has_strided_output = False
-
-    def takes(self, op: Any, position: int, view: View) -> bool:
-        return False
 
     def legalize(self, value: Value, architecture: Architecture) -> Any:
         if type(value.op) is not Suppression:

@@ -14,7 +14,8 @@ from whet.ir.graph import Value, operator
 from whet.ir.types import NUMPY_DTYPES
 from whet.ops.recurrent import GATES, Recurrent
 from whet.plan import recurrent as layers
-from whet.plan.kernel import Expression, Load, Template, View
+from whet.plan.kernel import Expression, Load, Template
+from whet.plan.target import Plain
 from whet.targets.cuda import arithmetic
 from whet.targets.cuda.architecture import Architecture
 from whet.targets.cuda.expressions import Emitter, Place, R
@@ -45,14 +46,8 @@ class Tile:
     resident: bool
 
 
-class RecurrentTemplate:
+class RecurrentTemplate(Plain):
     """Recurrent of any kind, direction, activations and lengths."""
-
-    has_epilogue = False
-    has_strided_output = False
-
-    def takes(self, op: Any, position: int, view: View) -> bool:
-        return False
 
     def legalize(self, value: Value, architecture: Architecture) -> Any:
         op: Any = value.op

@@ -12,7 +12,8 @@ from typing import Any
 
 from whet.ir.graph import Value, operator
 from whet.ops.select import Suppression
-from whet.plan.kernel import Template, View
+from whet.plan.kernel import Template
+from whet.plan.target import Plain
 from whet.targets.cuda import arithmetic
 from whet.targets.cuda.architecture import Architecture
 from whet.targets.cuda.source import HEADER, Launch, Source
@@ -40,14 +41,8 @@ class Tile:
     warps: int
 
 
-class SuppressionTemplate:
+class SuppressionTemplate(Plain):
     """Suppression with corners in any order or centers, and any of the three limits."""
-
-    has_epilogue = False
-    has_strided_output = False
-
-    def takes(self, op: Any, position: int, view: View) -> bool:
-        return False
 
     def legalize(self, value: Value, architecture: Architecture) -> Any:
         there = [i for i in value.inputs if i is not None]
