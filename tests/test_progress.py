@@ -81,10 +81,14 @@ def test_a_cancelled_build(model, cancel_at):
     assert log.steps == cancel_at
 
 
-def test_a_cancelled_session_leaves_nothing(model, tmp_path):
+@pytest.mark.parametrize("which", [2, "last"])
+def test_a_cancelled_session_leaves_nothing(model, which, tmp_path):
     folder = tmp_path / "cache"
+    whole = Log()
+    whet.build(model).session("cpu", cache=tmp_path / "whole", progress=whole)
+    assert list((tmp_path / "whole").glob("*"))
     engine = whet.build(model)
-    log = Log(cancel_at=2)
+    log = Log(cancel_at=whole.steps if which == "last" else which)
     threads = set(threading.enumerate())
     with pytest.raises(whet.Cancelled):
         engine.session("cpu", cache=folder, progress=log)

@@ -16,7 +16,8 @@ import stat
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,6 +72,26 @@ class ImportedEntries:
         return f"{self.kept} entries imported" + (f"; skipped: {reasons}" if reasons else "")
 
 
+_held: ContextVar[dict[tuple[Cache, str], tuple[bytes, str]] | None] = ContextVar(
+    "whet held", default=None
+)
+"""What this thread's work has put into caches, and may still take back."""
+
+
+@contextmanager
+def kept_in_the_end() -> Iterator[None]:
+    """Within it, what this thread puts into caches is only kept once all has gone well: work that
+    is cancelled leaves nothing behind."""
+    held: dict[tuple[Cache, str], tuple[bytes, str]] = {}
+    token = _held.set(held)
+    try:
+        yield
+    finally:
+        _held.reset(token)
+    for (cache, key), entry in held.items():
+        cache.put(key, *entry)
+
+
 class Cache:
     """Compiled kernels and their plans in a folder of the user's own, for any number of threads and
     processes.
@@ -96,6 +117,9 @@ class Cache:
 
     def get(self, key: str) -> bytes | None:
         """The bytes under a key, or None where there are none that can be trusted."""
+        held = _held.get()
+        if held is not None and (self, key) in held:
+            return held[self, key][0]
         folder = self._opened()
         if folder is None:
             return None
@@ -124,6 +148,10 @@ class Cache:
 
         `about` says what the code is for: "cpu GENERATOR ARCHITECTURE".
         """
+        held = _held.get()
+        if held is not None:
+            held[self, key] = bytes(data), about
+            return
         folder = self._opened()
         name, content = _file_name(key), entries.pack(Entry(key, about, bytes(data)))
         if folder is None or len(content) > self.limit:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Collection, Mapping
 from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from whet.ir.graph import Graph
 from whet.ir.types import TensorType, Type
 from whet.knobs import knobs
 from whet.progress import ProgressMonitor, monitored, phase
-from whet.runtime.cache import Cache
+from whet.runtime.cache import Cache, kept_in_the_end
 from whet.runtime.debug import Source, Tensors, outputs_of, without_outputs
 from whet.runtime.devices import (
     cache_of,
@@ -232,7 +233,8 @@ class Engine:
         how = (self.kernels, count, seconds, tries)
         opened = self._device(device, store, how, allocator)
         before = opened.compiled
-        with monitored(progress), phase("session", 1) as step:
+        undone = nullcontext() if progress is None else kept_in_the_end()
+        with undone, monitored(progress), phase("session", 1) as step:
             stream = None if weight_budget is None else stream_for(opened, weight_budget)
             prepared = self.shared.prepared(opened, self._current, count, stream)
             tensors, way = Tensors(self.graph, self.debug, self.source), (specialize, deterministic)
