@@ -97,7 +97,7 @@ class Footprint:
     staged: int
     """Inputs and outputs that are the host's."""
     code: int
-    """About what machine code takes, and what launches it."""
+    """About what machine code takes."""
     taken: int
     """All of it, in the pieces that the device is asked for."""
 

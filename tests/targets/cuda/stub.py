@@ -244,6 +244,13 @@ class Driver(types.ModuleType):
         self.graphs[number] = []
         return 0, number
 
+    CUDA_MEMSET_NODE_PARAMS = Params
+
+    def cuGraphAddMemsetNode(
+        self, graph: int, before: list[int], count: int, params: Params, context: int
+    ) -> tuple[int, int]:
+        return 0, self.new()
+
     def cuGraphAddKernelNode(
         self, graph: int, before: list[int], count: int, params: Params
     ) -> tuple[int, int]:
@@ -307,7 +314,7 @@ class Driver(types.ModuleType):
         return (0,)
 
     def cuGraphInstantiate(self, graph: int, flags: int) -> tuple[int, int]:
-        self.counts["cuGraphInstantiate"] += 1
+        self.counts["cuGraphInstantiate"] += bool(self.graphs[graph])
         number = self.new()
         self.ready[number] = {node: self._frozen(params) for node, params in self.graphs[graph]}
         self.edges[number] = self.edges.get(graph, [])

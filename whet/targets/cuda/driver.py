@@ -219,6 +219,21 @@ class Context:
         value = driver.cuuint64_t(2**63)
         check(driver.cuMemPoolSetAttribute(pool, kept, value), "setting up the pool of memory")
         self.pool = pool
+        self._make_room_for_graphs()
+
+    def _make_room_for_graphs(self) -> None:
+        """A graph that never runs: with its first one, and only then, the driver takes memory for
+        all graphs of a process, which is no session's then."""
+        driver, doing = api(), "making room for graphs"
+        some = check(driver.cuMemAlloc(ALIGNMENT), doing)
+        params = driver.CUDA_MEMSET_NODE_PARAMS()
+        params.dst, params.value, params.elementSize = int(some), 0, 1
+        params.width, params.height, params.pitch = ALIGNMENT, 1, ALIGNMENT
+        graph = check(driver.cuGraphCreate(0), doing)
+        check(driver.cuGraphAddMemsetNode(graph, [], 0, params, self.handle), doing)
+        self._never_run = check(driver.cuGraphInstantiate(graph, 0), doing)
+        check(driver.cuGraphDestroy(graph), doing)
+        check(driver.cuMemFree(some), doing)
 
     @classmethod
     def of(cls, number: int) -> Context:

@@ -15,7 +15,7 @@ from whet.targets.cuda.arithmetic import POINTER
 from whet.targets.cuda.memory import GRAIN, Heap, aligned, room
 
 CODE = 16 << 10  # bytes of a kernel's machine code, about
-GRAPHS = GRAIN  # that the driver takes with the first graph of a process, however many there are
+CONTEXTS_OWN = 390 << 10  # bytes of code that a context has room for as it is, on an H200
 
 
 def footprint(plan: Plan, given: Sequence[Value], architecture: Architecture) -> Footprint:
@@ -32,7 +32,7 @@ def footprint(plan: Plan, given: Sequence[Value], architecture: Architecture) ->
     heap = Heap(lambda size: next(blocks), lambda block: None)
     heap.reserve(sum(kept) + sum(sizes))
     pieces = [heap.take(size) for size in (*kept, sum(sizes), *staged)]
-    code = aligned(CODE * len(kernels), GRAIN) + GRAPHS * bool(kernels)
+    code = aligned(max(0, CODE * len(kernels) - CONTEXTS_OWN), GRAIN)
     ends_take = sum(map(aligned, staged))
     assert len(pieces) > len(staged)  # they hold their places until all are counted
     return Footprint(sum(kept), sum(sizes), ends_take, code, heap.taken + code)
