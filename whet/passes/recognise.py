@@ -254,7 +254,7 @@ def _times(ones: Value, scale: Value) -> Value:
 )
 def softmax_of_narrowed(x: Value, a: str, root: Value) -> Value | str:
     """A mean or a sum keeps its float32 up to the exponential, which makes much of what rounding
-    does to a large number: 27 in float16 is 27 to within 0.8 %."""
+    does to a large number: float16 has 27 to within 0.008, which is 0.8 % of its exponential."""
     if x.dtype != "float32" or a not in ("float16", "bfloat16"):
         return "nothing is lost"
     return Cast(a)(root.op(reshape(x, *root.shape)))
