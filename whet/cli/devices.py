@@ -153,16 +153,26 @@ def gpus() -> list[Line]:
 
     try:
         driver.api()
-        found = [driver.find(number) for number in range(driver.count())]
     except Error as error:
         # Without a GPU nothing is wrong: it is said, and is no problem.
         return [Line("gpu", "none", str(error))]
-    if not found:
-        return [Line("gpu", "none", "the NVIDIA driver is there and sees no GPU")]
-    return [
-        Line("gpu", f"cuda:{gpu.number}", f"{gpu.name}, {gpu.architecture}, {size(gpu.memory)}")
-        for gpu in found
-    ]
+    found = [_gpu(number) for number in range(driver.count())]
+    return found or [Line("gpu", "none", "the NVIDIA driver is there and sees no GPU")]
+
+
+def _gpu(number: int) -> Line:
+    from whet.targets.cuda import driver
+
+    try:
+        gpu = driver.find(number)
+    except Error as error:
+        return Line("gpu", f"cuda:{number}", f"not used: {error}")
+    code = gpu.architecture
+    value = (
+        f"{gpu.name}, compute capability {code.major}.{code.minor}, {size(gpu.memory)}, "
+        f"driver for CUDA {gpu.driver}; code for {code}"
+    )
+    return Line("gpu", f"cuda:{number}", value)
 
 
 def memory() -> list[Line]:

@@ -14,6 +14,7 @@ import whet
 from tests.targets.cuda.needs import needs_triton
 from tests.targets.cuda.stub import Driver, Status, Tensor, TorchTensor, stubbed
 from tests.targets.cuda.test_stubbed import check, drawn, model, on_device, open_session
+from whet.cli.devices import gpus
 from whet.errors import (
     CompileError,
     DeviceError,
@@ -78,6 +79,21 @@ def test_a_capability_that_code_is_not_made_for(
     assert "cuda:0 is not used: there are no kernels for compute capability 7.5" in caplog.text
     gpu.capability = (9, 0)
     assert devices.open_device("auto").capabilities.name == "cuda"
+
+
+def test_devices_say_what_is_there(gpu: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "is_installed", lambda: True)
+    (line,) = gpus()
+    assert line.name == "cuda:0" and line.problem is None
+    assert line.value == (
+        "a stub, compute capability 9.0, 8.0 GiB, driver for CUDA 13.0; code for sm90x132"
+    )
+    gpu.capability = (7, 5)
+    (line,) = gpus()
+    assert line.name == "cuda:0" and line.value.startswith("not used: there are no kernels for")
+    gpu.devices = 0
+    (line,) = gpus()
+    assert line.value == "the NVIDIA driver is there and sees no GPU"
 
 
 def test_no_triton(monkeypatch: pytest.MonkeyPatch) -> None:
