@@ -103,9 +103,8 @@ class _Encoder:
 
     def op(self, op: Op) -> Plain:
         """The number of the operator's class, and its attributes in the order of that entry."""
-        names = [f.name for f in fields(op)]  # type: ignore[arg-type]
-        attributes = [self.plain(getattr(op, name)) for name in names]
-        self.operators.setdefault(type(op), [type(op).__name__, *names])
+        attributes = map(self.plain, op.attributes.values())
+        self.operators.setdefault(type(op), [type(op).__name__, *op.names])
         return [list(self.operators).index(type(op)), *attributes]
 
     def plain(self, x: Any) -> Plain:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from whet.ir.graph import OPERATORS, Anything, Constant, Op, Pattern, Value, Weight, attribute_key
@@ -166,15 +166,15 @@ class Matcher:
                 yield from self._inputs(pattern.inputs, value.inputs[::-1], with_attributes)
 
     def _attributes(self, pattern: Op, op: Op, bound: Bound) -> Iterator[Bound]:
-        for f in fields(pattern):  # type: ignore[arg-type]
-            want, got = getattr(pattern, f.name), getattr(op, f.name)
+        for name, want in pattern.attributes.items():
+            got = getattr(op, name)
             if isinstance(want, Pattern) and isinstance(want.op, Anything):
                 if want.op.name not in bound:
                     bound = {**bound, want.op.name: got}
                     continue
                 want = bound[want.op.name]
             if want is not got and attribute_key(want) != attribute_key(got):
-                self.note("{} has another {} than {}", op, f.name, want)
+                self.note("{} has another {} than {}", op, name, want)
                 return
         yield bound
 

@@ -7,7 +7,7 @@ operators that need that order of axes: attention, a product of two activations,
 
 from __future__ import annotations
 
-from whet.ir.graph import Graph, Value, make
+from whet.ir.graph import Graph, Op, Value, make
 from whet.ir.rewrite import rewrite
 from whet.ir.types import TensorType
 from whet.ops.movement import (
@@ -116,4 +116,4 @@ def _wanted_of(x: Value, reader: Value, wanted: set[Order]) -> set[Order]:
     return wanted if x.rank == reader.rank else set()
 
 
-SAME_AXES = (*MEETS, *ALONG_AXES)
+SAME_AXES: tuple[type[Op], ...] = (*MEETS, *ALONG_AXES)

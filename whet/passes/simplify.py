@@ -217,7 +217,7 @@ def positive_axis(value: Value) -> Value | None:
     (x,) = value.inputs
     assert x is not None
     axis = value.op.axis  # type: ignore[attr-defined]
-    return type(value.op)(axis + x.rank)(x) if axis < 0 else None  # type: ignore[call-arg]
+    return type(value.op)(axis + x.rank)(x) if axis < 0 else None
 
 
 @rule_for(Reduce)

@@ -155,7 +155,7 @@ class Apply(Expression):
         return self.op, self.dtype
 
     def __str__(self) -> str:
-        name = repr(self.op) if fields(self.op) else type(self.op).__name__  # type: ignore[arg-type]
+        name = repr(self.op) if self.op.names else type(self.op).__name__
         return f"{name}({', '.join(map(str, self.args))})"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 from whet.ir.graph import Constant, Op, Value, operator
@@ -224,7 +224,7 @@ def _specification(op: PackedConvolution, x: Value) -> Specification:
 
 def attributes(op: Op, **changes: Any) -> dict[str, Any]:
     """An operator's attributes by name, some of them changed."""
-    return {f.name: getattr(op, f.name) for f in fields(op)} | changes  # type: ignore[arg-type]
+    return op.attributes | changes
 
 
 def _packed(w: Value, spec: Specification, schedule: Schedule, architecture: Architecture) -> Value:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from whet.ir.graph import Value, constant, operator
@@ -78,7 +78,7 @@ class RecurrentTemplate(Plain):
         units, _ = _integers(weight)
         if units > MOST_UNITS:
             return None
-        run = FusedRecurrent(**{f.name: getattr(op, f.name) for f in fields(op)})
+        run = FusedRecurrent(**op.attributes)
         given = (*value.inputs, *(None,) * (7 - len(value.inputs)))
         inputs = [i and _cast(i, "float32") for i in given[:6]]
         count, batch = GATES[op.kind], gates.shape[1]

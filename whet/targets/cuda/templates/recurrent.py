@@ -7,7 +7,7 @@ weight from the second-level cache, and the state goes through memory that the b
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from whet.ir.graph import Value, operator
@@ -53,7 +53,7 @@ class RecurrentTemplate(Plain):
         op: Any = value.op
         if not layers.runs_whole(value):
             return None
-        return FusedRecurrent(**{f.name: getattr(op, f.name) for f in fields(op)})(*value.inputs)
+        return FusedRecurrent(**op.attributes)(*value.inputs)
 
     def tiles(self, kernel: Template, architecture: Architecture) -> list[Tile]:
         return [tile_of(kernel, architecture)]
