@@ -176,7 +176,10 @@ class Driver(types.ModuleType):
         return self.status
 
     def cuEventCreate(self, flags: int) -> tuple[int, int]:
-        return 0, self.new()
+        return 0, self.mine(self.new())
+
+    def direct_cuEventRecord(self, event: int, stream: int) -> None:
+        assert self.owner[event] == self.owner.get(stream, self.owner[event])
 
     def cuEventElapsedTime(self, first: int, last: int) -> tuple[int, float]:
         return 0, float(self.depth)
@@ -211,6 +214,7 @@ class Driver(types.ModuleType):
 
     def cuMemsetD8Async(self, pointer: int, byte: int, size: int, stream: int) -> tuple[int]:
         assert stream not in self.ended
+        self.expect(stream)
         ctypes.memset(pointer, byte, size)
         return (0,)
 
@@ -355,6 +359,7 @@ class Driver(types.ModuleType):
 
     def _copy(self, target: int, source: int, size: int, stream: int) -> None:
         assert stream not in self.ended
+        self.expect(stream, target, source)
         ctypes.memmove(target, source, size)
 
     direct_cuMemcpyDtoDAsync = direct_cuMemcpyDtoHAsync = direct_cuMemcpyHtoDAsync = _copy

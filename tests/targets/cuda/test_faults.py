@@ -13,8 +13,8 @@ import pytest
 import whet
 from tests.targets.cuda.needs import needs_triton
 from tests.targets.cuda.stub import Driver, Status, Tensor, TorchTensor, stubbed
-from tests.targets.cuda.test_stubbed import check, drawn, model, on_device, open_session
-from whet.cli.devices import gpus
+from tests.targets.cuda.test_stubbed import W, check, drawn, model, on_device, open_session
+from whet.cli import devices as doctor
 from whet.errors import (
     CompileError,
     DeviceError,
@@ -36,6 +36,12 @@ from whet.targets.cuda.source import Source
 @pytest.fixture
 def gpu() -> Iterator[Driver]:
     with stubbed() as found:
+        yield found
+
+
+@pytest.fixture
+def gpus() -> Iterator[Driver]:
+    with stubbed(devices=2) as found:
         yield found
 
 
@@ -83,16 +89,16 @@ def test_a_capability_that_code_is_not_made_for(
 
 def test_devices_say_what_is_there(gpu: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver, "is_installed", lambda: True)
-    (line,) = gpus()
+    (line,) = doctor.gpus()
     assert line.name == "cuda:0" and line.problem is None
     assert line.value == (
         "a stub, compute capability 9.0, 8.0 GiB, driver for CUDA 13.0; code for sm90x132"
     )
     gpu.capability = (7, 5)
-    (line,) = gpus()
+    (line,) = doctor.gpus()
     assert line.name == "cuda:0" and line.value.startswith("not used: there are no kernels for")
     gpu.devices = 0
-    (line,) = gpus()
+    (line,) = doctor.gpus()
     assert line.value == "the NVIDIA driver is there and sees no GPU"
 
 
@@ -242,30 +248,57 @@ def test_a_gpu_that_is_not_there(gpu: Driver) -> None:
         whet.build(model()).session(device="cuda:one", cache=False)
 
 
-def test_several_gpus_in_one_process() -> None:
-    """Nothing of one is ever used on the other: the stub asserts it at each launch."""
-    with stubbed(devices=2) as gpus:
-        engine = whet.build(model())
-        sessions = [engine.session(device=f"cuda:{n}", cache=False) for n in (0, 1, 0)]
-        for seed in range(3):
-            for session in sessions:
+def test_several_gpus_in_one_process(gpus: Driver) -> None:
+    """Nothing of one is ever used on the other: the stub asserts it at each launch and copy."""
+    engine = whet.build(model())
+    sessions = [engine.session(device=f"cuda:{n}", cache=False) for n in (0, 1, 0)]
+    for seed in range(3):
+        for session in sessions:
+            check(session.run(drawn(seed)), drawn(seed))
+    errors: list[BaseException] = []
+
+    def work(session: whet.Session) -> None:
+        try:
+            for seed in range(10):
                 check(session.run(drawn(seed)), drawn(seed))
-        errors: list[BaseException] = []
+        except BaseException as error:
+            errors.append(error)
 
-        def work(session: whet.Session) -> None:
-            try:
-                for seed in range(10):
-                    check(session.run(drawn(seed)), drawn(seed))
-            except BaseException as error:
-                errors.append(error)
+    threads = [threading.Thread(target=work, args=(s,)) for s in sessions * 2]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert len(gpus.contexts) == 2
+    taken = {gpus.owner[at] for at in gpus.memory}
+    assert taken == set(gpus.contexts), "weights and arenas lie on both"
 
-        threads = [threading.Thread(target=work, args=(s,)) for s in sessions * 2]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert not errors
-        assert len(gpus.contexts) == 2
-        taken = {gpus.owner[at] for at in gpus.memory}
-        assert taken == set(gpus.contexts), "weights and arenas lie on both"
-        del session, sessions, engine
+
+@pytest.mark.parametrize("budget", [None, "50%"])
+def test_streams_and_tensors_of_several_gpus(gpus: Driver, budget: str | None) -> None:
+    engine = whet.build(model())
+    sessions = [
+        engine.session(device=f"cuda:{n}", cache=False, weight_budget=budget) for n in (0, 1)
+    ]
+    given = [
+        {name: s._runner.device.given(array) for name, array in drawn(n).items()}  # type: ignore[attr-defined]
+        for n, s in enumerate(sessions)
+    ]
+    streams = [[gpus.new() for _ in range(8)] for _ in sessions]
+    for context, made in zip(gpus.contexts, streams):
+        gpus.owner |= dict.fromkeys(made, context)
+    for turn in range(3):
+        got = [s.run(x, stream=own[turn]) for s, x, own in zip(sessions, given, streams)]
+        for n in (1, 0):
+            check(got[n], drawn(n))
+        # Asked for on one stream, and taken over by others.
+        ys = [s.run(x, stream=own[3 + turn])["y"] for s, x, own in zip(sessions, given, streams)]
+        for n in (0, 1):
+            ys[n].__dlpack__(stream=streams[n][6])
+            again = sessions[n].run({**given[n], "x": ys[n]}, stream=streams[n][7])
+            x = {"x": np.maximum(drawn(n)["x"] + 2 * W, 0), "i": drawn(n)["i"]}
+            check(again, x)
+            np.testing.assert_array_equal(np.asarray(ys[n].copy()), x["x"])
+    with pytest.raises(InvalidInput, match=r"lies on cuda:1; .* runs on cuda:0: copy it"):
+        sessions[0].run(given[1])

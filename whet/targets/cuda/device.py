@@ -14,7 +14,7 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from whet.errors import CompileError, DeviceError
+from whet.errors import CompileError, DeviceError, InvalidInput
 from whet.ir.graph import Value
 from whet.ir.types import TensorType
 from whet.knobs import knobs
@@ -278,6 +278,11 @@ class Device:
         caller's stream, or else on this device's own, finds it finished."""
         its = None if stream is None else self.context.foreign(stream)
         if isinstance(x, DeviceArray):
+            if x.context is not self.context:
+                raise InvalidInput(
+                    f"{what} lies on cuda:{x.context.found.number}; the session runs on "
+                    f"cuda:{self.number}: copy it there"
+                )
             return x.on(its)
         return dlpack.adopt(x, self.context, its, what)
 

@@ -299,6 +299,7 @@ class Stream:
         driver = api()
         self.context = context
         if number is None:
+            context.use()
             kind = driver.CUstream_flags.CU_STREAM_NON_BLOCKING
             self.handle = check(driver.cuStreamCreate(kind), "making a stream")
         else:
@@ -335,6 +336,7 @@ class Stream:
     def follow(self, other: Stream) -> None:
         """What comes next here waits for what another stream was asked for so far."""
         if other._mark is None:
+            other.context.use()  # an event is of the context that it was made in
             other._mark = Event()
         other._mark.record(other)
         self.wait_for(other._mark)

@@ -33,6 +33,7 @@ class Inflow(Budget):
 
     def __init__(self, budget: int | str, device: Device) -> None:
         super().__init__(budget, device.context.free_bytes)
+        device.context.use()
         self.device = device
         self.running = threading.RLock()
         """Held while a run is asked for: two at once would mix their windows up."""
