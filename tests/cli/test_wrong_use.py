@@ -18,6 +18,11 @@ def arrays(tmp_path):
     np.save(tmp_path / "wide.npy", np.zeros((1, 1, 8, 9), np.float32))
     np.save(tmp_path / "objects.npy", np.array([{}], object), allow_pickle=True)
     np.savez(tmp_path / "other.npz", picture=np.zeros((1, 1, 8, 8), np.float32))
+    whole = (tmp_path / "other.npz").read_bytes()
+    (tmp_path / "archive.npy").write_bytes(whole)
+    (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "bare.npz").write_bytes((tmp_path / "flat.npy").read_bytes())
+    (tmp_path / "folder").mkdir()
     (tmp_path / "text.npy").write_text("no array")
     (tmp_path / "text.npz").write_text("no archive")
     (tmp_path / "text.png").write_text("no picture")
@@ -31,10 +36,14 @@ def arrays(tmp_path):
         (["double.npy"], ["'image'", "float32", "float64", "--cast"]),
         (["flat.npy"], ["'image'", "float32[batch,1,8,8]", "[64]"]),
         (["wide.npy"], ["'image'", "[1, 1, 8, 9]"]),
-        (["objects.npy"], ["objects.npy", "no array"]),
+        (["objects.npy"], ["objects.npy", "no array", "Python objects", "numpy.save"]),
         (["other.npz"], ["gives picture", "nothing for image"]),
         (["text.npy"], ["text.npy", "no array"]),
-        (["text.npz"], ["text.npz", "no archive"]),
+        (["text.npz"], ["text.npz", "no arrays", "numpy.savez"]),
+        (["cut.npz"], ["cut.npz", "no arrays", "numpy.savez"]),
+        (["bare.npz"], ["bare.npz", "one array"]),
+        (["archive.npy"], ["archive.npy", ".npz"]),
+        (["folder"], ["a folder cannot"]),
         (["text.png"], ["text.png"]),
         (["notes.txt"], ["notes.txt", ".npy, .npz and pictures"]),
         (["nowhere.npy"], ["nowhere.npy", "there is no file"]),

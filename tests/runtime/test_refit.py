@@ -272,6 +272,25 @@ def test_new_weights_that_are_damaged(prepared: bool, tmp_path: Path) -> None:
     del session
 
 
+@pytest.mark.parametrize("damage", ["cut", "empty", "text", "bare", "other"])
+def test_archives_that_are_damaged(damage: str, tmp_path: Path) -> None:
+    path = tmp_path / "w.npz"
+    np.savez_compressed(path, w1=np.arange(4096.0))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    np.save(tmp_path / "bare.npy", np.ones(3))
+    contents = {
+        "cut": data[:100],
+        "empty": b"",
+        "text": b"no archive",
+        "bare": (tmp_path / "bare.npy").read_bytes(),
+        "other": data,
+    }
+    path.write_bytes(contents[damage])
+    with pytest.raises(InvalidInput, match=r"w\.npz"):
+        whet.build(convolutions()).refit(path)
+
+
 @pytest.mark.parametrize("source", [5, None, [np.ones(3)], {"w1": object()}, {"w1": [[1, "a"]]}])
 def test_what_is_no_source_of_weights(source: Any) -> None:
     with pytest.raises((InvalidInput, RefitError)):

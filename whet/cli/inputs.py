@@ -11,6 +11,7 @@ import numpy as np
 
 from whet.cli.models import chosen_sizes, shape_at
 from whet.cli.status import UsageError
+from whet.engine.arrays import read_archive, read_array
 from whet.ir.graph import Graph, Value
 from whet.ir.types import FLOATS, TensorType
 
@@ -104,8 +105,9 @@ def read(text: str, engine: Engine, options: argparse.Namespace) -> dict[str, An
     if suffix in PICTURES:
         return {name: picture(path, name, engine, options)}
     if suffix != ".npy":
-        raise UsageError(f"--input {text}: .npy, .npz and pictures can be read, {suffix!r} cannot")
-    return {name: _fit(name, _load(path), engine, options)}
+        other = "a folder" if Path(path).is_dir() else repr(suffix)
+        raise UsageError(f"--input {text}: .npy, .npz and pictures can be read, {other} cannot")
+    return {name: _fit(name, read_array(path), engine, options)}
 
 
 def _split(text: str, engine: Engine) -> tuple[str | None, str]:
@@ -129,22 +131,8 @@ def _only(engine: Engine, text: str) -> str:
     return name
 
 
-def _load(path: str) -> Any:
-    try:
-        # Pickled objects could run code; strings are read as NumPy's own text.
-        return np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise UsageError(f"{path} is no array that NumPy can read: {error}") from None
-
-
 def _archive(path: str, name: str | None) -> dict[str, Any]:
-    import zipfile
-
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in archive.files}
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise UsageError(f"{path} is no archive that NumPy can read: {error}") from None
+    arrays = read_archive(path)
     if name is None:
         return arrays
     if len(arrays) != 1:

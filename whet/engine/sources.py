@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from whet.engine.arrays import read_archive
 from whet.engine.file import EngineFile
 from whet.engine.header import MAGIC
 from whet.engine.refit import ArraySource
 from whet.engine.safetensors import is_safetensors, read_safetensors
 from whet.engine.weights import Source
-from whet.errors import InvalidInput, InvalidModel
+from whet.errors import InvalidInput
 from whet.ir.types import TensorType, dtype_name
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def weights_in(source: WeightSource) -> NewWeights:
     if start.startswith(MAGIC):
         return NewWeights(_of_engine(path), True)
     if path.suffix == ".npz":
-        return NewWeights(_of_npz(path))
+        return NewWeights({name: _array(name, x) for name, x in read_archive(path).items()})
     if path.suffix == ".safetensors" or is_safetensors(start, path.stat().st_size):
         return NewWeights(read_safetensors(path))
     return NewWeights(_of_model(path), True)
@@ -86,14 +87,6 @@ class _Kept:
     def read(self) -> np.ndarray:
         array: np.ndarray = self.weights.array(self.name)
         return array
-
-
-def _of_npz(path: Path) -> dict[str, Source]:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: _array(name, arrays[name]) for name in arrays.files}
-    except (ValueError, OSError, EOFError) as error:
-        raise InvalidModel(f"{os.fspath(path)!r} holds no arrays: {error}") from None
 
 
 def _array(name: str, x: Any) -> ArraySource:
