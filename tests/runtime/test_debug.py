@@ -111,6 +111,22 @@ def test_unmarked_tensors_of_a_file(tmp_path):
         session.debug(inputs, ["q"], model=models.attention().SerializeToString())
 
 
+def test_one_name_may_stand_alone_and_what_is_none_is_refused():
+    model, inputs = models.convolutions(), draw(5)
+    engine = whet.build(model, debug="d")
+    assert engine.debug == ("d",)
+    session = engine.session("cpu", cache=False)
+    check(session.debug(inputs, "a"), reference(model, inputs, ["a"]))
+    for names in (3, None, ["a", 3]):
+        with pytest.raises(InvalidInput, match="list of names"):
+            session.debug(inputs, names)
+        with pytest.raises(InvalidInput, match="list of names"):
+            whet.build(model, debug=names)
+    for debug in (3, ["a"], {"a": 3}, "a"):
+        with pytest.raises(InvalidInput, match="callbacks by tensor name"):
+            session.run(inputs, debug=debug)
+
+
 def test_unknown_names_are_all_named():
     session = whet.build(models.convolutions()).session("cpu", cache=False)
     with pytest.raises(InvalidInput, match=r"'nothing', 'w00'.*there are.*'w0'"):

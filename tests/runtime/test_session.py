@@ -216,9 +216,19 @@ def test_options_that_do_not_exist_are_refused(engine: whet.Engine) -> None:
         engine.session(device="tpu")
     with pytest.raises(whet.Error, match="processor level"):
         engine.session(device="cpu:mmx")
-    for threads in (-1, 0, 1.5, "two", True):
-        with pytest.raises(InvalidSetting, match="from 1 on"):
-            engine.session(threads=threads)  # type: ignore[arg-type]
+    wrong: dict[str, tuple[str, list[Any]]] = {
+        "threads": ("from 1 on", [-1, 0, 1.5, "two", True]),
+        "tune": ("from 0 on", [-1, "fast", float("nan")]),
+        "weight_budget": ("50% or auto", [-1, 0.5, [], "half"]),
+        "allocator": ("whet.Arena", [3, np.empty(64)]),
+        "device": ("no device", [3, ""]),
+    }
+    for option, (says, values) in wrong.items():
+        for given in values:
+            with pytest.raises(whet.Error, match=says):
+                engine.session(**{"device": "cpu", option: given})
+    with pytest.raises(InvalidSetting, match="from 0 on"):
+        whet.Arena(-1)
 
 
 @pytest.mark.parametrize("level", LEVELS)

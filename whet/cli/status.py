@@ -75,6 +75,8 @@ def _debugging() -> bool:
 
 def _message(error: BaseException) -> str:
     if isinstance(error, OSError) and not isinstance(error, errors.Error) and error.filename:
+        if isinstance(error, IsADirectoryError):
+            return f"{error.filename} is a folder: name a file"
         return f"{error.filename}: {error.strerror}; check the path and its permissions"
     return str(error) or type(error).__name__
 

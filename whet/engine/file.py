@@ -216,8 +216,13 @@ class EngineFile:
         try:
             with open(source, "rb") as file:
                 status = os.fstat(file.fileno())
-                if not stat.S_ISREG(status.st_mode) or status.st_size < HEADER_BYTES:
-                    raise InvalidEngine(f"{where} is no whet engine: {status.st_size} bytes")
+                if not stat.S_ISREG(status.st_mode):
+                    raise InvalidEngine(f"{where} is no whet engine, nor a file")
+                if status.st_size < HEADER_BYTES:
+                    raise InvalidEngine(
+                        f"{where} is no whet engine, or only a part of one: it has "
+                        f"{status.st_size} bytes, less than the {HEADER_BYTES} of a header"
+                    )
                 pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
             if isinstance(error, InvalidEngine):

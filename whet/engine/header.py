@@ -61,7 +61,9 @@ def read_header(data: bytes | memoryview) -> Header:
         raise InvalidEngine(f"it has {len(data)} bytes, less than the {HEADER_BYTES} of a header")
     magic, version, *fields, check = _LAYOUT.unpack(data[:HEADER_BYTES])
     if magic != MAGIC:
-        raise InvalidEngine("it is no whet engine: it does not start as one")
+        raise InvalidEngine(
+            "it is no whet engine: it does not start as one; whet.build makes one of an ONNX model"
+        )
     if check != checksum(bytes(data[: HEADER_BYTES - 4])):
         raise InvalidEngine("its header is damaged; build it again or fetch another copy")
     if version > VERSION:

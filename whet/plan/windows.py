@@ -4,6 +4,7 @@ their kernels, window by window."""
 from __future__ import annotations
 
 import mmap
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -57,10 +58,10 @@ def parsed(budget: int | str, free: Callable[[], int | None]) -> Any:
             if not 0 <= share <= 1:
                 raise ValueError
             return lambda total: int(total * share)
-        size = a_size(budget) if isinstance(budget, str) else int(budget)
+        size = a_size(budget) if isinstance(budget, str) else operator.index(budget)
         if size < 0:
             raise ValueError
-    except ValueError:
+    except (ValueError, TypeError):
         raise InvalidSetting(
             f"weight_budget={budget!r}; bytes, 500M, 50% or auto are needed"
         ) from None

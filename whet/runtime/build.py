@@ -23,7 +23,7 @@ from whet.passes.recognise import Numbers
 from whet.passes.simplify import simplify
 from whet.progress import ProgressMonitor, monitored, phase
 from whet.runtime.ahead import compile_ahead
-from whet.runtime.debug import outputs_of, source_of, without_outputs
+from whet.runtime.debug import names_in, outputs_of, source_of, without_outputs
 from whet.runtime.devices import architecture_called, compiler_for
 from whet.runtime.engine import Engine
 from whet.runtime.profile import Profile, check_profiles
@@ -37,10 +37,10 @@ def build(
     model: str | os.PathLike[str] | bytes | onnx.ModelProto,
     *,
     profiles: Profile | Sequence[Profile] | None = None,
-    architectures: Sequence[str] = (),
+    architectures: str | Sequence[str] = (),
     precision: str | None = None,
     refittable: bool = True,
-    debug: Sequence[str] = (),
+    debug: str | Sequence[str] = (),
     progress: ProgressMonitor | None = None,
 ) -> Engine:
     """Reads a model, optimises its graph, and returns the engine; no device is touched.
@@ -61,6 +61,7 @@ def build(
     Raises InvalidModel for a damaged model, UnsupportedModel with all nodes that cannot be read,
     Cancelled.
     """
+    architectures, debug = names_in(architectures), names_in(debug)
     with monitored(progress), phase("build", 2 + len(architectures)) as step:
         source, imported = source_of(model)
         step()

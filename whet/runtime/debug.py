@@ -100,6 +100,15 @@ def source_of(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> tuple[
     return Source(imported.graph, imported.tensors, imported.inner, records), imported
 
 
+def names_in(names: str | Iterable[str]) -> tuple[str, ...]:
+    """Names, of which one may stand alone; raises InvalidInput for what is none."""
+    is_several = isinstance(names, Iterable) and not isinstance(names, str)
+    found = tuple(names) if is_several else (names,)
+    if not all(isinstance(name, str) for name in found):
+        raise InvalidInput(f"a name is needed, or a list of names, not {names!r}")
+    return found  # type: ignore[return-value]
+
+
 def outputs_of(graph: Graph) -> tuple[str, ...]:
     """The names of all that a graph gives, be it behind ranks that only a run can tell."""
     return graph.output_names if graph.late is None else graph.late.outputs
@@ -247,9 +256,10 @@ def _unknown(names: Sequence[str], near: Sequence[str]) -> str:
     said = f"; there are {', '.join(map(repr, near))}" if near else ""
     listed = ", ".join(map(repr, names))
     return (
-        f"the model has no tensor {listed} that can be read out{said}. In a branch that no run "
-        "takes there is none; in a body behind ranks that only a run can tell there is for "
-        "session.debug, and not when an engine is built"
+        f"the model has no tensor {listed} that can be read out{said}. engine.tensors, or `whet "
+        "show MODEL --tensors`, has all. In a branch that no run takes there is none; in a body "
+        "behind ranks that only a run can tell there is for session.debug, and not when an engine "
+        "is built"
     )
 
 

@@ -32,7 +32,7 @@ def open_device(
     Where `kernels` are there for none but other architectures (`built_for`), and the device runs
     what is made for one of them, it is opened as that, unless its cache has better ones.
     """
-    kind, _, which = name.partition(":")
+    kind, _, which = str(name).partition(":")
     if kind == "cuda" or (kind == "auto" and not which and _has_gpu()):
         from whet.targets.cuda.device import Device as Gpu
 

@@ -229,6 +229,8 @@ class Engine:
             raise InvalidSetting(f"threads={threads!r}; a number from 1 on is needed")
         start = time.perf_counter()
         seconds = knobs.tune if tune is None else tune
+        if not isinstance(seconds, int | float) or not seconds >= 0:
+            raise InvalidSetting(f"tune={tune!r}; a number of seconds from 0 on is needed")
         tries, store = specialize != "none", cache_of(cache)
         how = (self.kernels, count, seconds, tries)
         opened = self._device(device, store, how, allocator)

@@ -56,6 +56,8 @@ class Arena:
             skipped = -address % ON_DEVICE
             self._cut = lambda start, end: address + skipped + start
         else:
+            if isinstance(memory, int) and memory < 0:
+                raise InvalidSetting(f"an arena has a number of bytes from 0 on, not {memory}")
             whole = np.empty(memory, np.uint8) if isinstance(memory, int) else as_bytes(memory)
             self._grain, skipped, size = ALIGNMENT, -whole.ctypes.data % ALIGNMENT, whole.nbytes
             self._cut = lambda start, end: whole[skipped + start : skipped + end]
@@ -95,6 +97,7 @@ def as_bytes(memory: Any) -> np.ndarray:
 
 def checked(allocator: Allocator) -> Callable[[int], np.ndarray]:
     """What an allocator gives, once it is known to be what was asked for."""
+    _require_callable(allocator)
 
     def allocate(nbytes: int) -> np.ndarray:
         memory = allocator(nbytes)
@@ -111,6 +114,14 @@ def checked(allocator: Allocator) -> Callable[[int], np.ndarray]:
     return allocate
 
 
+def _require_callable(allocator: Allocator) -> None:
+    if not callable(allocator):
+        raise InvalidSetting(
+            f"allocator={allocator!r}; a whet.Arena is needed, or a function from a number of bytes "
+            "to memory"
+        )
+
+
 @dataclass(frozen=True)
 class Lent:
     """Memory of the caller's on a GPU."""
@@ -121,6 +132,7 @@ class Lent:
 
 def checked_on_device(allocator: Allocator) -> Callable[[int], Lent]:
     """What an allocator gives for a GPU, once it is known to be what was asked for."""
+    _require_callable(allocator)
 
     def allocate(nbytes: int) -> Lent:
         memory = allocator(nbytes)

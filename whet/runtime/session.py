@@ -17,7 +17,7 @@ from whet.ir.types import TensorType, Type
 from whet.plan.plan import Plan
 from whet.plan.timeline import Recording
 from whet.plan.trace import Look, Trace, tracing
-from whet.runtime.debug import Readout, Tensors, outputs_of
+from whet.runtime.debug import Readout, Tensors, names_in, outputs_of
 from whet.runtime.inputs import accept
 from whet.runtime.inspect import Inspection, inspect, inspect_run
 from whet.runtime.memory import Memory
@@ -169,7 +169,9 @@ class Session:
             if self.graph.late is None:
                 return named
             return {name: named[name] for name in self._outputs}
-        graph = self._debug_graph(inputs, debug)
+        if not isinstance(debug, Mapping) or not all(map(callable, debug.values())):
+            raise InvalidInput(f"debug is callbacks by tensor name, not {debug!r}")
+        graph = self._debug_graph(inputs, names_in(debug))
         readout = Readout(debug, lambda: self.plans)
         with tracing(Trace(readout.look)):
             named = self._run(graph, inputs, out, stream)
@@ -179,7 +181,7 @@ class Session:
     def debug(
         self,
         inputs: Mapping[str, Any],
-        names: Collection[str],
+        names: str | Collection[str],
         model: str | os.PathLike[str] | bytes | onnx.ModelProto | None = None,
     ) -> dict[str, Any]:
         """Arrays by name of any tensors that the ONNX file has; of one in the body of an If, a
@@ -191,6 +193,7 @@ class Session:
         the ONNX file that it was built from. Raises InvalidInput with all names that are unknown,
         and what `run` raises.
         """
+        names = names_in(names)
         graph = self._debug_graph(inputs, names, model)
         named = self._run(graph, inputs)
         return {name: named[name] for name in names}

@@ -41,7 +41,8 @@ def read_model(source: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Mode
     none."""
     proto, folder = parse(source)
     if not proto.HasField("graph"):
-        raise InvalidModel(f"{_where(source)} is not an ONNX model: it has no graph")
+        why = "it has no graph" if proto.ByteSize() else "it is empty"
+        raise InvalidModel(f"{_where(source)} is not an ONNX model: {why}")
     return Reader(folder).model(proto)
 
 
@@ -63,7 +64,10 @@ def parse(
     try:
         proto.ParseFromString(data)
     except (DecodeError, ValueError, RecursionError) as error:
-        raise InvalidModel(f"{_where(source)} is not an ONNX model: {error}") from None
+        raise InvalidModel(
+            f"{_where(source)} is not an ONNX model, or only a part of one: {error}, in "
+            f"{len(data):,} bytes"
+        ) from None
     return proto, folder
 
 
