@@ -27,10 +27,8 @@ from whet.knobs import knobs
 from whet.runtime import devices
 from whet.targets.cuda import compile as compiling
 from whet.targets.cuda import driver
-from whet.targets.cuda.architecture import Architecture
-from whet.targets.cuda.compile import Function, pack, to_object, unpack
+from whet.targets.cuda.compile import Function, pack, unpack
 from whet.targets.cuda.memory import Loan
-from whet.targets.cuda.source import Source
 
 
 @pytest.fixture
@@ -104,8 +102,11 @@ def test_devices_say_what_is_there(gpu: Driver, monkeypatch: pytest.MonkeyPatch)
 
 def test_no_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)
-    with pytest.raises(CompileError, match=r"Triton, which is not there.*pip install whet\[cuda\]"):
-        to_object(Source("", ()), Architecture.parse("sm90"))
+    device: Any = devices.compiler_for("sm90")
+    kernels = [step.kernel for step in steps_of(whet.build(model()), device)]
+    for compile in (device.compile, lambda kernels: device.object(kernels[0])):
+        with pytest.raises(DeviceError, match=r"Triton is not here .*pip install whet\[cuda\]"):
+            compile(kernels)
 
 
 @needs_triton
@@ -117,12 +118,12 @@ def test_a_triton_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("no ptxas") from ValueError("it is gone")
 
     monkeypatch.setattr(compiling._triton(), "compile", fails)
-    (step, *_) = devices_plan(engine, device)
+    (step, *_) = steps_of(engine, device)
     with pytest.raises(CompileError, match=r"cannot compile kernel: no ptxas\nit is gone"):
         device.object(step.kernel)
 
 
-def devices_plan(engine: whet.Engine, device: Any) -> Any:
+def steps_of(engine: whet.Engine, device: Any) -> Any:
     from whet.runtime.planned import planned
 
     return planned(engine.graph, device).steps

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
-from whet.errors import CompileError
+from whet.errors import CompileError, DeviceError
 from whet.targets.cuda.architecture import Architecture
 from whet.targets.cuda.source import WAIT, Grid, Launch, Slot, Source
 
@@ -43,7 +43,8 @@ class Function:
 
 
 def to_object(source: Source, architecture: Architecture) -> bytes:
-    """All functions of the source compiled; raises CompileError with Triton's complaint."""
+    """All functions of the source compiled; raises CompileError with Triton's complaint, and
+    DeviceError where there is no Triton."""
     triton = _triton()
     namespace = _executed(source.text)
     with _no_files(triton):
@@ -56,9 +57,10 @@ def _triton() -> Any:
     try:
         import triton
     except ImportError as error:
-        raise CompileError(
-            f"kernels for NVIDIA GPUs are compiled by Triton, which is not there ({error}); "
-            "pip install whet[cuda], or use an engine with prebuilt kernels"
+        raise DeviceError(
+            f"a kernel has to be compiled, and Triton is not here ({error}): `pip install "
+            "whet[cuda]`, or bring the kernels along in a cache (`whet cache export`) or an engine "
+            "(`whet build --architectures`)"
         ) from None
     return triton
 
