@@ -117,8 +117,8 @@ def checked(allocator: Allocator) -> Callable[[int], np.ndarray]:
 def _require_callable(allocator: Allocator) -> None:
     if not callable(allocator):
         raise InvalidSetting(
-            f"allocator={allocator!r}; a whet.Arena is needed, or a function from a number of bytes "
-            "to memory"
+            f"allocator={allocator!r}; a whet.Arena is needed, or a function from a number of "
+            "bytes to memory"
         )
 
 
