@@ -164,3 +164,29 @@ def large() -> Iterator[Problem]:
     yield problem("attention-1024", Attention(0.125), *[(1, 4, 1024, 64)] * 3)
     yield problem("attention-causal-512", Attention(0.125, right=0), *[(2, 4, 512, 64)] * 3)
     yield problem("attention-80", Attention(0.125), *[(1, 2, 300, 80)] * 3)
+    yield from warp_group_attentions()
+
+
+def warp_group_attentions() -> Iterator[Problem]:
+    """Attention that groups of warps run, where the architecture has them."""
+    q, k = (2, 12, 200, 128), (2, 12, 400, 128)
+    yield problem("attention-warps", Attention(0.1), q, k, k)
+    yield problem("attention-warps-bfloat16", Attention(0.1), q, k, k, dtype="bfloat16")
+    yield problem("attention-warps-hidden", Attention(0.1, right=0, offset=-100), q, k, k)
+    yield problem("attention-warps-window", Attention(0.1, left=40, right=10), k, k, k)
+    yield problem("attention-warps-left", Attention(0.1, left=40), k, k, k)
+    q, k = (2, 12, 190, 256), (2, 12, 250, 256)
+    yield problem("attention-warps-256", Attention(0.1), q, k, k)
+    shapes = (2, 12, 200, 80), (2, 4, 433, 80), (2, 4, 433, 96)
+    yield problem("attention-warps-groups", Attention(0.1, right=0, offset=233), *shapes)
+    one = (1, 8, 433, 128)
+    yield problem("attention-warps-shared", Attention(0.1), (3, 8, 150, 128), one, one)
+
+    def turned(q: Value, k: Value, v: Value) -> Value:
+        """Heads lie beside each other, as a projection gives them."""
+        sides = (transpose(reshape(x, 2, 400, 6, 64), 0, 2, 1, 3) for x in (q, k, v))
+        return transpose(Attention(0.125, right=0)(*sides), 0, 2, 1, 3)
+
+    yield problem("attention-warps-turned", turned, *[(2, 400, 384)] * 3)
+    many = [(1, 40, 512, 64)] * 3  # more tiles than multiprocessors
+    yield problem("attention-warps-many", Attention(0.125), *many)

@@ -12,7 +12,12 @@ import pytest
 from onnx import TensorProto, helper
 
 import whet
-from tests.targets.cuda.contractions import attentions, convolution, problem
+from tests.targets.cuda.contractions import (
+    attentions,
+    convolution,
+    problem,
+    warp_group_attentions,
+)
 from tests.targets.cuda.layers import recurrent, suppression
 from tests.targets.cuda.needs import needs_triton
 from whet.errors import InvalidSetting
@@ -36,6 +41,7 @@ def graphs() -> dict[str, Graph]:
     """One graph for each template, and some for loops."""
     rng = np.random.default_rng(3)
     attention = next(p for p in attentions() if p.name == "attention-causal")
+    groups = {p.name: p.graph for p in warp_group_attentions()}
     found = {
         "product": problem("product", MatMul(), (64, 64), (64, 64)).graph,
         "split": problem("split", MatMul(), (16, 2048), (2048, 64)).graph,
@@ -43,6 +49,8 @@ def graphs() -> dict[str, Graph]:
         "first": convolution("first", (1, 66, 64, 3), (32, 7, 7, 3), stride=2, pad=3).graph,
         "depthwise": convolution("depth", (1, 9, 9, 32), (32, 3, 3, 1), pad=1, groups=32).graph,
         "attention": attention.graph,
+        "warps": groups["attention-warps-groups"],
+        "many": groups["attention-warps-many"],
         "softmax": problem("softmax", Softmax(), (5, 300), dtype="float32").graph,
         "scan": problem("scan", Cumulative("sum", 1), (5, 30), dtype="float32").graph,
         "resident": recurrent(rng, "gru", 20, 2).graph,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import linecache
+import math
 import re
 import tempfile
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ from whet.targets.cuda.architecture import Architecture
 from whet.targets.cuda.source import WAIT, Grid, Launch, Slot, Source
 
 MAGIC = b"whet cubins 3\n"
+OLDEST = 3, 6
+"""The first Triton that makes descriptors in Gluon, which `templates/warp_groups.py` needs."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,12 @@ def _triton() -> Any:
             "whet[cuda]`, or bring the kernels along in a cache (`whet cache export`) or an engine "
             "(`whet build --architectures`)"
         ) from None
+    if tuple(map(int, re.findall(r"\d+", triton.__version__)[:2])) < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
+        raise CompileError(
+            f"kernels for NVIDIA GPUs are compiled by Triton {oldest} or later, and "
+            f"{triton.__version__} is there; pip install --upgrade whet[cuda]"
+        )
     return triton
 
 
@@ -97,13 +106,16 @@ def _compile(
 ) -> Function:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+    from triton.experimental.gluon._runtime import GluonASTSource
 
     function = namespace[launch.function]
     # Every buffer begins at a multiple of 16 bytes: wide accesses may rely on it.
     attributes = {(i,): [["tt.divisibility", 16]] for i in range(len(launch.types))}
-    source = ASTSource(
+    language = GluonASTSource if function.is_gluon() else ASTSource
+    source = language(
         fn=function,
         signature=dict(zip(function.arg_names, launch.types, strict=True)),
+        constexprs={},
         attrs=attributes,
     )
     options = {
@@ -119,12 +131,17 @@ def _compile(
         said = "\n".join(dict.fromkeys(str(e) for e in _causes(error)))
         raise CompileError(f"Triton cannot compile {launch.function}: {said}") from error
     metadata = compiled.metadata
-    extra = _parameters(compiled.asm["ptx"]) - len(launch.types)
+    slots, extra = launch.slots, _parameters(compiled.asm["ptx"]) - len(launch.types)
+    if own := metadata.global_scratch_size:
+        # The first of the parameters that Triton appends: memory that each block has for itself.
+        if own * math.prod(launch.grid) > launch.scratch or "scratch" in slots:
+            raise CompileError(f"{launch.function} needs {own} bytes of memory for each block")
+        slots, extra = (*slots, "scratch"), extra - 1
     return Function(
         metadata.name,
         compiled.asm["cubin"],
         launch.grid,
-        launch.slots,
+        slots,
         metadata.num_warps * 32,
         metadata.shared,
         extra,

@@ -24,7 +24,8 @@ class Launch:
     counters: int = 0
     """Words that the function needs to find zero, and leaves zero."""
     scratch: int = 0
-    """Bytes that it may write as it likes; the next launch of the same source finds them there."""
+    """Bytes that it may write as it likes; the next launch of the same source finds them there.
+    Where no slot says so, they are Triton's: descriptors of what each block reads."""
     spread: bool = False
     """Whether its blocks are to lie evenly over the multiprocessors, whatever else runs there."""
 

@@ -84,7 +84,7 @@ class Text:
             self.line(WAIT)
             self.line("gdc_launch_dependents()")
 
-    def function(self, name: str, arguments: tuple[str, ...]) -> str:
+    def function(self, name: str, arguments: tuple[str, ...], language: str = "triton") -> str:
         """The whole function."""
-        head = f"@triton.jit\ndef {name}({', '.join(arguments)}):\n"
+        head = f"@{language}.jit\ndef {name}({', '.join(arguments)}):\n"
         return head + "\n".join(self.lines) + "\n"
