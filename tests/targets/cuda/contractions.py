@@ -108,7 +108,8 @@ def small(dtypes: tuple[str, ...] = ("float16", "float32")) -> Iterator[Problem]
     yield convolution("conv1d", (2, 30, 16), (24, 5, 16), pad=2)
     yield convolution("conv1d-one", (1, 2, 64), (64, 3, 64), stride=2, pad=1, dtype="float32")
     yield convolution("conv3d", (1, 5, 6, 7, 16), (24, 3, 3, 3, 16), pad=1)
-    yield convolution("conv-float32", (1, 9, 9, 16), (24, 3, 3, 16), pad=1, dtype="float32")
+    for dtype in dtypes[1:]:
+        yield convolution(f"conv-{dtype}", (1, 9, 9, 16), (24, 3, 3, 16), pad=1, dtype=dtype)
     yield problem(
         "conv-channels-first",
         lambda a, b: Convolution((2, 2), (1, 1), (1, 1), (1, 1))(transpose(a, 0, 2, 3, 1), b),
