@@ -60,7 +60,7 @@ def tile_of(kernel: Template, architecture: Architecture) -> Groups | None:
 
 
 def pays(kernel: Template, tile: Groups, architecture: Architecture) -> bool:
-    """Whether it is likely to be fastest so: beginning takes some 5 us longer than with other tiles,
+    """Whether it is likely to be fastest so: beginning takes some 5 us longer than with others,
     and no tile is small."""
     batch, heads, queries, _ = (integer(a.size) for a in kernel.axes)
     blocks = batch * heads * -(-queries // tile.rows)
