@@ -11,6 +11,7 @@ from typing import Any
 
 from tests.targets.cuda.exchange import close, drawn, engine
 from whet.errors import DeviceError
+from whet.targets.cuda.segments import Segment
 
 ROOT = Path(__file__).resolve().parents[3]
 NOWHERE = 16
@@ -40,7 +41,7 @@ def said(session: Any) -> str:
 
 def a_kernel_that_fails() -> None:
     text = said(session_with_a_fault())
-    assert "a kernel failed" in text and "WHET_ONE_BY_ONE=1" in text, text
+    assert "a kernel failed" in text and "running loops" not in text, text
     try:
         engine(32, 32).session(device="cuda", cache=False).run({"x": drawn(1, 32, 32)})
     except DeviceError as error:
@@ -57,6 +58,18 @@ def a_kernel_that_is_named() -> None:
     assert "running loops" in text and "ILLEGAL_ADDRESS" in text, text
 
 
+def a_kernel_that_fails_at_once() -> None:
+    first = Segment._first
+
+    def spoilt(self: Segment) -> Any:
+        self.calls[-1].arguments[1] = NOWHERE
+        return first(self)
+
+    Segment._first = spoilt  # type: ignore[method-assign]
+    text = said(engine(64, 64).session(device="cuda", cache=False))
+    assert "running loops" in text and "ILLEGAL_ADDRESS" in text, text
+
+
 def apart(check: Any) -> Any:
     """The check in a process of its own, which must end well, too."""
 
@@ -69,7 +82,7 @@ def apart(check: Any) -> Any:
     return run
 
 
-CHECKS = (a_kernel_that_fails, a_kernel_that_is_named)
+CHECKS = (a_kernel_that_fails, a_kernel_that_is_named, a_kernel_that_fails_at_once)
 ALL = tuple(apart(check) for check in CHECKS)
 
 if __name__ == "__main__":

@@ -76,8 +76,8 @@ class Driver(types.ModuleType):
         self.devices = devices
         self.version, self.capability, self.status = 13000, (9, 0), 0
         """Of the driver, of each device, and what waiting for a stream gives."""
-        self.faulty = ""
-        """A kernel that fails, by what it is called here."""
+        self.faulty: set[str] = set()
+        """Kernels that fail, by what they are called here, and nodes whose kernels will."""
         self.contexts: list[int] = []
         self.current = threading.local()
         self.owner: dict[Any, int] = {}
@@ -237,7 +237,7 @@ class Driver(types.ModuleType):
 
     def _run(self, name: str, arguments: list[int]) -> None:
         self.launched.append(name)
-        if name == self.faulty:
+        if name in self.faulty:
             self.status = Status.CUDA_ERROR_ILLEGAL_ADDRESS
         if not self.status:
             self.expect(name, *arguments)
@@ -432,6 +432,8 @@ class StubDevice(gpus.Device):
         name = f"k{len(self.stub.kernels)}"
         count = len(step.reads) + len(step.writes)
         self.stub.kernels[name] = count + 1, behaviour(step)
+        if self.stub.faulty & set(step.nodes):
+            self.stub.faulty.add(name)
         checks = any(isinstance(v.op, Gather) for v in Graph((), step.writes).values)
         slots = (*range(count), "error")
         function = Function(

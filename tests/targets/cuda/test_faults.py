@@ -134,7 +134,7 @@ def steps_of(engine: whet.Engine, device: Any) -> Any:
 def test_a_kernel_that_fails(gpu: Driver, kind: type[Tensor], stream: int | None) -> None:
     session = open_session()
     session.run(drawn(1))
-    gpu.faulty = gpu.launched[-1]
+    gpu.faulty.add(gpu.launched[-1])
     with pytest.raises(DeviceError, match=r"a kernel failed.*WHET_ONE_BY_ONE=1 names it"):
         np.asarray(session.run(on_device(gpu, drawn(1), kind), stream=stream)["z"])
     with pytest.raises(DeviceError, match="cannot use the device any more"):
@@ -148,9 +148,16 @@ def test_a_kernel_that_fails_is_named(gpu: Driver) -> None:
         for seed in range(3):
             check(session.run(drawn(seed)), drawn(seed))
         assert not gpu.counts["cuGraphInstantiate"]
-        gpu.faulty = gpu.launched[-1]
+        gpu.faulty.add(gpu.launched[-1])
         with pytest.raises(DeviceError, match=r"running .* of pick: CUDA_ERROR_ILLEGAL_ADDRESS"):
             session.run(drawn(1))
+
+
+def test_a_kernel_that_fails_at_once_is_named(gpu: Driver) -> None:
+    gpu.faulty.add("pick")
+    session = open_session()
+    with pytest.raises(DeviceError, match=r"running .* of pick: CUDA_ERROR_ILLEGAL_ADDRESS"):
+        session.run(on_device(gpu, drawn(1), TorchTensor), stream=5)
 
 
 def test_a_device_that_disappears(gpu: Driver) -> None:

@@ -14,7 +14,6 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 from whet.errors import DeviceError, InvalidSetting, OutOfMemory
-from whet.knobs import knobs
 from whet.targets.cuda.architecture import Architecture, of_capability
 
 ALIGNMENT = 256
@@ -70,9 +69,10 @@ def failure(status: Any, doing: str) -> Exception:
             "host (`weight_budget=`)"
         )
     if name in FAULTS:
-        text += "; a kernel failed, and this process cannot use the device any more"
-        if not knobs.one_by_one:
-            text += ": in a new one WHET_ONE_BY_ONE=1 names it"
+        text += (
+            "; a kernel failed, and this process cannot use the device any more: where it is not "
+            "named here, WHET_ONE_BY_ONE=1 names it in a new one"
+        )
     if name in LOSSES:
         text += "; the device is lost or at fault: see `nvidia-smi`, then start a new process"
     return DeviceError(f"{doing}: {text}")

@@ -67,15 +67,15 @@ class Segment:
         graph = self.graph
         if graph is None:
             self.changed.clear()
-            if not self.calls:
-                return
-            graph = self.graph = self._first()
-        else:
-            for number in self.changed:
-                graph.update(number)
-            self.changed.clear()
-            if self.branches is not None and isinstance(graph, Graph):
-                graph = self.graph = self._faster(graph, self.branches, stream)
+            if self.calls:
+                self.graph = self._first()
+                OneByOne(self.calls).launch(stream)  # what fails, most often fails at once
+            return
+        for number in self.changed:
+            graph.update(number)
+        self.changed.clear()
+        if self.branches is not None and isinstance(graph, Graph):
+            graph = self.graph = self._faster(graph, self.branches, stream)
         graph.launch(stream)
 
     def _first(self) -> Graph | OneByOne:
