@@ -128,13 +128,16 @@ class Prepared:
         return Pin(self, generation)
 
     def plan(self, values: Sequence[Value]) -> None:
-        """Compiles what computes the Values, which needs no weights."""
+        """Compiles what computes the Values, which needs no weights.
+
+        Outside of the lock: what is compiled in the background must not hold up a run. Threads
+        that come together make the same; the first one's stays.
+        """
+        new = tuple(dict.fromkeys(v for v in values if not (is_given(v) or v in self._recipes)))
+        recipes = dict.fromkeys(new, self._recipe(new)) if new else {}
         with self._lock:
             self._planned.update(dict.fromkeys(values))
-            new = tuple(v for v in values if v not in self._recipes and not is_given(v))
-            if new:
-                recipe = self._recipe(tuple(dict.fromkeys(new)))
-                self._recipes.update(dict.fromkeys(new, recipe))
+            self._recipes = {**recipes, **self._recipes}
 
     def _recipe(self, values: tuple[Value, ...]) -> Recipe:
         plan, _ = compiled(Graph((), values), self.device, self.threads, prepare=True)

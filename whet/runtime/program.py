@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 import weakref
 from collections import Counter
@@ -26,6 +25,7 @@ from whet.plan.likely import likely
 from whet.plan.plan import Plan, Step, nbytes
 from whet.plan.target import Device, RangeDevice, RangeExecutable
 from whet.runtime.ahead import counted, frontier_of, meanings, needed, ready_values
+from whet.runtime.kept import Kept
 from whet.runtime.memory import Memory
 from whet.runtime.planned import compiled
 from whet.runtime.prepared import Prepared
@@ -68,16 +68,15 @@ class Runner:
             weights if isinstance(weights, Prepared) else Prepared(device, weights, threads)
         )
         self.reference_ops: dict[str, None] = {}
-        self._stages: dict[StageKey, Stage] = {}
+        self._stages: Kept[StageKey, Stage] = Kept(MOST_STAGES)
         self._met: dict[tuple[Graph, tuple[Any, ...]], tuple[Stage, dict[str, int]]] = {}
         """What runs for shapes that were met before, and the sizes that they show."""
         self._alone: dict[tuple[Graph, tuple[Any, ...]], Program] = {}
         """Of these, what is one program and nothing else."""
         self._shown: dict[tuple[Graph, tuple[Any, ...]], dict[str, int]] = {}
         """The sizes that shapes show which were met before."""
-        self._wide: dict[Graph, Stage | None] = {}
+        self._wide: Kept[Graph, Stage | None] = Kept(MOST_STAGES)
         """Graphs that are planned for a range of sizes; None where that cannot be."""
-        self._lock = threading.RLock()
 
     @property
     def weights(self) -> WeightStore:
@@ -170,16 +169,10 @@ class Runner:
 
     def wide(self, graph: Graph, ranges: Ranges | None = None) -> Stage | None:
         """The compiled form of a graph for all its sizes; None where it takes their values."""
-        if graph not in self._wide:
-            with self._lock:
-                if graph not in self._wide:
-                    ranges = ranges or Ranges().with_names(names_shown(graph), 1)
-                    self._wide[graph] = self._wide_stage(graph, ranges)
-                    while len(self._wide) > MOST_STAGES:
-                        self._wide.pop(next(iter(self._wide)))
-        return self._wide.get(graph)
+        return self._wide.made(graph, lambda: self._wide_stage(graph, ranges))
 
-    def _wide_stage(self, graph: Graph, ranges: Ranges) -> Stage | None:
+    def _wide_stage(self, graph: Graph, ranges: Ranges | None) -> Stage | None:
+        ranges = ranges or Ranges().with_names(names_shown(graph), 1)
         try:
             with likely({**image_sizes(graph), **ranges.likely}):
                 stage = Stage(self, graph.bind(ranges.sizes), ranges, graph)
@@ -193,15 +186,7 @@ class Runner:
     def stage(self, graph: Graph, sizes: Mapping[str, int]) -> Stage:
         """The compiled form of a graph at given sizes."""
         key = _stage_key(graph, sizes)
-        found = self._stages.get(key)
-        if found is None:
-            with self._lock:
-                if key not in self._stages:
-                    self._stages[key] = Stage(self, graph.bind(sizes))
-                    while len(self._stages) > MOST_STAGES:
-                        self._stages.pop(next(iter(self._stages)))
-                found = self._stages[key]
-        return found
+        return self._stages.made(key, lambda: Stage(self, graph.bind(sizes)))
 
     def run_graph(self, graph: Graph, arrays: Arrays) -> list[Any]:
         """Runs an inner graph, for the operators of control flow."""
