@@ -57,6 +57,27 @@ def test_outputs_are_fresh_unless_given(session: whet.Session) -> None:
     np.testing.assert_array_equal(out, second)
 
 
+def test_results_over_the_inputs() -> None:
+    """An input may be what an output is written to; two outputs may not."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+        helper.make_node("MatMul", ["y", "x"], ["z"]),
+    ]
+    n, rng = 48, np.random.default_rng()
+    w = rng.standard_normal((n, n), np.float32)
+    ends = [value("x", [n, n])], [value("y", [n, n]), value("z", [n, n])]
+    session = whet.build(model(nodes, *ends, {"w": w})).session("cpu", cache=False)
+    for _ in range(6):  # the first ones go another way
+        x = rng.standard_normal((n, n), np.float32)
+        want = x @ w, x @ w @ x
+        results = session.run({"x": x}, out={"y": x})
+        assert results["y"] is x
+        np.testing.assert_allclose(results["y"], want[0], rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(results["z"], want[1], rtol=1e-3, atol=1e-2)
+    with pytest.raises(InvalidInput, match="'y' and 'z' overlap"):
+        session.run({"x": x}, out={"y": x, "z": x})
+
+
 def test_the_short_way_gives_the_same(engine: whet.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     session = engine.session(cache=False, specialize="none", threads=2)
     first = {seed: session.run({"x": draw(seed)})["y"] for seed in range(4)}

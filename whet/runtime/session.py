@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -154,7 +155,8 @@ class Session:
 
         Inputs are NumPy arrays, or any tensor that speaks DLPack on the CPU, of exactly the model's
         dtypes.
-        Outputs are fresh arrays, except those for which `out` gives an array to write to.
+        Outputs are fresh arrays, except those for which `out` gives an array to write to, be it the
+        one of an input.
         On a GPU, `stream` is the caller's, for inputs that lie there: a handle, or an object that
         has one (PyTorch's, CuPy's, cuda.core's). The run is then only asked for, in order with all
         else on that stream, and so are its results; without it they are there when this returns.
@@ -230,7 +232,11 @@ class Session:
         arrays, is_known = self._take(inputs, device, stream)
         if self.profiles:
             self._check_profiles(arrays)
-        out = self._check_out(out) if out else {}
+        if out:
+            self._check_out(out)
+            arrays = [_apart(array, out.values()) for array in arrays]
+        else:
+            out = {}
         try:
             if is_known and not out:
                 answer = runner.answer(graph, arrays)
@@ -301,7 +307,7 @@ class Session:
                 f"the sizes lie in none of the engine's profiles: {given}; they are {ranges}"
             )
 
-    def _check_out(self, out: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    def _check_out(self, out: Mapping[str, np.ndarray]) -> None:
         if not isinstance(out, Mapping):
             raise InvalidInput(f"out is arrays by output name, not a {type(out).__name__}")
         for name, array in out.items():
@@ -315,7 +321,17 @@ class Session:
                 raise InvalidInput(
                     f"the array for output {name!r} must be a writeable, C-contiguous NumPy array"
                 )
-        return out
+        for (a, x), (b, y) in combinations(out.items(), 2):
+            if np.may_share_memory(x, y):
+                raise InvalidInput(f"the arrays for the outputs {a!r} and {b!r} overlap")
+
+
+def _apart(x: Any, out: Iterable[np.ndarray]) -> Any:
+    """An input, copied where a result is to be written over what later kernels may still read."""
+    if isinstance(x, list):
+        return [_apart(item, out) for item in x]
+    overlaps = isinstance(x, np.ndarray) and any(np.may_share_memory(x, y) for y in out)
+    return x.copy() if overlaps else x
 
 
 def _targets(graph: Graph, out: Mapping[str, np.ndarray]) -> dict[int, np.ndarray]:
