@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.targets.cuda.contractions import problem, warp_group_attentions
+from tests.targets.cuda.needs import needs_triton
 from whet.ir.graph import Graph
 from whet.ops.attention import Attention
 from whet.ops.elementwise import Max
 from whet.ops.movement import Slice
+from whet.plan.kernel import Kernel
 from whet.plan.plan import make_plan
 from whet.runtime.planned import legal
 from whet.targets.cuda import codegen
@@ -19,15 +24,21 @@ from whet.targets.cuda.architecture import Architecture
 from whet.targets.cuda.device import Device
 from whet.targets.cuda.templates.warp_groups import Groups
 
+ROOT = Path(__file__).resolve().parents[3]
 LARGE = (1, 16, 1024, 64)
 
 
-def tiles(graph: Graph, architecture: str = "sm90") -> list[Any]:
-    """The ways to run the one kernel of a graph."""
+def kernel(graph: Graph, architecture: str = "sm90") -> Kernel:
+    """The one kernel of a graph."""
     device = Device(Architecture.parse(architecture))
     (step,) = make_plan(legal(graph, device), device.capabilities).steps
     assert step.kernel is not None
-    return codegen.tiles(step.kernel, device.architecture)
+    return step.kernel
+
+
+def tiles(graph: Graph, architecture: str = "sm90") -> list[Any]:
+    """The ways to run it."""
+    return codegen.tiles(kernel(graph, architecture), Architecture.parse(architecture))
 
 
 def test_those_that_pay_come_first() -> None:
@@ -35,6 +46,27 @@ def test_those_that_pay_come_first() -> None:
         assert isinstance(tiles(made.graph)[0], Groups), made.name
         assert not any(isinstance(t, Groups) for t in tiles(made.graph, "sm80"))
         assert not any(isinstance(t, Groups) for t in tiles(made.graph, "sm100"))
+
+
+COMPILE = """
+from tests.targets.cuda.contractions import problem
+from tests.targets.cuda.test_warp_groups import LARGE, kernel
+from whet.ops.attention import Attention
+from whet.targets.cuda import codegen
+from whet.targets.cuda.architecture import Architecture
+from whet.targets.cuda.workers import Job, compile_all
+
+sm90 = Architecture.parse("sm90")
+job = Job(codegen.to_triton(kernel(problem("large", Attention(0.1), *[LARGE] * 3).graph), sm90))
+compile_all([job], sm90)
+assert job.source.is_gluon and job.code
+"""
+
+
+@needs_triton
+def test_nothing_is_said_at_the_end() -> None:
+    done = subprocess.run([sys.executable, "-c", COMPILE], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 1024, 64), (16, 16, 256, 64)], ids=str)

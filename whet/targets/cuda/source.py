@@ -37,6 +37,11 @@ class Source:
     text: str
     launches: tuple[Launch, ...]
 
+    @property
+    def is_gluon(self) -> bool:
+        """Whether some of it is Gluon, Triton's language of explicit layouts."""
+        return "triton.experimental" in self.text
+
 
 HEADER = """\
 import triton

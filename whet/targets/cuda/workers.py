@@ -101,7 +101,10 @@ def compile_all(
     helpers = 0
     if len(jobs) + len(others) >= FEWEST_FOR_WORKERS:
         helpers = min(_processors() - 1, workers)
-    crew.compile(jobs, helpers, step, waits=helpers > 0 and _processors() > workers)
+    # A process that has compiled Gluon ends with a page of complaints, as of Triton 3.9.
+    apart = any(job.source.is_gluon for job in (*jobs, *others))
+    waits = apart or (helpers > 0 and _processors() > workers)
+    crew.compile(jobs, helpers + apart, step, waits)
 
 
 def _processors() -> int:
