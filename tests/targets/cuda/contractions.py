@@ -167,6 +167,13 @@ def large() -> Iterator[Problem]:
     yield problem("attention-80", Attention(0.125), *[(1, 2, 300, 80)] * 3)
     yield from warp_group_attentions()
 
+    def twice(q: Value, k: Value, v: Value) -> Value:
+        """Two launches that keep their descriptors in one place."""
+        attention = Attention(0.1)
+        return attention(attention(q, k, v), v, k)
+
+    yield problem("attention-warps-twice", twice, *[(2, 12, 400, 128)] * 3)
+
 
 def warp_group_attentions() -> Iterator[Problem]:
     """Attention that groups of warps run, where the architecture has them."""
