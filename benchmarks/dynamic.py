@@ -1,9 +1,12 @@
 """Sizes that only runs tell: first runs, stalls, kernels for a range against kernels for one size.
 
-    python -m benchmarks.dynamic [NETWORK or MODEL.onnx …] [--threads N] [--rounds N] [--walk N]
+    python -m benchmarks.dynamic [NETWORK or MODEL.onnx …] [--device cpu|cuda] [--threads N]
+                                 [--rounds N] [--walk N]
 
-Networks are those of `scripts/bench`, with named sizes. Kernels are compiled anew: no cache is
-used. What is compared takes turns in one process; only ratios are to be trusted.
+Networks are those of `scripts/bench`, with named sizes; on a GPU those that
+`python -m benchmarks.networks --dynamic --half` writes. Kernels are compiled anew: no cache is
+used. What is compared takes turns in one process; only ratios are to be trusted. On a GPU inputs
+are PyTorch's tensors on its stream, and a run ends when the device is done.
 """
 
 from __future__ import annotations
@@ -25,8 +28,11 @@ from whet.cli.models import named_sizes
 from whet.targets.cpu.executable import RUNS_BEFORE_TRIALS
 
 Sizes = Mapping[str, int]
-NETWORKS = ("resnet50_dyn", "bert_base_dyn")
-BATCHES, LENGTHS = (1, 3, 8), (16, 128, 384)
+NETWORKS = {
+    "cpu": ("resnet50_dyn", "bert_base_dyn"),
+    "cuda": ("resnet50_half_dyn", "bert_base_half_dyn"),
+}
+BATCHES, LENGTHS = {"cpu": (1, 3, 8), "cuda": (1, 8, 64)}, (16, 128, 384)
 LONG, MOST_ROUNDS = 3.0, 60
 """Seconds of runs that a comparison takes where they are short, and how many at most."""
 PATIENCE = 120.0
@@ -48,11 +54,64 @@ def take_turns(rounds: int, *runs: Callable[[], Any]) -> list[float]:
     return [statistics.median(taken) for taken in times]
 
 
-def cases(engine: whet.Engine) -> list[Sizes]:
+class Runs:
+    """How a session is run on a device."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+
+    def inputs(self, engine: whet.Engine, sizes: Sizes) -> dict[str, Any]:
+        """Random inputs, where the device has them."""
+        arrays = random_inputs(engine, sizes, 0)
+        if self.device == "cpu":
+            return arrays
+        import torch
+
+        return {name: torch.from_numpy(array).cuda() for name, array in arrays.items()}
+
+    def of(self, session: Any, inputs: Mapping[str, Any]) -> Callable[[], Any]:
+        """A run to its end."""
+        if self.device == "cpu":
+            return lambda: session.run(inputs)
+        import torch
+
+        stream = torch.cuda.current_stream()
+
+        def run() -> None:
+            session.run(inputs, stream=stream)
+            torch.cuda.synchronize()
+
+        return run
+
+    def peer(self, model: Path, threads: int) -> tuple[str, Callable[[Mapping[str, Any]], Any]]:
+        """Whom a walk is compared with, and its run."""
+        if self.device == "cpu":
+            import onnxruntime
+
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = threads
+            session = onnxruntime.InferenceSession(str(model), options, ["CPUExecutionProvider"])
+            return "ONNX Runtime", lambda inputs: session.run(None, inputs)
+        import torch
+
+        from benchmarks.networks import create
+
+        network, _ = create(model.stem.removesuffix("_half_dyn"), half=True)
+        network = network.eval().cuda()
+
+        def run(inputs: Mapping[str, Any]) -> None:
+            with torch.no_grad():
+                network(*inputs.values())
+            torch.cuda.synchronize()
+
+        return "PyTorch", run
+
+
+def cases(engine: whet.Engine, device: str) -> list[Sizes]:
     """Sets of sizes of a network: a few batches of it, or lengths of a text."""
     names = list(named_sizes(engine))
     if len(names) == 1:
-        return [{names[0]: batch} for batch in BATCHES]
+        return [{names[0]: batch} for batch in BATCHES[device]]
     batch, length = names[0], names[1]
     return [*({batch: 1, length: n} for n in LENGTHS), {batch: 4, length: 40}]
 
@@ -61,17 +120,17 @@ def show(sizes: Sizes) -> str:
     return ", ".join(f"{name} {size}" for name, size in sizes.items())
 
 
-def settle(session: Any, inputs: Mapping[str, Any]) -> None:
+def settle(session: Any, run: Callable[[], Any]) -> None:
     """Runs until no other kernels take turns in the runs any more, nor wait for theirs."""
     deadline = time.monotonic() + PATIENCE
     for _ in range(RUNS_BEFORE_TRIALS):
-        session.run(inputs)
+        run()
     (stage,) = session._runner._compiled
     while time.monotonic() < deadline:
         is_busy = session._runner.device.background.is_busy
-        if not is_busy and stage.program.executable.trials is None:
+        if not is_busy and getattr(stage.program.executable, "trials", None) is None:
             return
-        session.run(inputs)
+        run()
 
 
 def bound(session: Any, sizes: Sizes) -> Any:
@@ -80,23 +139,36 @@ def bound(session: Any, sizes: Sizes) -> Any:
     return stage.program.executable.bound(stage.ranges.values(sizes))
 
 
-def report(model: Path, threads: int, rounds: int, walk: int) -> None:
+def report(model: Path, device: str, threads: int, rounds: int, walk: int) -> None:
     """Measures one model, and prints as it goes."""
-    engine = whet.build(model)
-    options: dict[str, Any] = {"device": "cpu", "threads": threads, "cache": False}
+    measure(whet.build(model), model, Runs(device), threads, rounds, walk)
+
+
+def measure(
+    engine: whet.Engine,
+    model: Path,
+    runs: Runs,
+    threads: int,
+    rounds: int,
+    walk: int,
+    chosen: Sequence[Sizes] | None = None,
+    **more: Any,
+) -> None:
+    """The same of an engine."""
+    options: dict[str, Any] = {"device": runs.device, "threads": threads, "cache": False, **more}
     start = time.perf_counter()
     lazy = engine.session(**options)
     print(f"{model.stem}: kernels for all sizes in {time.perf_counter() - start:.1f} s")
     wide = engine.session(**options, specialize="none")
-    warm = random_inputs(engine, dict.fromkeys(named_sizes(engine), 2), 0)
+    warm = runs.inputs(engine, dict.fromkeys(named_sizes(engine), 2))
     for session in (lazy, wide):
-        session.run(warm)
+        runs.of(session, warm)()
     plan(wide, engine)
-    for sizes in cases(engine):
+    for sizes in chosen or cases(engine, runs.device):
         print(f"  {show(sizes)}")
-        at(engine, lazy, wide, sizes, options, rounds)
+        at(engine, lazy, wide, runs, sizes, options, rounds)
     if len(named_sizes(engine)) > 1 and walk:
-        wander(engine, lazy, model, threads, walk)
+        wander(engine, lazy, runs, runs.peer(model, threads), walk)
 
 
 def plan(session: Any, engine: whet.Engine) -> None:
@@ -127,25 +199,27 @@ def at(
     engine: whet.Engine,
     lazy: Any,
     wide: Any,
+    runs: Runs,
     sizes: Sizes,
     options: dict[str, Any],
     rounds: int,
 ) -> None:
     """Everything about one set of sizes."""
-    inputs = random_inputs(engine, sizes, 0)
-    first = seconds_of(lambda: wide.run(inputs))
-    (steady,) = take_turns(rounds, lambda: wide.run(inputs))
+    inputs = runs.inputs(engine, sizes)
+    run_wide, run_lazy = runs.of(wide, inputs), runs.of(lazy, inputs)
+    first = seconds_of(run_wide)
+    (steady,) = take_turns(rounds, run_wide)
     rounds = int(np.clip(LONG / steady, rounds, MOST_ROUNDS))
-    print(f"    first run {first / steady:.2f} x the steady one, {steady * 1e3:.1f} ms (aim 1.5)")
+    print(f"    first run {first / steady:.2f} x the steady one, {steady * 1e3:.2f} ms (aim 1.5)")
     meanwhile: list[float] = []
     deadline = time.monotonic() + PATIENCE
     while not bound(lazy, sizes).is_special and time.monotonic() < deadline:
-        meanwhile.append(seconds_of(lambda: lazy.run(inputs)))
+        meanwhile.append(seconds_of(run_lazy))
     if not bound(lazy, sizes).is_special:
         print(f"    no kernels of their own after {PATIENCE:.0f} s")
         return
     # What the machine does to runs while nothing is made: the same number of them, right after.
-    after = [seconds_of(lambda: wide.run(inputs)) for _ in meanwhile]
+    after = [seconds_of(run_wide) for _ in meanwhile]
     late, usual = (np.quantile(taken, 0.99) / steady for taken in (meanwhile, after))
     stall, other = ((max(taken) - steady) * 1e3 for taken in (meanwhile, after))
     print(
@@ -154,48 +228,51 @@ def at(
         f"{stall:.0f} ms (aim 100; {other:.0f})"
     )
     static = engine.session(**options, specialize="eager")
-    settle(static, inputs)
-    runs = [lambda s=s: s.run(inputs) for s in (wide, lazy, static)]
-    everywhere, special, alone = take_turns(rounds, *runs)
+    run_static = runs.of(static, inputs)
+    settle(static, run_static)
+    everywhere, special, alone = take_turns(rounds, run_wide, run_lazy, run_static)
     print(
         f"    for all sizes {everywhere / special:.2f} x its own kernels (aim 1.5), which take "
         f"{special / alone:.2f} x a static build's (aim 1.05)"
     )
 
 
-def wander(engine: whet.Engine, session: Any, model: Path, threads: int, steps: int) -> None:
-    """A random walk over lengths, each run once, against ONNX Runtime."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    other = onnxruntime.InferenceSession(str(model), options, ["CPUExecutionProvider"])
+def wander(
+    engine: whet.Engine,
+    session: Any,
+    runs: Runs,
+    peer: tuple[str, Callable[[Mapping[str, Any]], Any]],
+    steps: int,
+) -> None:
+    """A random walk over lengths, each run once, against another library."""
+    name, other = peer
     rng = np.random.default_rng(0)
     batch, length = list(named_sizes(engine))[:2]
     at, ours, theirs = 128, 0.0, 0.0
     for _ in range(steps):
         at = int(np.clip(at + rng.integers(-48, 49), 8, 384))
-        inputs = random_inputs(engine, {batch: 1, length: at}, 0)
-        ours += seconds_of(lambda inputs=inputs: session.run(inputs))  # type: ignore[misc]
-        theirs += seconds_of(lambda inputs=inputs: other.run(None, inputs))  # type: ignore[misc]
+        inputs = runs.inputs(engine, {batch: 1, length: at})
+        ours += seconds_of(runs.of(session, inputs))
+        theirs += seconds_of(lambda inputs=inputs: other(inputs))  # type: ignore[misc]
     print(
-        f"  {steps} runs on a random walk of lengths: {ours:.2f} s, ONNX Runtime {theirs:.2f} s, "
-        f"{theirs / ours:.2f} x as fast"
+        f"  {steps} runs on a random walk of lengths: {ours * 1e3:.0f} ms, {name} "
+        f"{theirs * 1e3:.0f} ms, {theirs / ours:.2f} x as fast"
     )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("models", nargs="*", default=NETWORKS)
+    parser.add_argument("models", nargs="*")
+    parser.add_argument("--device", choices=NETWORKS, default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--walk", type=int, default=64, help="runs of the random walk")
     args = parser.parse_args(arguments)
-    for name in args.models:
+    for name in args.models or NETWORKS[args.device]:
         path = Path(name) if name.endswith(".onnx") else FOLDER / f"{name}.onnx"
         if not path.exists():
             sys.exit(f"{path} does not exist; scripts/bench --export writes networks")
-        report(path, args.threads, args.rounds, args.walk)
+        report(path, args.device, args.threads, args.rounds, args.walk)
 
 
 if __name__ == "__main__":

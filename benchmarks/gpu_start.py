@@ -18,7 +18,9 @@ def main(engine: str, cache: str, batch: int) -> None:
 
     import whet
 
-    session = whet.load(engine, allow_code=True).session(device="cuda", cache=cache)
+    session = whet.load(engine, allow_code=True).session(
+        device="cuda", cache=cache, specialize="eager"
+    )
     device: Any = session._runner.device
     context = device.context  # its own memory is not the session's
     free = context.free_bytes()

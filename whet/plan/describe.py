@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from whet.ir.graph import Constant, Input, Value, Weight
+from whet.ir.sizes import substitute
 from whet.ops.elementwise import Max
 from whet.plan.kernel import Apply, Expression, Let, Literal, Loops, Reduction, Template, walk
 from whet.plan.plan import Plan, Step
@@ -104,7 +105,7 @@ def arena_of(plan: Plan, sizes: Sizes) -> tuple[int, dict[Value, int]]:
     """The arena's bytes, and where each buffer lies, at given sizes."""
     if not plan.rooms.members:
         return plan.arena, plan.offsets
-    places, whole = plan.rooms.layout(sizes)
+    places, whole = plan.rooms.layout(lambda size: int(substitute(size, sizes)))
     return whole, {v: places[room] for v, room in plan.rooms.rooms.items()}  # type: ignore[misc]
 
 

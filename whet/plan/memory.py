@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from whet.ir.sizes import Size, substitute
+from whet.ir.sizes import Size
 
 ALIGNMENT = 64
 
@@ -65,12 +65,12 @@ class Rooms:
     rooms: Mapping[Hashable, int] = field(default_factory=dict)
     """The number of each buffer's room."""
 
-    def layout(self, sizes: Mapping[str, int]) -> tuple[list[int], int]:
-        """Where each room begins, and the bytes of all: one evaluation for each different size."""
+    def layout(self, value: Callable[[Size], int]) -> tuple[list[int], int]:
+        """Where each room begins, and the bytes of all; `value` tells sizes."""
         places, at = [], 0
         for members in self.members:
             places.append(at)
-            most = max(int(substitute(size, sizes)) for size in members)
+            most = max(map(value, members))
             at += max(-(-most // ALIGNMENT) * ALIGNMENT, ALIGNMENT)
         return places, at
 

@@ -57,6 +57,9 @@ class Capabilities:
     ranges: bool = False
     """Whether kernels take named sizes when they run, so that one serves every value of them."""
 
+    paced_ranges: bool = True
+    """Whether they do so, too, where weights come in while they run."""
+
     overlaps: bool = False
     """Whether steps that do not need each other may run at the same time."""
 
@@ -118,6 +121,9 @@ class Executable(Protocol):
 
 class RangeExecutable(Executable, Protocol):
     """One whose kernels take named sizes when they run."""
+
+    def serves(self, sizes: Mapping[str, int]) -> bool:
+        """Whether its kernels can be told these."""
 
     def specialise(self, sizes: Mapping[str, int], ordered: bool) -> None:
         """Has kernels made for the very sizes in the background; with `ordered`, only such as give

@@ -52,7 +52,7 @@ def build(
     inputs, outputs and weights to refit stay float32.
     `architectures`: for which kernels are compiled now and kept in the engine ("avx2",
     "avx512+vnni", "sm90"; "current": of the GPU at hand, or else the processor), for the most
-    likely sizes of each profile where sizes have names, and on a CPU for all of them.
+    likely sizes of each profile where sizes have names, and for all of them.
     `refittable=False` folds weights by value,
     and keeps only the results: a smaller engine that starts faster. `debug`: tensors of the model
     that sessions of the engine file, too, can read out; they are fused no further, and cost nothing

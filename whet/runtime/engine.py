@@ -206,17 +206,17 @@ class Engine:
         `device`: "cpu", or "cpu:avx2" for a lower level of it; "cuda", or "cuda:1" for another GPU
         than the first; "auto" for a GPU where there is one. `threads`: how many take part in a run
         on a CPU (by default one for each physical core). `cache`: "default", a folder, a Cache, or
-        False. `specialize`: a session on a CPU starts on kernels that serve every size. "lazy":
-        sizes that come back get kernels of their own, made in the background; "eager": each set of
-        sizes has them before its first run ends; "none": never. `deterministic`: a run has the same
-        bits before and after. `progress` is told of phases and steps, and can cancel. `tune`: for
-        how many seconds other ways to run new kernels are compiled and measured on a GPU
-        (WHET_TUNE). `weight_budget`: how much of what is prepared from weights may be in memory at
-        once, in bytes, "500M", "50%" of it, or "auto"; the rest lies in a file beside the kernel
-        cache, for a GPU in the host's memory, and comes in ahead of the kernels that read it. Such
-        runs come one after the other. `allocator` gives memory for intermediate results, such as a
-        whet.Arena; on a GPU an address, or what has `__cuda_array_interface__`. Raises DeviceError
-        where there is no such device.
+        False. `specialize`: a session starts on kernels that serve every size. "lazy": sizes that
+        come back get kernels of their own, made in the background; "eager": each set of sizes has
+        them before its first run ends; "none": never. `deterministic`: a run has the same bits
+        before and after. `progress` is told of phases and steps, and can cancel. `tune`: for how
+        many seconds other ways to run new kernels of known sizes are compiled and measured on a
+        GPU, those made in the background left out (WHET_TUNE). `weight_budget`: how much of what is
+        prepared from weights may be in memory at once, in bytes, "500M", "50%" of it, or "auto";
+        the rest lies in a file beside the kernel cache, for a GPU in the host's memory, and comes
+        in ahead of the kernels that read it. Such runs come one after the other. `allocator` gives
+        memory for intermediate results, such as a whet.Arena; on a GPU an address, or what has
+        `__cuda_array_interface__`. Raises DeviceError where there is no such device.
         """
         from whet.targets.cpu import host
 
@@ -252,7 +252,8 @@ class Engine:
         """Lets a session go over to the processor's own kernels later, where it begins with those
         that the engine has for another."""
         is_other = opened.architecture != own.architecture
-        if is_other and own.capabilities.ranges and can_compile():  # a CPU: it can do so meanwhile
+        # A GPU would have to hold all prepared weights twice meanwhile.
+        if is_other and own.capabilities.name == "cpu" and can_compile():
 
             def runner() -> Runner:
                 prepared = self.shared.prepared(own, self._current, session.threads)

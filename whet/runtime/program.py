@@ -62,17 +62,20 @@ class Runner:
         deterministic: bool = False,
     ) -> None:
         self.device, self.threads = device, threads
-        self.is_wide = specialize != "eager" and device.capabilities.ranges
-        self.is_lazy, self.deterministic = specialize == "lazy", deterministic
         self.prepared = (
             weights if isinstance(weights, Prepared) else Prepared(device, weights, threads)
         )
+        able = device.capabilities
+        is_paced = self.prepared.stream is not None
+        self.is_wide = specialize != "eager" and able.ranges and (able.paced_ranges or not is_paced)
+        self.is_lazy, self.deterministic = specialize == "lazy", deterministic
         self.reference_ops: dict[str, None] = {}
         self._stages: Kept[StageKey, Stage] = Kept(MOST_STAGES)
         self._met: dict[tuple[Graph, tuple[Any, ...]], tuple[Stage, dict[str, int]]] = {}
         """What runs for shapes that were met before, and the sizes that they show."""
-        self._alone: dict[tuple[Graph, tuple[Any, ...]], Program] = {}
-        """Of these, what is one program and nothing else."""
+        self._alone: dict[tuple[Graph, tuple[Any, ...]], tuple[Program, dict[str, int]]] = {}
+        """What is one program and nothing else, for shapes that were met before, and what its
+        kernels are told."""
         self._shown: dict[tuple[Graph, tuple[Any, ...]], dict[str, int]] = {}
         """The sizes that shapes show which were met before."""
         self._wide: Kept[Graph, Stage | None] = Kept(MOST_STAGES)
@@ -130,7 +133,11 @@ class Runner:
                 self._alone.clear()
             self._met[graph, shapes] = stage, sizes
             if stage.is_alone and graph.late is None:
-                self._alone[graph, shapes] = stage.program
+                self._alone[graph, shapes] = stage.program, {}
+        elif shapes is not None and graph.late is None and stage.answers(sizes):
+            if len(self._alone) >= MOST_STAGES:
+                self._alone.clear()
+            self._alone[graph, shapes] = stage.program, stage.ranges.values(sizes)
         return stage.run(arrays, out or {}, sizes)
 
     def _sizes_of(
@@ -157,15 +164,15 @@ class Runner:
 
     def answer(self, graph: Graph, arrays: Sequence[Any]) -> list[Any] | None:
         """What `execute` gives, where the device has a shorter way to it; else None."""
-        program = self._alone.get((graph, tuple([array.shape for array in arrays])))
-        return None if program is None else program.answer(arrays)
+        found = self._alone.get((graph, tuple([array.shape for array in arrays])))
+        return None if found is None else found[0].answer(arrays, found[1])
 
     def _wide_for(self, graph: Graph, sizes: Mapping[str, int]) -> Stage | None:
         """The graph for all its sizes, where it serves these, and nothing better is there."""
         if not sizes or not self.is_wide or _stage_key(graph, sizes) in self._stages:
             return None
         wide = self.wide(graph)
-        return wide if wide is not None and wide.ranges.serve(sizes) else None
+        return wide if wide is not None and wide.serves(sizes) else None
 
     def wide(self, graph: Graph, ranges: Ranges | None = None) -> Stage | None:
         """The compiled form of a graph for all its sizes; None where it takes their values."""
@@ -262,11 +269,12 @@ class Program:
             results.append(array)
         return results
 
-    def answer(self, arrays: Arrays) -> list[Any] | None:
+    def answer(self, arrays: Arrays, sizes: Mapping[str, int]) -> list[Any] | None:
         """The outputs as fresh arrays, by the device's shortest way; None where it has none."""
         if self._answer is None:
             return None
-        return self._answer(self.runner.prepared.of_program(self, self.given), arrays)
+        given = self.runner.prepared.of_program(self, self.given)
+        return self._answer(given, arrays, sizes) if sizes else self._answer(given, arrays)
 
     def _buffers(
         self, arrays: Arrays, out: Mapping[int, np.ndarray], sizes: Mapping[str, int]
@@ -379,6 +387,20 @@ class Stage:
         known = dict(zip(self.carried, carried))
         results = [r for v in self.frontier for r in self._compute(v, known, told)]
         return self.runner.execute(self.rest, (*carried, *results), out, told)
+
+    def serves(self, sizes: Mapping[str, int]) -> bool:
+        """Whether these sizes, as the model calls them, lie within the range."""
+        if not self.ranges.serve(sizes):
+            return False
+        executable = cast(RangeExecutable, self.program.executable)
+        return executable.serves(self.ranges.values(sizes))
+
+    def answers(self, sizes: Mapping[str, int]) -> bool:
+        """Whether its program is all there is, and has a shorter way to run with these sizes."""
+        answers = getattr(self.program.executable, "answers", None)
+        if answers is None or self.frontier or not self.ranges.sizes:
+            return False
+        return self.program.is_plain and bool(answers(self.ranges.values(sizes)))
 
     @property
     def is_alone(self) -> bool:

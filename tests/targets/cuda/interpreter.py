@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import linecache
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,10 @@ from whet.engine.weights import ImportedWeights
 from whet.errors import IndexOutOfRange
 from whet.ir.evaluate import compute
 from whet.ir.graph import Constant, Graph, Value
+from whet.ir.sizes import Expr, Size, substitute
 from whet.plan.legalize import legal
 from whet.plan.plan import Plan, Step, make_plan
+from whet.targets.bound import NO_SIZES
 from whet.targets.cuda.architecture import Architecture
 from whet.targets.cuda.codegen import to_triton
 from whet.targets.cuda.source import Launch, Source
@@ -108,22 +111,39 @@ def functions(source: Source) -> dict[str, Any]:
     return _loaded[source.text]
 
 
-def launch(source: Source, call: Launch, arrays: dict[Any, np.ndarray]) -> None:
+Evaluate = Callable[[Size], int]
+
+
+def launch(source: Source, call: Launch, arrays: dict[Any, np.ndarray], value: Evaluate) -> None:
     """Runs one launch, block after block."""
-    pointers = [pointer(arrays[slot], kind) for slot, kind in zip(call.slots, call.types)]
-    functions(source)[call.function][call.grid](*pointers)
+    arguments = [
+        value(slot) if isinstance(slot, Expr) else pointer(arrays[slot], kind)
+        for slot, kind in zip(call.slots, call.types)
+    ]
+    grid = tuple(map(value, call.grid))
+    if 0 not in grid:
+        functions(source)[call.function][grid](*arguments)
 
 
-def run_kernel(source: Source, buffers: list[np.ndarray]) -> bool:
+def run_kernel(
+    source: Source, buffers: list[np.ndarray], sizes: Mapping[str, int] = NO_SIZES
+) -> bool:
     """Runs a kernel on its buffers; whether it raised the error flag."""
+
+    def value(size: Size) -> int:
+        return int(substitute(size, sizes))
+
     error = np.zeros(1, np.int32)
+    calls = [c for c in source.launches if c.until is None or value(c.until[0]) <= c.until[1]]
+    calls = calls[:1] if sizes else calls
     # Scratch holds anything at first; counters are found zero, and left so.
-    scratch = np.full(max(4, *(call.scratch for call in source.launches)), 0xA5, np.uint8)
-    for call in source.launches:
-        counters = np.zeros(max(call.counters, 1), np.int32)
+    scratch = np.full(max(4, *(value(call.scratch) for call in calls), 0), 0xA5, np.uint8)
+    for call in calls:
+        assert all(value(size) < 2**31 for size in call.reach)
+        counters = np.zeros(max(value(call.counters), 1), np.int32)
         arrays: dict[Any, np.ndarray] = dict(enumerate(buffers))
         arrays |= {"error": error, "counters": counters, "scratch": scratch}
-        launch(source, call, arrays)
+        launch(source, call, arrays, value)
         assert not counters.any()
     return bool(error[0])
 
@@ -139,9 +159,14 @@ class Interpreted:
         self.architecture = Architecture.parse(architecture)
         self.capabilities = capabilities(self.architecture)
         self.legalize = self.capabilities.legalize
+        self.sizes: Mapping[str, int] = NO_SIZES
+        """What kernels are told."""
 
-    def run(self, graph: Graph, arrays: list[np.ndarray]) -> list[np.ndarray]:
-        """The graph's outputs, every kernel interpreted."""
+    def run(
+        self, graph: Graph, arrays: list[np.ndarray], sizes: Mapping[str, int] = NO_SIZES
+    ) -> list[np.ndarray]:
+        """The graph's outputs, every kernel interpreted, and told open sizes."""
+        self.sizes = sizes
         return self._run(legal(graph, self), arrays, {})  # type: ignore[arg-type]
 
     def _run(
@@ -172,20 +197,24 @@ class Interpreted:
                 continue
             for value in step.writes:
                 if value not in values:
-                    poison = np.full(value.shape, 0, value.tensor.numpy)
+                    poison = np.full(self._shape(value), 0, value.tensor.numpy)
                     poison.reshape(-1).view(np.uint8)[:] = 0xA5 if value.dtype != "bool" else 1
                     values[value] = poison
             buffers = [_whole(values[v]) for v in (*step.reads, *step.writes)]
             cut = isinstance(getattr(step.kernel, "op", None), Product | ImplicitConvolution)
             tile = self.tile if cut else None
-            if run_kernel(to_triton(step.kernel, self.architecture, tile), buffers):
+            source = to_triton(step.kernel, self.architecture, tile)
+            if run_kernel(source, buffers, self.sizes):
                 raise IndexOutOfRange(str(step.nodes))
             for value, buffer in zip(step.writes, buffers[len(step.reads) :]):
-                values[value] = buffer.reshape(value.shape)
+                values[value] = buffer.reshape(self._shape(value))
+
+    def _shape(self, value: Value) -> tuple[int, ...]:
+        return tuple(int(substitute(n, self.sizes)) for n in value.shape)
 
     def _host(self, step: Step, values: dict[Value, Any]) -> None:
         arrays = [None if i is None else values[i] for i in step.value.inputs]
-        values.update(zip(step.writes, compute(step.value, arrays, {})))
+        values.update(zip(step.writes, compute(step.value, arrays, self.sizes)))
 
 
 def _whole(x: Any) -> np.ndarray:

@@ -13,25 +13,34 @@ import itertools
 import random
 import sys
 import threading
+import time
 import types
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from enum import IntEnum
-from typing import Any
+from typing import Any, ClassVar
+from weakref import WeakSet
 
 import numpy as np
 import pytest
 
 from whet.ir.evaluate import evaluate
 from whet.ir.graph import Graph, Input, make
+from whet.ir.sizes import substitute, symbol
+from whet.ir.types import map_sizes
 from whet.ops.movement import Gather
 from whet.plan.plan import Plan, Step, nbytes
 from whet.targets.cuda import device as gpus
 from whet.targets.cuda import driver
 from whet.targets.cuda.compile import Function, pack
+from whet.targets.cuda.launches import Configuration
+from whet.targets.special import Special
 
 TOTAL = 1 << 33
+FEW = 4
+"""Up to this number of the first size the first way to run a kernel is taken."""
 
 
 class Status(IntEnum):
@@ -56,6 +65,15 @@ class Params:
 
     def getPtr(self) -> int:
         return id(self)
+
+
+class Handle(str):
+    """A function: its name, and a number."""
+
+    number: int
+
+    def __int__(self) -> int:
+        return self.number
 
 
 class Driver(types.ModuleType):
@@ -88,6 +106,7 @@ class Driver(types.ModuleType):
         self.kernels: dict[str, tuple[int, Callable[..., None]]] = {}
         """The number of arguments of each, and what it does with the addresses."""
         self.numbers = itertools.count(1 << 20)
+        self.functions: dict[int, Handle] = {}
         self.graphs: dict[int, list[tuple[int, Any]]] = {}
         self.ready: dict[int, dict[int, Any]] = {}
         self.captured = None
@@ -225,7 +244,10 @@ class Driver(types.ModuleType):
         return 0, self.mine(cubin.decode())
 
     def cuModuleGetFunction(self, module: str, name: bytes) -> tuple[int, str]:
-        return 0, module
+        handle = Handle(module)
+        handle.number = self.new()
+        self.functions[handle.number] = handle
+        return 0, handle
 
     CUDA_KERNEL_NODE_PARAMS = Params
 
@@ -368,6 +390,15 @@ class Driver(types.ModuleType):
         found = next(p for p in self._alive if id(p) == params)
         self.ready[graph][node] = self._frozen(found)
 
+    def direct_cuLaunchKernelEx(
+        self, configuration: int, function: int, arguments: int, extra: int
+    ) -> None:
+        found = Configuration.from_address(configuration)
+        assert found.stream not in self.ended and all((*found.grid, *found.block))
+        params = Params()
+        params.func, params.kernelParams = self.functions[function], arguments  # type: ignore[attr-defined]
+        self._run(*self._frozen(params))
+
     def direct_cuGraphLaunch(self, graph: int, stream: int) -> None:
         self.expect(stream)
         nodes, edges = self.ready[graph], self.edges[graph]
@@ -393,19 +424,29 @@ def _array(address: int, kind: Any) -> np.ndarray:
     return np.frombuffer(room, kind.numpy).reshape([int(n) for n in kind.shape])
 
 
-def behaviour(step: Step) -> Callable[..., None]:
-    """What a step's kernel does, by the references of its operators."""
+def behaviour(step: Step, sizes: Mapping[str, int] = {}) -> Callable[..., None]:
+    """What a step's kernel does, by the references of its operators; it knows some sizes, and is
+    told the others."""
     # What a step reads of its own result, as a scan does, its reference has in itself.
     read = [v for v in step.reads if v not in step.writes]
     inputs = {v: make(Input(f"read {n}", v.type), ())[0] for n, v in enumerate(read)}
-    graph = Graph((), step.writes).substitute(inputs)
-    extents = [v.inputs[0].shape[v.op.axis] for v in graph.values if isinstance(v.op, Gather)]
+    whole = Graph(tuple(inputs.values()), step.writes).substitute(inputs)
+    whole = replace(whole, inputs=tuple(inputs.values()))
+    told = [] if sizes or step.kernel is None else step.kernel.sizes
 
-    def run(*addresses: int) -> None:
-        *buffers, error = addresses
-        arrays = [_array(a, v.tensor) for a, v in zip(buffers, (*step.reads, *step.writes))]
+    def run(*arguments: int) -> None:
+        count = len(step.reads) + len(step.writes)
+        addresses, error = arguments[:count], arguments[count]
+        known_sizes = {**sizes, **dict(zip(told, arguments[count + 1 :]))}
+        graph = whole.bind(known_sizes)
+        extents = [v.inputs[0].shape[v.op.axis] for v in graph.values if isinstance(v.op, Gather)]
+        kinds = [
+            map_sizes(v.tensor, lambda n: substitute(n, known_sizes))
+            for v in (*step.reads, *step.writes)
+        ]
+        arrays = [_array(a, kind) for a, kind in zip(addresses, kinds)]
         known = dict(zip(step.reads, arrays))
-        given = {made: known[value] for value, made in inputs.items()}
+        given = dict(zip(graph.inputs, (known[value] for value in inputs)))
         for index in (a for a in arrays if extents and a.dtype == np.int64):
             if (index >= extents[0]).any():
                 ctypes.c_int32.from_address(error).value = 1
@@ -421,25 +462,50 @@ class StubDevice(gpus.Device):
     """A GPU whose kernels are Python."""
 
     stub: Driver
+    opened: ClassVar[WeakSet[StubDevice]] = WeakSet()
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.opened.add(self)
 
     def executable(self, plan: Plan, threads: int) -> Any:
+        self._steps: dict[Any, Step] = getattr(self, "_steps", {})
         for step in plan.steps:
             if step.kernel is not None and step.kernel not in self._objects:
+                self._steps[step.kernel] = step
                 self._objects[step.kernel] = self._made(step)
         return super().executable(plan, threads)
 
-    def _made(self, step: Step) -> bytes:
-        name = f"k{len(self.stub.kernels)}"
+    def compile(self, kernels: Sequence[Any], idle: bool = False) -> None:
+        for kernel in kernels:
+            if isinstance(kernel, Special):
+                made = self._made(self._steps[kernel.kernel], dict(kernel.sizes))
+                self._objects[kernel] = made
+        super().compile(kernels, idle)
+
+    def _made(self, step: Step, sizes: Mapping[str, int] = {}) -> bytes:
+        """A kernel's code; for open sizes there are two ways to run it."""
+        told = [] if sizes or step.kernel is None else list(step.kernel.sizes)
+        if not told:
+            return pack([self._function(step, sizes)])
+        few = symbol(told[0]), FEW
+        return pack([self._function(step, {}, few), self._function(step, {})])
+
+    def _function(
+        self, step: Step, sizes: Mapping[str, int], until: tuple[Any, int] | None = None
+    ) -> Function:
+        told = [] if sizes or step.kernel is None else [symbol(name) for name in step.kernel.sizes]
+        kind = "special" if sizes else "few" if until else "many" if told else "k"
+        name = f"{kind} {len(self.stub.kernels)}"
         count = len(step.reads) + len(step.writes)
-        self.stub.kernels[name] = count + 1, behaviour(step)
+        self.stub.kernels[name] = count + 1 + len(told), behaviour(step, sizes)
         if self.stub.faulty & set(step.nodes):
             self.stub.faulty.add(name)
         checks = any(isinstance(v.op, Gather) for v in Graph((), step.writes).values)
-        slots = (*range(count), "error")
-        function = Function(
-            name, name.encode(), (1, 1, 1), slots, 32, 0, 0, 0, 0, checks, True, False
-        )
-        return pack([function])
+        grid = (told[0], 1, 1) if told else (1, 1, 1)
+        slots = (*range(count), "error", *told)
+        more = checks, True, False, tuple(told), until
+        return Function(name, name.encode(), grid, slots, 32, 0, 0, 0, 0, *more)
 
 
 @contextmanager
@@ -459,6 +525,8 @@ def stubbed(devices: int = 1) -> Iterator[Driver]:
         try:
             yield made
         finally:
+            while any(device.background.is_busy for device in list(StubDevice.opened)):
+                time.sleep(0.01)
             _forget()
 
 

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import re
 
-from whet.ir.sizes import Expr, Size, symbol
+from whet.ir.sizes import symbol
 from whet.plan.kernel import Kernel, Loops
 from whet.plan.sources import digest
+from whet.targets.bound import Slot
 from whet.targets.cpu import half, loops
 from whet.targets.cpu.architecture import Architecture
 from whet.targets.cpu.functions import LIBRARY
 from whet.targets.cpu.templates import TEMPLATES
 
 ENTRY = "kernel"
-
-Slot = tuple[int, Size] | Expr | str | None
-"""An argument: (buffer, offset in bytes), a named size, "error" for the address of the error word,
-None for null."""
 
 
 def version() -> str:
@@ -40,7 +37,8 @@ def _generate(kernel: Kernel, architecture: Architecture) -> str:
 
 
 def slots(kernel: Kernel) -> list[Slot]:
-    """What the eight-byte arguments of a kernel hold; the sizes that a run tells come last."""
+    """What the eight-byte arguments of a kernel hold: buffers, and how many bytes further, "error"
+    for the address of the error word; the sizes that a run tells come last."""
     return [*_pointers(kernel), *map(symbol, kernel.sizes)]
 
 

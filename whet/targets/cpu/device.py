@@ -23,9 +23,9 @@ from whet.plan.kernel import Kernel, Template
 from whet.plan.plan import Plan, nbytes
 from whet.plan.target import Capabilities, Limits, Tactic
 from whet.progress import phase
+from whet.targets.background import Background
 from whet.targets.cpu import codegen, host, jit, limits, primitives, tactics
 from whet.targets.cpu.architecture import Architecture
-from whet.targets.cpu.background import Background
 from whet.targets.cpu.executable import Executable
 from whet.targets.cpu.functions import LIBRARY
 from whet.targets.cpu.legalize import WHOLE, emits, legalize

@@ -22,9 +22,10 @@ from whet.ir.types import TensorType
 from whet.plan import trace
 from whet.plan.kernel import Kernel
 from whet.plan.plan import Plan, Step, nbytes, segments
-from whet.targets.cpu import host
-from whet.targets.cpu.background import give_way
-from whet.targets.cpu.bound import NO_SIZES, Bound, Layout, Sizes
+from whet.targets.background import give_way
+from whet.targets.bound import NO_SIZES, Layout, Sizes
+from whet.targets.cpu import codegen, host
+from whet.targets.cpu.bound import Bound
 from whet.targets.cpu.pool import Pool
 from whet.targets.cpu.special import Special
 from whet.targets.cpu.stream import Pace
@@ -51,7 +52,9 @@ class Executable:
         self.segments = segments(plan.steps)
         self.kernels = [s.kernel and device.favourite(s.kernel) for s in plan.steps]
         device.compile([kernel for kernel in self.kernels if kernel is not None])
-        self.layout = Layout(plan)
+        steps = enumerate(plan.steps)
+        blocks = [(n, codegen.slots(s.kernel)) for n, s in steps if s.kernel is not None]
+        self.layout = Layout(plan, blocks)
         self.code = np.array([0 if k is None else device.code(k) for k in self.kernels], np.int64)
         """The address of each step's code, that for the whole range."""
         self.allocate: Callable[[int], np.ndarray] = host.aligned_memory
@@ -98,6 +101,10 @@ class Executable:
             else:
                 self._bound.move_to_end(key)
             return found
+
+    def serves(self, sizes: Sizes) -> bool:
+        """Every size will do: indices are 64 bits."""
+        return True
 
     def specialise(self, sizes: Sizes, ordered: bool = False) -> None:
         """Has kernels made for the very sizes in the background; later runs take them.
@@ -248,8 +255,10 @@ class _Context:
         self.table = self.tables.ctypes.data
         self.errors = np.zeros(len(steps), np.int64)
         self.arguments = np.zeros(max(layout.length, 1), np.int64)
-        self.tables[:, 1] = self.arguments.ctypes.data + 8 * np.array(layout.starts, np.int64)
-        for place, number in layout.errors:
+        kernels = [number for number, step in enumerate(steps) if not step.is_host]
+        starts = 8 * np.array(layout.starts, np.int64)
+        self.tables[kernels, 1] = self.arguments.ctypes.data + starts
+        for place, number in layout.named.get("error", ()):
             self.arguments[place] = self.errors.ctypes.data + 8 * number
         self.arena = host.aligned_memory(64)
         self.bound: Bound | None = None

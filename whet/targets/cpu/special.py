@@ -1,4 +1,4 @@
-"""Kernels for the very sizes that runs come back with, made from those that serve every size."""
+"""Kernels for the very sizes that runs come back with, on a CPU: which schedule they get."""
 
 from __future__ import annotations
 
@@ -6,36 +6,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from whet.plan.bind import adds_up, bound
+from whet.plan.bind import adds_up
 from whet.plan.kernel import Kernel, Loops
+from whet.targets import special
 from whet.targets.cpu.architecture import Architecture
 from whet.targets.cpu.templates import templates_for
 
 
 @dataclass(frozen=True)
-class Special:
-    """A kernel at known sizes, not chosen yet: weighing schedules takes so long that the process
-    which compiles the kernel does it, and runs are left alone meanwhile."""
+class Special(special.Special):
+    """One with a schedule for so many threads, which may have to keep the order of sums."""
 
-    kernel: Kernel
-    sizes: tuple[tuple[str, int], ...]
     ordered: bool
     threads: int
-    """How many the schedule is chosen for."""
 
     def __str__(self) -> str:
-        sizes = ", ".join(f"{name} = {size}" for name, size in self.sizes)
         order = ", in the same order" * self.ordered
-        return f"{self.kernel}\nat {sizes}{order}, on {self.threads} threads"
-
-    @property
-    def name(self) -> str:
-        """The kernel's name."""
-        return self.kernel.name
+        return f"{super().__str__()}{order}, on {self.threads} threads"
 
     def chosen(self, architecture: Architecture) -> Kernel:
         """The kernel, with the best schedule that reads the same weights."""
-        kernel = bound(self.kernel, dict(self.sizes))
+        kernel = self.known
         if isinstance(kernel, Loops):
             return kernel
         make = _chooser(kernel, self.threads)

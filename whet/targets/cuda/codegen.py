@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
 from typing import Any
 
-from whet.plan.kernel import Kernel, Loops
+from whet.ir.atoms import Symbol
+from whet.ir.sizes import Size, product, substitute
+from whet.plan.bind import bound
+from whet.plan.kernel import Kernel, Loops, Template
 from whet.plan.sources import digest
 from whet.targets.cuda import loops
 from whet.targets.cuda.architecture import Architecture
 from whet.targets.cuda.source import Source
 from whet.targets.cuda.templates import TEMPLATES
+from whet.targets.cuda.templates.tiling import STREAM
+from whet.targets.cuda.templates.warp_groups import Groups
 
 
 def version() -> str:
@@ -23,6 +30,11 @@ def to_triton(kernel: Kernel, architecture: Architecture, tile: Any = None) -> S
     if isinstance(kernel, Loops):
         return loops.generate(kernel, architecture)
     template = TEMPLATES[type(kernel.op)]
+    if kernel.sizes and tile is None:
+        return Source.of_ways(
+            (template.generate(kernel, architecture, way, f"kernel{n}"), until)
+            for n, (way, until) in enumerate(ways(kernel, architecture))
+        )
     chosen = template.tiles(kernel, architecture)[0] if tile is None else tile
     source: Source = template.generate(kernel, architecture, chosen)
     return source
@@ -32,5 +44,56 @@ def tiles(kernel: Kernel, architecture: Architecture) -> list[Any]:
     """The ways to cut a kernel up, the most promising first; none where there is one way only."""
     if isinstance(kernel, Loops):
         return []
+    if kernel.sizes:
+        return [tile for tile, _ in ways(kernel, architecture)]
     found: list[Any] = TEMPLATES[type(kernel.op)].tiles(kernel, architecture)
     return found
+
+
+SAMPLES = tuple(1 << n for n in range(17))
+"""Values of sizes that a run tells, which ways are chosen for."""
+
+APART = 4
+"""How many times as many results the next sample has at least."""
+
+MOST_ROWS = 1 << 16
+"""Rows of a result beyond which the same tile is best."""
+
+Until = tuple[Size, int] | None
+
+
+def takes_sizes(tile: Any) -> bool:
+    """Whether code for a tile can be told sizes: not where blocks share them out by numbers."""
+    return getattr(tile, "split", 1) != STREAM and not isinstance(tile, Groups)
+
+
+def ways(kernel: Template, architecture: Architecture) -> list[tuple[Any, Until]]:
+    """For a range of sizes a few tiles, each with how many results it is best up to. The samples
+    are of one batch, where anything else is open, too: then rows are as long as they get."""
+    template: Any
+    template, results = TEMPLATES[type(kernel.op)], product(a.size for a in kernel.axes)
+    symbols: list[frozenset[Symbol]]
+    symbols = [getattr(axis.size, "symbols", frozenset()) for axis in kernel.axes]
+    lows = {s.name: max(s.low, 1) for found in symbols for s in found}
+    batch = {s.name for s in symbols[0]} if any(symbols[1:]) else set()
+    chosen: list[tuple[Any, int]] = []
+    for sample in SAMPLES:
+        values = {n: 1 if n in batch else sample for n in kernel.sizes}
+        sizes = {name: max(value, lows.get(name, 1)) for name, value in values.items()}
+        count = int(substitute(results, sizes))
+        if chosen and count < APART * chosen[-1][1]:
+            continue
+        known = bound(kernel, sizes)
+        assert isinstance(known, Template)
+        tile = next(t for t in template.tiles(known, architecture) if takes_sizes(t))
+        if chosen and chosen[-1][0] == tile:
+            chosen[-1] = tile, count
+        else:
+            chosen.append((tile, count))
+        if count > MOST_ROWS * int(known.axes[-1].size):
+            break
+    # Between two samples the middle of their ratio divides.
+    limits = [math.isqrt(a * b) for (_, a), (_, b) in pairwise(chosen)]
+    return [(tile, (results, limit)) for (tile, _), limit in zip(chosen, limits)] + [
+        (chosen[-1][0], None)
+    ]

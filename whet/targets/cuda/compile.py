@@ -10,17 +10,19 @@ import linecache
 import math
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
-from whet.errors import CompileError, DeviceError
+from whet.engine.size_table import SizeReader, SizeWriter
+from whet.errors import CompileError, DeviceError, InvalidEngine
+from whet.ir.sizes import Expr, Size, modulo
 from whet.targets.cuda.architecture import Architecture
 from whet.targets.cuda.source import WAIT, Grid, Launch, Slot, Source
 
-MAGIC = b"whet cubins 3\n"
+MAGIC = b"whet cubins 4\n"
 OLDEST = 3, 6
 """The first Triton that makes descriptors in Gluon, which `templates/warp_groups.py` needs."""
 
@@ -37,12 +39,31 @@ class Function:
     shared: int
     nulls: int
     """Null pointers that the compiler appended to the arguments."""
-    counters: int
-    scratch: int
+    counters: Size
+    scratch: Size
     checks: bool
     waits: bool
     """Whether it waits by itself for the kernel before it, and may start while that runs."""
     spread: bool
+    reach: tuple[Size, ...] = ()
+    until: tuple[Size, int] | None = None
+    """As a Launch has them."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a run tells how many blocks there are."""
+        return not all(isinstance(n, int) for n in self.grid)
+
+    @property
+    def sizes(self) -> list[Size]:
+        """What a run has to evaluate for it."""
+        until = () if self.until is None else self.until[:1]
+        told = (slot for slot in self.slots if isinstance(slot, Expr))
+        return [*self.grid, self.counters, self.scratch, *self.reach, *until, *told]
+
+    def is_for(self, value: Callable[[Size], int]) -> bool:
+        """Whether it is among the ways that may be taken at known sizes: the first of them is."""
+        return self.until is None or value(self.until[0]) <= self.until[1]
 
 
 def to_object(source: Source, architecture: Architecture) -> bytes:
@@ -109,8 +130,10 @@ def _compile(
     from triton.experimental.gluon._runtime import GluonASTSource
 
     function = namespace[launch.function]
-    # Every buffer begins at a multiple of 16 bytes: wide accesses may rely on it.
-    attributes = {(i,): [["tt.divisibility", 16]] for i in range(len(launch.types))}
+    # Every buffer begins at a multiple of 16 bytes, and some sizes are multiples of 16 whatever a
+    # run tells: wide accesses may rely on it.
+    even = [not isinstance(slot, Expr) or modulo(slot, 16) == 0 for slot in launch.slots]
+    attributes = {(i,): [["tt.divisibility", 16]] for i, known in enumerate(even) if known}
     language = GluonASTSource if function.is_gluon() else ASTSource
     source = language(
         fn=function,
@@ -150,6 +173,8 @@ def _compile(
         "tl.store(error" in text,
         WAIT in text,
         launch.spread,
+        launch.reach,
+        launch.until,
     )
 
 
@@ -170,10 +195,12 @@ def _parameters(ptx: str) -> int:
 
 def pack(functions: list[Function]) -> bytes:
     """Compiled functions as one object."""
-    head = [
-        {k: v for k, v in vars(f).items() if k != "cubin"} | {"bytes": len(f.cubin)}
+    sizes = SizeWriter()
+    plain = [
+        {k: _plain(v, sizes) for k, v in vars(f).items() if k != "cubin"} | {"bytes": len(f.cubin)}
         for f in functions
     ]
+    head = {"sizes": sizes.table, "functions": plain}
     text = json.dumps(head, separators=(",", ":")).encode() + b"\n"
     return b"".join([MAGIC, text, *(f.cubin for f in functions)])
 
@@ -184,16 +211,32 @@ def unpack(data: bytes) -> list[Function]:
         raise CompileError("a compiled kernel is damaged: it does not begin as one")
     try:
         return list(_unpacked(data))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, InvalidEngine) as error:
         raise CompileError(f"a compiled kernel is damaged: {error}") from None
 
 
 def _unpacked(data: bytes) -> Iterator[Function]:
     end = data.index(b"\n", len(MAGIC)) + 1
-    for entry in json.loads(data[len(MAGIC) : end]):
-        size = entry.pop("bytes")
-        entry["grid"], entry["slots"] = tuple(entry["grid"]), tuple(entry["slots"])
-        yield Function(cubin=data[end : end + size], **entry)
-        end += size
+    head, sizes = json.loads(data[len(MAGIC) : end]), SizeReader()
+    for size in head["sizes"]:
+        sizes.add(size)
+    for entry in head["functions"]:
+        length = entry.pop("bytes")
+        fields = {name: _read(value, sizes) for name, value in entry.items()}
+        yield Function(cubin=data[end : end + length], **fields)
+        end += length
     if end != len(data):
         raise ValueError(f"{end:,} bytes are needed, and {len(data):,} there")
+
+
+def _plain(x: Any, sizes: SizeWriter) -> Any:
+    """A field of a function as JSON holds it."""
+    if isinstance(x, tuple):
+        return [_plain(i, sizes) for i in x]
+    return sizes.plain(x) if isinstance(x, Expr) else x
+
+
+def _read(x: Any, sizes: SizeReader) -> Any:
+    if isinstance(x, list):
+        return tuple(_read(i, sizes) for i in x)
+    return sizes.size(x) if isinstance(x, dict) else x

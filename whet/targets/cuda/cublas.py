@@ -99,7 +99,7 @@ def matched(kernel: Template) -> tuple[Matmul, tuple[Slot, ...]] | None:
         return None
     (l_row, l_depth, _, *l_batch), (_, r_depth, r_column, *r_batch), out = sides  # type: ignore[misc]
     o_row, _, o_column, *o_batch = out  # type: ignore[misc]
-    rows, columns, depth = int(problem.rows[0].size), int(problem.column.size), problem.depth
+    rows, columns, depth = map(int, (problem.rows[0].size, problem.column.size, problem.depth))
     left = _side(l_row, l_depth, depth, rows)
     right = _side(r_depth, r_column, columns, depth)
     ends = epilogue_of(problem.epilogue, problem.output, problem.column.name)

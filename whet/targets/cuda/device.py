@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from hashlib import blake2b
@@ -18,22 +18,26 @@ from whet.errors import CompileError, DeviceError, InvalidInput
 from whet.ir.graph import Value
 from whet.ir.types import TensorType
 from whet.knobs import knobs
-from whet.plan.kernel import Kernel
+from whet.plan.bind import adds_up
+from whet.plan.kernel import Kernel, Loops
 from whet.plan.plan import Plan, nbytes
 from whet.plan.target import Capabilities, Footprint, Limits, Tactic
 from whet.progress import phase
+from whet.targets.background import Background
 from whet.targets.cuda import codegen, dlpack, driver, library, limits, tactics
 from whet.targets.cuda.architecture import Architecture
 from whet.targets.cuda.arithmetic import POINTER
 from whet.targets.cuda.array import DeviceArray
 from whet.targets.cuda.compile import Function, to_object, unpack
 from whet.targets.cuda.footprint import footprint
-from whet.targets.cuda.legalize import emits, legalize
+from whet.targets.cuda.legalize import check_sizes, emits, legalize
 from whet.targets.cuda.memory import Heap, Loan, aligned
+from whet.targets.cuda.source import Source
 from whet.targets.cuda.tactics import Loaded, load
 from whet.targets.cuda.templates import TEMPLATES
 from whet.targets.cuda.two_steps import in_two_steps
 from whet.targets.cuda.workers import MOST_WORKERS, Job, compile_all
+from whet.targets.special import Special
 
 
 class ObjectCache(Protocol):
@@ -47,17 +51,23 @@ class ObjectCache(Protocol):
 def capabilities(architecture: Architecture) -> Capabilities:
     """What planning must know of an architecture."""
 
+    def by_template(value: Value) -> Any:
+        found = (t.legalize(value, architecture) for t in dict.fromkeys(TEMPLATES.values()))
+        return next((new for new in found if new is not None), None)
+
     def in_terms(value: Value) -> Any:
         if type(value.op) in TEMPLATES:
             return value
-        for template in dict.fromkeys(TEMPLATES.values()):
-            new = template.legalize(value, architecture)
-            if new is not None:
-                return new
+        new = by_template(value)
+        if new is not None:
+            return new
+        check_sizes(value, by_template)
         parts = in_two_steps(value, architecture)
         return legalize(value) if parts is None else parts
 
-    return Capabilities("cuda", in_terms, emits, TEMPLATES, overlaps=True)
+    return Capabilities(
+        "cuda", in_terms, emits, TEMPLATES, ranges=True, paced_ranges=False, overlaps=True
+    )
 
 
 class Device:
@@ -78,8 +88,9 @@ class Device:
         self.legalize = self.capabilities.legalize
         self.planned_for = self.about
         self.compiled = 0
-        self._objects: dict[Kernel, bytes] = {}
-        self._code: WeakValueDictionary[Kernel, Loaded] = WeakValueDictionary()
+        self.background = Background(self)
+        self._objects: dict[Kernel | Special, bytes] = {}
+        self._code: WeakValueDictionary[Kernel | Special, Loaded] = WeakValueDictionary()
         """What is on the GPU: as long as something runs it."""
         self._lock = threading.Lock()
         self._quick_types: set[type] = set()
@@ -96,7 +107,21 @@ class Device:
         """Where weights and the arenas of runs lie."""
         return Heap.of(self.context)
 
-    def code(self, kernel: Kernel) -> Loaded:
+    def later(self, task: Callable[[], Any]) -> None:
+        """Does something on another thread, after what it does already."""
+        self.background.compile(lambda: [task()] * 0, lambda: None)
+
+    def specialised(
+        self, kernel: Kernel, sizes: Mapping[str, int], ordered: bool
+    ) -> Kernel | Special:
+        """The kernel for the very sizes; itself where it must add up in the same order, and its
+        code for these sizes might not."""
+        adds = not isinstance(kernel, Loops) or adds_up(kernel)
+        if not kernel.sizes or (ordered and adds):
+            return kernel
+        return Special(kernel, tuple((name, sizes[name]) for name in kernel.sizes))
+
+    def code(self, kernel: Kernel | Special) -> Loaded:
         """The kernel's functions, loaded."""
         with self._lock:
             found = self._code.get(kernel)
@@ -106,13 +131,13 @@ class Device:
                 found = self._code[kernel] = self._load(kernel, self._objects[kernel])
             return found
 
-    def functions(self, kernel: Kernel) -> list[Function]:
+    def functions(self, kernel: Kernel | Special) -> list[Function]:
         """What is known of a kernel's code before it is on the device."""
         if kernel not in self._objects:
             self._objects[kernel] = self.object(kernel)
         return unpack(self._objects[kernel])
 
-    def _load(self, kernel: Kernel, code: bytes) -> Loaded:
+    def _load(self, kernel: Kernel | Special, code: bytes) -> Loaded:
         """Code on the device; what was made for one with more shared memory, or for a library that
         refuses it here, is made anew."""
         try:
@@ -121,10 +146,10 @@ class Device:
             own = self.context.found.architecture
             if own == self.architecture and not self.library_of(kernel):
                 raise
-            self._objects[kernel] = to_object(codegen.to_triton(kernel, own), own)
+            self._objects[kernel] = to_object(source_of(kernel, own), own)
             return load(self.context, self._objects[kernel])
 
-    def key(self, kernel: Kernel | str) -> str:
+    def key(self, kernel: Kernel | Special | str) -> str:
         """What the cache knows the code of a kernel by."""
         return blake2b(f"{self.about}\n{kernel}".encode(), digest_size=20).hexdigest()
 
@@ -133,12 +158,12 @@ class Device:
         """What code compiled here is for: the target, the generator's version, the architecture."""
         return f"cuda {codegen.version()} {self.architecture}"
 
-    def object(self, kernel: Kernel) -> bytes:
+    def object(self, kernel: Kernel | Special) -> bytes:
         """The kernel's machine code, prebuilt, from the cache, or compiled now."""
         key = self.key(kernel)
         code = self._found(key)
         if code is None:
-            source = codegen.to_triton(kernel, self.architecture)
+            source = source_of(kernel, self.architecture)
             code = to_object(source, self.architecture)
             self._keep(kernel, Job(source, code))
         return code
@@ -147,19 +172,25 @@ class Device:
         """What runs need besides kernels: nothing."""
         return {}
 
-    def compile(self, kernels: Sequence[Kernel]) -> None:
-        """Makes sure of the code of many kernels, several processes compiling what is new."""
+    def compile(self, kernels: Sequence[Kernel | Special], idle: bool = False) -> None:
+        """Makes sure of the code of many kernels, several processes compiling what is new; with
+        `idle`, such as take no time from others, and nothing is measured."""
+        idle = idle or self.background.is_here
         missing = [k for k in dict.fromkeys(kernels) if k not in self._objects]
         found = {k: self._found(self.key(k)) for k in missing}
         new = [k for k, code in found.items() if code is None]
-        jobs = {k: Job(codegen.to_triton(k, self.architecture)) for k in new}
-        others = tactics.others(jobs, Counter(kernels), self.architecture) if self.tune else []
+        jobs: dict[Any, Job] = {k: Job(k if idle else source_of(k, self.architecture)) for k in new}
+        # Where sizes are open, there is nothing to measure yet.
+        known: dict[Any, Job] = {} if idle else {k: j for k, j in jobs.items() if not is_open(k)}
+        counts: Counter[Any] = Counter(kernels)
+        seconds = self.tune if known else 0
+        others = tactics.others(known, counts, self.architecture) if seconds else []
         more = [job for _, job in others]
         if jobs:
             with phase("compile kernels", len(jobs)) as step:
-                compile_all(list(jobs.values()), self.architecture, step, more, self.tune)
-        if jobs and self.tune:
-            jobs |= tactics.fastest(self.context, jobs, others, self.tune)
+                compile_all(list(jobs.values()), self.architecture, step, more, seconds, idle=idle)
+        if seconds:
+            jobs |= tactics.fastest(self.context, known, others, seconds)
             self.trim()
         for kernel, job in jobs.items():
             self._keep(kernel, job)
@@ -183,23 +214,24 @@ class Device:
             code = self.cache.get(key)
         return None if code is not None and _is_foreign(code) else code
 
-    def _keep(self, kernel: Kernel, job: Job) -> None:
+    def _keep(self, kernel: Kernel | Special, job: Job) -> None:
         self.compiled += 1
         if self.cache is not None:
             self.cache.put(self.key(kernel), job.code, self.about)
         if knobs.dump is not None:
             self._dump(kernel, job)
 
-    def _dump(self, kernel: Kernel, job: Job) -> None:
+    def _dump(self, kernel: Kernel | Special, job: Job) -> None:
         """Every stage of a kernel as a file of its own, for reading and for comparing."""
         folder = knobs.dump
         assert folder is not None
         folder.mkdir(parents=True, exist_ok=True)
         stem = f"{kernel.name}-{blake2b(str(kernel).encode(), digest_size=6).hexdigest()}"
-        launches = "".join(f"# {launch}\n" for launch in job.source.launches)
+        source = job.text(self.architecture)
+        launches = "".join(f"# {launch}\n" for launch in source.launches)
         stages = {
             "kernel": f"{kernel}\n".encode(),
-            "triton.py": (launches + job.source.text).encode(),
+            "triton.py": (launches + source.text).encode(),
             "cubin": job.code,
         }
         for suffix, stage in stages.items():
@@ -215,7 +247,7 @@ class Device:
             chosen = [Tactic(by, said["how"], by="a measurement")]
         return chosen + [Tactic(type(tile).__name__.lower(), asdict(tile)) for tile in tiles]
 
-    def library_of(self, kernel: Kernel | None) -> str:
+    def library_of(self, kernel: Kernel | Special | None) -> str:
         """The library of NVIDIA's that was found to run a kernel fastest; "" where that is ours."""
         if kernel is None or kernel not in self._objects:
             return ""
@@ -312,6 +344,16 @@ class Device:
         """Gives memory back to the device that nothing uses any more."""
         self.context.use()
         self.context.trim()
+
+
+def source_of(kernel: Kernel | Special, architecture: Architecture) -> Source:
+    """The text of a kernel; of one at known sizes with the tile that is likely to be fastest."""
+    return codegen.to_triton(kernel.known if isinstance(kernel, Special) else kernel, architecture)
+
+
+def is_open(kernel: Kernel | Special) -> bool:
+    """Whether runs tell a kernel sizes."""
+    return not isinstance(kernel, Special) and bool(kernel.sizes)
 
 
 def _is_foreign(code: bytes) -> bool:

@@ -106,6 +106,7 @@ _QUICK = {
     "cuCtxSetCurrent": (_HANDLE,),
     "cuEventRecord": (_HANDLE, _HANDLE),
     "cuGraphExecKernelNodeSetParams": (_HANDLE, _HANDLE, _HANDLE),
+    "cuLaunchKernelEx": (_HANDLE, _HANDLE, _HANDLE, _HANDLE),
     "cuMemAllocAsync": (_HANDLE, _SIZE, _HANDLE),
     "cuMemFreeAsync": (_HANDLE, _HANDLE),
     "cuStreamWaitEvent": (_HANDLE, _HANDLE, ctypes.c_uint),

@@ -2,31 +2,38 @@
 
 What a run does is what differs from the run before: the addresses of its inputs and results go into
 the few launches that use them, and the graphs are asked for.
+
+Where a plan serves a range of sizes, each set of them that is met is *bound*: how large grids are,
+what kernels are told, where buffers lie. Such launches go to the stream one by one, and nothing is
+compiled or captured. For sizes that come back, kernels are made in the background, and graphs of
+their launches, which later runs take.
 """
 
 from __future__ import annotations
 
-import ctypes
-import time
+import threading
+import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from whet.errors import IndexOutOfRange
-from whet.ir.evaluate import compute
 from whet.ir.graph import Value
-from whet.ir.types import TensorType
 from whet.plan import trace
-from whet.plan.plan import Plan, Step, nbytes, segments
+from whet.plan.plan import Plan, segments
+from whet.targets.background import give_way
+from whet.targets.bound import NO_SIZES, Sizes
 from whet.targets.cuda.array import DeviceArray
-from whet.targets.cuda.compile import Function
-from whet.targets.cuda.device import Device, holds, numbers
-from whet.targets.cuda.driver import Event, Stream
-from whet.targets.cuda.memory import Loan, Pinned, room
-from whet.targets.cuda.order import Span, Use
-from whet.targets.cuda.segments import Place, Segment
-from whet.targets.cuda.staging import Staging
+from whet.targets.cuda.bound import Bound, Layout
+from whet.targets.cuda.context import Context
+from whet.targets.cuda.device import Device, holds
+from whet.targets.cuda.memory import room
+from whet.targets.special import Special
+
+MOST_BOUND = 256
+"""Sets of sizes that a plan keeps what it evaluated for; the one used longest ago goes first."""
+
+MOST_SPECIAL = 64
+"""Sets of sizes for which a plan gets kernels of their own."""
 
 
 class Executable:
@@ -36,14 +43,25 @@ class Executable:
         self.plan, self.device = plan, device
         self.segments = segments(plan.steps)
         device.context.use()
-        device.compile([step.kernel for step in plan.steps if step.kernel is not None])
-        self._free: list[_Context] = []
+        self.kernels = [step.kernel for step in plan.steps]
+        device.compile([kernel for kernel in self.kernels if kernel is not None])
+        self._free: list[Context] = []
         self.allocate: Callable[[int], Any] = device.heap.take
         """Where arenas come from."""
         self.pace: Any = None
         """How weights come to the device, where they are not all there."""
         self._overlaps: dict[int, bool] = {}
         """Whether the branches of each segment overlap, as far as that is known."""
+        self._contexts: weakref.WeakSet[Context] = weakref.WeakSet()
+        self._lock = threading.Lock()
+        self._bound: OrderedDict[tuple[int, ...], Bound] = OrderedDict()
+        self._specials = 0
+        self.layout: Layout | None = None
+        """Where sizes go that a run tells."""
+        if plan.sizes or plan.rooms.members:
+            # Code is on the device before a run needs it.
+            self._code = [None if k is None else device.code(k) for k in self.kernels]
+            self.layout = Layout(plan, self._code, device.context.found.architecture)
         outputs = plan.graph.outputs
         written = {v for step in plan.steps for v in step.writes if step.kernel is not None}
         self._is_direct = (
@@ -59,24 +77,35 @@ class Executable:
         inputs: Sequence[Any],
         out: Mapping[Value, Any],
         run_graph: Callable[..., Any],
+        sizes: Sizes = NO_SIZES,
     ) -> Mapping[Value, Any]:
         """Computes the plan's outputs into the `out` arrays; `given` is what was prepared, the same
-        object in each run with the same weights. Arrays are NumPy's or this device's."""
+        object in each run with the same weights, `sizes` are the named sizes of this run. Arrays
+        are NumPy's or this device's."""
         self.device.context.use()
         context = self._free.pop() if self._free else self._context()
         try:
+            if self.layout is not None:
+                self._choose(context, self.bound(sizes))
             return context.run(given, inputs, out, run_graph)
         finally:
             self._free.append(context)
 
-    def _context(self) -> _Context:
+    def _context(self) -> Context:
         """Another one; it does not know its executable, as both go with the last reference."""
         if self.pace is not None or not self.device.tune:
             self._overlaps = dict.fromkeys([begin for begin, _ in self.segments], False)
-        way = self.allocate, self.pace, self._overlaps
-        return _Context(self.plan, self.device, self.segments, *way)
+        context = Context(self.plan, self.device, self.segments, self.pace)
+        if self.layout is None:
+            context.fix(self.allocate, self._overlaps)
+        else:
+            context.open(self.layout)
+        self._contexts.add(context)
+        return context
 
-    def answer(self, given: Mapping[Value, Any], inputs: Sequence[Any]) -> list[DeviceArray] | None:
+    def answer(
+        self, given: Mapping[Value, Any], inputs: Sequence[Any], sizes: Sizes = NO_SIZES
+    ) -> list[DeviceArray] | None:
         """The outputs, once they are asked for on the caller's stream that the inputs are on; None
         where a run takes more than that."""
         is_quick = self._is_direct and self._free and self.pace is None
@@ -89,359 +118,101 @@ class Executable:
         except IndexError:  # another thread has it
             return None
         try:
-            return context.answer(given, inputs, stream)
+            if self.layout is not None:
+                self._choose(context, self.bound(sizes))
+            return context.answer(given, inputs, stream) if context.is_graph else None
         finally:
             self._free.append(context)
 
+    def answers(self, sizes: Sizes) -> bool:
+        """Whether runs with such sizes may be answered."""
+        return self._is_direct and (self.layout is None or self.bound(sizes).is_special)
+
     @property
     def arena(self) -> int:
-        """The bytes that one run at a time takes."""
+        """The bytes that one run at a time takes; the most of any sizes so far."""
+        if self.layout is not None:
+            with self._lock:
+                return max((sum(bound.room) for bound in self._bound.values()), default=0)
         kernels = [step.kernel for step in self.plan.steps if step.kernel is not None]
-        return sum(room(self.plan, [f for k in kernels for f in self.device.functions(k)]))
+        functions = [f for k in kernels for f in self.device.functions(k)]
+        return sum(room(self.plan.arena, functions))
 
+    # Sizes that a run tells.
 
-class _Context:
-    """What one run at a time needs: an arena, a stream, and the launches with their arguments."""
-
-    def __init__(
-        self,
-        plan: Plan,
-        device: Device,
-        segments: list[tuple[int, int]],
-        allocate: Callable[[int], Any],
-        pace: Any,
-        overlaps: dict[int, bool],
-    ) -> None:
-        self.plan, self.device, self.pace = plan, device, pace
-        self.overlaps = overlaps
-        self.made = {v for s in plan.steps if not s.is_host for v in s.writes}
-        self.outside = tuple(o for o in plan.graph.outputs if o not in self.made)
-        self.has_host_steps = any(step.is_host for step in plan.steps)
-        self.stream = self.used = device.context.lend()
-        """Its own, and the one of the run before."""
-        self.staging = Staging(device.context, device.heap)
-        self.given: Mapping[Value, Any] | None = None
-        self.there: Mapping[Value, Any] = {}
-        """Weights on the device, and the rooms that the others come to."""
-        self.rooms: Any = None
-        self.code = [None if s.kernel is None else device.code(s.kernel) for s in plan.steps]
-        self._lay_out(allocate)
-        self.places: dict[Value, Place] = {}
-        self.segments = [self._segment(*segment) for segment in segments]
-        for value, at in plan.offsets.items():
-            if value in self.places:
-                self.places[value].move(self.arena + at)
-        self.inputs = [self.places.get(value) for value in plan.graph.inputs]
-        self.outputs = [
-            (self.places.get(v), v.tensor.numpy, numbers(v.tensor), nbytes(v.tensor))
-            for v in plan.graph.outputs
-            if v in self.made and holds(v.tensor)
-        ]
-        self.stream.synchronize()
-
-    def __del__(self) -> None:
-        if hasattr(self, "stream"):
-            self.device.context.streams.append(self.stream)
-
-    def _lay_out(self, allocate: Callable[[int], Any]) -> None:
-        """The arena, with counters and scratch behind it; error words are in the host's memory,
-        where a kernel that meets an error writes directly."""
-        sizes = room(self.plan, (f for code in self.code for f, _ in code or ()))
-        self.memory = allocate(sum(sizes))
-        self.arena = self.memory.pointer
-        self.counters = self.arena + sizes[0]
-        self.scratch = self.counters + sizes[1]
-        self.stream.zero(self.counters, sizes[1])
-        self.checking = [
-            n for n, code in enumerate(self.code) if code and any(f.checks for f, _ in code)
-        ]
-        """Steps that may meet an index outside its axis: each has a word to say so."""
-        self.errors = Pinned(self.device.context, 4 * len(self.checking))
-        self.errors.array[:] = 0
-        self.error_words = (ctypes.c_int32 * len(self.checking)).from_address(self.errors.pointer)
-
-    def _segment(self, begin: int, end: int) -> Segment:
-        segment = Segment(begin, end, self.overlaps)
-        for number in range(begin, end):
-            step = self.plan.steps[number]
-            buffers = (*step.reads, *step.writes)
-            for function, module in self.code[number] or ():
-                arguments = np.zeros(len(function.slots) + function.nulls, np.int64)
-                view, where = memoryview(arguments), len(segment.calls)  # type: ignore[arg-type]
-                for position, slot in enumerate(function.slots):
-                    if isinstance(slot, int):
-                        place = self.places.setdefault(buffers[slot], Place())
-                        place.uses.append((view, position, segment.changed, where))
-                    else:
-                        arguments[position] = self._fixed(slot, number)
-                name = f"{step.name} of {' + '.join(step.nodes)}"
-                segment.calls.append(module.call(function, arguments, name))
-                segment.steps.append(number)
-                segment.uses.append(self._use(step, function))
-            segment.results += [
-                (self.places[v], nbytes(v.tensor))
-                for v in step.writes
-                if v in self.plan.graph.outputs and v in self.places
-            ]
-        return segment
-
-    def _use(self, step: Step, function: Function) -> Use:
-        """The memory that a launch may touch. Weights and inputs are only read."""
-        shared = (("counters", function.counters), ("scratch", function.scratch))
-        reads, writes = (tuple(map(self._span, values)) for values in (step.reads, step.writes))
-        return Use(reads, (*writes, *((name, 0, 1) for name, size in shared if size)))
-
-    def _span(self, value: Value) -> Span:
-        at = self.plan.offsets.get(value)
-        return (value, 0, 1) if at is None else ("arena", at, at + max(nbytes(value.tensor), 1))
-
-    def _fixed(self, slot: str, number: int) -> int:
-        if slot == "error":
-            word = self.checking.index(number) if number in self.checking else 0
-            return self.errors.pointer + 4 * word
-        return self.counters if slot == "counters" else self.scratch
-
-    def run(
-        self,
-        given: Mapping[Value, Any],
-        inputs: Sequence[Any],
-        out: Mapping[Value, Any],
-        run_graph: Callable[..., Any],
-    ) -> Mapping[Value, Any]:
-        """Asks the device for everything; waits for it, unless the inputs are on a caller's stream
-        and all results stay on the device."""
-        stream, on_device = self.stream, False
-        for array in inputs:
-            if type(array) is DeviceArray:
-                on_device = True
-                if array.stream is not None:
-                    stream = array.stream
-                    break
-        self._enter(stream, on_device)
-        if given is not self.given or (self.pace and self.rooms is not self.pace.rooms):
-            self._take_weights(given, stream)
-        self._bind(inputs, out, stream)
-        watched = trace.current.get()
-        values: Any = out
-        if self.has_host_steps or watched is not None:
-            values = {**given, **dict(zip(self.plan.graph.inputs, inputs)), **out}
-        for number, segment in enumerate(self.segments):
-            if self.pace:
-                self.pace.bring(number, given, stream)
-            if self.plan.steps[segment.begin].kernel is None:
-                self._run_host(segment, values, run_graph, watched)
-            elif watched is not None:
-                self._run_traced(segment, values, watched)
+    def bound(self, sizes: Sizes) -> Bound:
+        """The plan at given sizes, evaluated anew or remembered."""
+        assert self.layout is not None
+        key = tuple(sizes[name] for name in sorted(sizes))
+        with self._lock:
+            found = self._bound.get(key)
+            if found is None:
+                found = self._bound[key] = Bound(self.plan, self.layout, sizes)
+                while len(self._bound) > MOST_BOUND:
+                    _, gone = self._bound.popitem(last=False)
+                    self._specials -= gone.is_special
             else:
-                segment.run(stream)
-            if self.pace:
-                self.pace.leave(number, stream)
-        if stream is self.stream or any(isinstance(a, np.ndarray) for a in out.values()):
-            self._finish(values, out, on_device)
-        else:
-            self._promise(out, stream)
-        if not self.outside:
-            return out
-        known = {**given, **dict(zip(self.plan.graph.inputs, inputs)), **values}
-        results = {o: known[o] for o in self.plan.graph.outputs}
-        return results if on_device else {o: _on_host(a, out, o) for o, a in results.items()}
+                self._bound.move_to_end(key)
+            return found
 
-    def answer(
-        self, given: Mapping[Value, Any], inputs: Sequence[DeviceArray], stream: Stream
-    ) -> list[DeviceArray]:
-        """The same where all is on the device and on a caller's stream: the least that a run is."""
-        if self.used is not stream:
-            stream.follow(self.used)
-            self.used = stream
-        if self.checking:
-            self._verify()
-        if given is not self.given:
-            self._take_weights(given, stream)
-        self._bind(inputs, {}, stream)
-        results: list[DeviceArray] = []
-        context, verify = self.device.context, self._verify if self.checking else None
-        for place, dtype, shape, size in self.outputs:
-            memory = Loan(stream, size)
-            array = DeviceArray(context, memory.pointer, dtype, shape, memory)
-            array.stream, array.verify = stream, verify
-            if place is not None and place.pointer != array.pointer:
-                place.move(array.pointer)
-            results.append(array)
-        for segment in self.segments:
-            segment.run(stream)
-        return results
+    def serves(self, sizes: Sizes) -> bool:
+        """Whether its kernels count as far as these sizes need."""
+        return self.layout is None or self.bound(sizes).fits
 
-    def _enter(self, stream: Stream, on_device: bool) -> None:
-        """Makes a run on this stream come behind the one before, and behind its inputs."""
-        if self.used is not stream:
-            stream.follow(self.used)
-            self.used = stream
-        if self.checking:
-            self._verify()  # an earlier run that nobody waited for
-        if on_device and stream is self.stream and stream is not self.device.context.stream:
-            stream.follow(self.device.context.stream)
+    def specialise(self, sizes: Sizes, ordered: bool = False) -> None:
+        """Has kernels made for the very sizes in the background, and graphs of their launches;
+        later runs take them.
 
-    def _take_weights(self, given: Mapping[Value, Any], stream: Stream) -> None:
-        """Lets the launches know where weights lie: there they stay until others take over."""
-        self.there = given
-        if self.pace:
-            self.there = self.pace.settle(given, self.places, self.segments)
-            self.rooms = self.pace.rooms
-        for value, array in self.there.items():
-            if value in self.places:
-                self.places[value].move(self._address(value, array, stream))
-        self.given = given
-
-    def _bind(self, inputs: Sequence[Any], out: Mapping[Value, Any], stream: Stream) -> None:
-        """Lets the launches know where inputs and results lie."""
-        for number, place in enumerate(self.inputs):
-            if place is not None:
-                array = inputs[number]
-                if type(array) is DeviceArray and not array.pointer & 15:
-                    pointer = array.pointer
-                else:
-                    pointer = self._address(self.plan.graph.inputs[number], array, stream)
-                if pointer != place.pointer:
-                    place.move(pointer)
-        for value, array in out.items():
-            if type(array) is DeviceArray:
-                if not array.pointer:
-                    array.allocate(stream)
-                pointer = array.pointer
-            elif value in self.places:
-                pointer = self.staging[value][0]
-            else:
-                continue
-            place = self.places.get(value) or self.places.setdefault(value, Place())
-            if pointer != place.pointer:
-                place.move(pointer)
-
-    def _address(self, value: Value, array: Any, stream: Stream) -> int:
-        """Where an array lies on the device, copied there where it has to be."""
-        if isinstance(array, DeviceArray) and array.pointer % 16 == 0:
-            return array.pointer
-        return self.staging.bring(value, array, stream, stream is not self.stream)
-
-    def _promise(self, out: Mapping[Value, Any], stream: Stream) -> None:
-        """Results are there for what comes next on the caller's stream."""
-        for array in out.values():
-            array.stream = stream
-            if self.checking:
-                array.verify = self._verify
-
-    def _finish(self, values: Mapping[Value, Any], out: Mapping[Value, Any], waits: bool) -> None:
-        """Results go where they are wanted, once no kernel met an error."""
-        arrived: list[tuple[np.ndarray, Pinned]] = []
-        for value, array in out.items():
-            if isinstance(array, np.ndarray) and values[value] is array and value in self.places:
-                pointer, pinned = self.staging[value]
-                self.used.download(pinned.pointer, pointer, array.nbytes)
-                arrived.append((array, pinned))
-        if out or self.checking or waits:
-            self.used.synchronize()
-        self._verify()
-        for array, pinned in arrived:
-            flat = pinned.array[: array.nbytes]
-            array[...] = flat.view(array.dtype).reshape(array.shape)
-
-    def _verify(self) -> None:
-        """Raises for the first step that met an index outside its axis."""
-        if not any(self.error_words):
+        With `ordered`, those that might add numbers up in another order stay as they are. Only so
+        many sets of sizes get kernels.
+        """
+        bound, plan = self.bound(sizes), weakref.ref(self)
+        if bound.is_special or self._specials >= MOST_SPECIAL:
             return
-        number = next(n for n, word in zip(self.checking, self.error_words) if word)
-        self.used.synchronize()
-        self.errors.array[:] = 0
-        step = self.plan.steps[number]
-        names = " + ".join(step.nodes) or str(step.value.op)
-        raise IndexOutOfRange(
-            f'at node "{names}": an index lies outside the axis that it chooses from'
-        )
+        self._specials += 1
+        kernels: list[Any] = []
 
-    def _run_host(
-        self,
-        segment: Segment,
-        values: dict[Value, Any],
-        run_graph: Callable[..., Any],
-        watched: trace.Trace | None,
-    ) -> None:
-        step = self.plan.steps[segment.begin]
-        start = time.perf_counter()
-        arrays = [None if i is None else self._on_host(i, values) for i in step.value.inputs]
-        if self.checking:
-            self.used.synchronize()
-            self._verify()
-        extra = [run_graph] if step.value.op.runs_graphs else []
-        results = compute(step.value, [*extra, *arrays], {})
-        for value, result in zip(step.writes, results):
-            self._take(value, result, values)
-        if watched is not None:
-            self.used.synchronize()
-            taken = time.perf_counter() - start
-            watched.add(trace.Timing(step, taken, start), values)
+        def wanted() -> list[Any]:
+            if (here := plan()) is None:
+                return []
+            make = here.device.specialised
+            kernels.extend(k and make(k, bound.sizes, ordered) for k in here.kernels)
+            return [kernel for kernel in kernels if isinstance(kernel, Special)]
 
-    def _on_host(self, value: Value, values: dict[Value, Any]) -> Any:
-        """A Value as NumPy has it."""
-        array = values.get(value)
-        if isinstance(array, DeviceArray) and array.host is not None:
-            return array.host
-        if array is not None and not isinstance(array, DeviceArray) and value not in self.made:
-            return array
-        if not isinstance(value.type, TensorType) or not holds(value.tensor):
-            return array
-        if isinstance(array, DeviceArray) and value not in self.made:
-            return array.numpy()
-        result = np.empty(value.shape, value.tensor.numpy)
-        self.used.download(result.ctypes.data, self.places[value].pointer, result.nbytes)
-        self.used.synchronize()
-        return result
+        def swap() -> None:
+            if (here := plan()) is not None:
+                here._take_over(bound, kernels)
 
-    def _take(self, value: Value, result: Any, values: dict[Value, Any]) -> None:
-        """A host operator's result where those that follow look for it."""
-        array = values.get(value)
-        if not isinstance(value.type, TensorType) or not holds(value.tensor):
-            if isinstance(array, np.ndarray) and array is not result:
-                array[...] = result
-            else:
-                values[value] = result
-            return
-        if value in self.places:
-            result = np.ascontiguousarray(result).reshape(value.shape)
-            self.used.upload(self.places[value].pointer, result.ctypes.data, result.nbytes)
-            self.used.synchronize()
-        elif isinstance(array, np.ndarray):
-            array[...] = result
-        else:
-            values[value] = result
+        self.device.background.compile(wanted, swap)
 
-    def _run_traced(self, segment: Segment, values: dict[Value, Any], watched: trace.Trace) -> None:
-        """Launch after launch, with the device's own times."""
-        events = [Event(timed=True)]
-        began = time.perf_counter()
-        events[0].record(self.used)
-        for call in segment.calls:
-            call.launch(self.used)
-            events.append(Event(timed=True))
-            events[-1].record(self.used)
-        self.used.synchronize()
-        taken: dict[int, float] = {}
-        starts: dict[int, float] = {}
-        for number, before, after in zip(segment.steps, events, events[1:]):
-            starts.setdefault(number, began + before.seconds_since(events[0]))
-            taken[number] = taken.get(number, 0.0) + after.seconds_since(before)
-        for number, seconds in taken.items():
-            step = self.plan.steps[number]
-            if watched.look is not None:
-                for value in step.writes:
-                    values[value] = self._seen(value)
-            watched.add(trace.Timing(step, seconds, starts[number]), values)
+    def _take_over(self, bound: Bound, kernels: Sequence[Any]) -> None:
+        """Loads code for some sizes, and makes the launches of each context."""
+        device, code = self.device, []
+        device.context.use()
+        for kernel in kernels:
+            code.append(None if kernel is None else device.code(kernel))
+            give_way()
+        bound.code = code
+        for context in list(self._contexts):
+            context.prepare(bound, give_way)
+        bound.is_special = True
 
-    def _seen(self, value: Value) -> np.ndarray:
-        array = np.empty(value.shape, value.tensor.numpy)
-        self.used.download(array.ctypes.data, self.places[value].pointer, array.nbytes)
-        self.used.synchronize()
-        return array
+    def _choose(self, context: Context, bound: Bound) -> None:
+        """Lets a context run with some sizes: what was made for these, or for all."""
+        context.bind(bound, self.allocate, self._largest)
+        if bound.is_special and not context.is_ready(bound) and not context.is_waiting:
+            # One that another thread's run needed, or whose memory is another now.
+            context.is_waiting = True
+            reference, device = weakref.ref(context), self.device
 
+            def make() -> None:
+                if (here := reference()) is not None:
+                    device.context.use()
+                    here.prepare(bound, give_way)
+                    here.is_waiting = False
 
-def _on_host(array: Any, out: Mapping[Value, Any], value: Value) -> Any:
-    """A weight that is an output, as NumPy has it."""
-    return array.numpy().copy() if isinstance(array, DeviceArray) and value not in out else array
+            device.later(make)
+
+    def _largest(self) -> float:
+        """The bytes of the arena at the largest sizes there are."""
+        return float("inf") if self.layout is None else self.layout.most

@@ -119,12 +119,24 @@ class Emitter:
             return Place(str(size))
         terms: list[str] = []
         dims = NONE
-        for mono, factor in size.terms:
+        for mono, factor in self.by_loops(size).items():
             atoms = [self.atom(atom) for atom in mono]
             dims = dims.union(*(a.dims for a in atoms))
-            factors = [a.text for a in atoms] + [str(factor)] * (factor != 1 or not atoms)
-            terms.append(" * ".join(factors))
+            known = [self.text.number(factor)] * (factor != 1 or not atoms)
+            terms.append(" * ".join([*(a.text for a in atoms), *known]))
         return Place(terms[0] if len(terms) == 1 else f"({' + '.join(terms)})", dims)
+
+    def by_loops(self, size: Expr) -> dict[tuple[Atom, ...], Size]:
+        """The terms of an index expression, and what is known of each before the launch."""
+        if not self.text.open:
+            return dict(size.terms)
+        found: dict[tuple[Atom, ...], Size] = {}
+        for mono, factor in size.terms:
+            told = tuple(atom for atom in mono if self.text.is_told(atom))
+            rest = tuple(atom for atom in mono if atom not in told)
+            known: Size = Expr(((told, factor),)) if told else factor
+            found[rest] = found.get(rest, 0) + known
+        return found
 
     def atom(self, atom: Atom) -> Place:
         if isinstance(atom, Symbol):
@@ -145,8 +157,9 @@ class Emitter:
             if len(places) + 1 == len(sizes):
                 places[name] = Place(rest, flat.dims)
                 break
-            places[name] = Place(self.text.assign(f"{rest} % {size}", "i"), flat.dims)
-            rest = self.text.assign(f"{rest} // {size}", "i")
+            by = self.text.number(size)
+            places[name] = Place(self.text.assign(f"{rest} % {by}", "i"), flat.dims)
+            rest = self.text.assign(f"{rest} // {by}", "i")
         return places
 
     # Memory.

@@ -23,7 +23,7 @@ def footprint(plan: Plan, given: Sequence[Value], architecture: Architecture) ->
     from the host and go there."""
     kernels = {step.kernel for step in plan.steps if step.kernel is not None}
     launches = [f for k in kernels for f in codegen.to_triton(k, architecture).launches]
-    sizes = room(plan, launches)
+    sizes = room(plan.arena, launches)
     kept = [aligned(nbytes(v.tensor)) for v in given if is_held(v)]
     touched = {v for s in plan.steps if s.kernel is not None for v in (*s.reads, *s.writes)}
     ends = (*plan.graph.inputs, *plan.graph.outputs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,14 +27,17 @@ class Module:
         self.handle = check(driver.cuModuleLoadData(cubin), f"loading {name}")
         function = driver.cuModuleGetFunction(self.handle, name.encode())
         self.function = check(function, f"loading {name}")
+        if hasattr(driver, "cuFuncLoad"):  # else the first launch loads it, which takes longer
+            check(driver.cuFuncLoad(self.function), f"loading {name}")
         if shared > 48 << 10:
             most = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
             check(driver.cuFuncSetAttribute(self.function, most, shared), f"loading {name}")
 
     def call(self, function: Function, arguments: np.ndarray, name: str) -> Call:
         """A launch with arguments."""
-        grid, threads, shared = function.grid, function.threads, function.shared
-        return Call(self, grid, threads, shared, arguments, name, function.waits)
+        x, y, z = map(int, function.grid)
+        threads, shared = function.threads, function.shared
+        return Call(self, (x, y, z), threads, shared, arguments, name, function.waits)
 
     def __del__(self) -> None:
         if hasattr(self, "handle"):
@@ -131,6 +134,7 @@ class Graph:
         self,
         calls: Sequence[Call | RoutineCall],
         after: Sequence[tuple[int, ...]] | None = None,
+        pause: Callable[[], object] = lambda: None,
     ) -> None:
         driver = api()
         self.calls = tuple(calls)  # whose arguments a launch reads
@@ -139,6 +143,7 @@ class Graph:
         before = in_order(len(calls)) if after is None else after
         behind = Counter(earlier for found in before for earlier in found)
         for number, call in enumerate(calls):
+            pause()
             node = call.add(self.graph)
             alone = len(before[number]) == 1 and call.waits
             for earlier in before[number]:

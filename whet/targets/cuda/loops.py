@@ -7,13 +7,11 @@ along r the reductions and then the rest of the loops: softmax and normalisation
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from whet.errors import CompileError
-from whet.ir.sizes import Size, coefficient
-from whet.plan.kernel import Axis, Load, Loops, Nest, walk
+from whet.ir.sizes import Size, coefficient, product
+from whet.plan.kernel import Axis, Load, Loops, Nest, Reduction, walk
 from whet.plan.loops import sizes_of
 from whet.targets.cuda import arithmetic
 from whet.targets.cuda.architecture import Architecture
@@ -21,22 +19,22 @@ from whet.targets.cuda.expressions import NONE, Emitter, Place, Tile, X, is_roug
 from whet.targets.cuda.reductions import along_r, hoist, reductions_in, total
 from whet.targets.cuda.source import HEADER, Launch, Source
 from whet.targets.cuda.text import Text
+from whet.targets.cuda.told import SAFE, blocks_of, is_whole, most, reaches, usual
 
 FLAT = 1024  # elements of a block where nothing is reduced
 LONGEST = 4096  # elements of a row that one block holds at once
+OPEN_ROW = 512  # the same of a row whose length a run tells
 FEW_TURNS = (
     64  # a reduction this short is done by each element for itself, if rows lie side by side
 )
-SAFE = 2**31 - 2**16
 
 
 def generate(kernel: Loops, architecture: Architecture, name: str = "kernel") -> Source:
     """The kernel's text and launch."""
-    text = Text()
-    arguments = ("error", *(f"b{n}" for n in range(len(kernel.buffers))))
+    text = Text(kernel.sizes)
     text.wait(architecture)
     text.line("pid = tl.program_id(0)")
-    begin = 0
+    begin: Size = 0
     schedules = [schedule_of(nest, architecture) for nest in kernel.nests]
     for nest, schedule in zip(kernel.nests, schedules):
         if schedule.blocks == 0:
@@ -45,16 +43,32 @@ def generate(kernel: Loops, architecture: Architecture, name: str = "kernel") ->
         if len(kernel.nests) == 1:
             NestCode(text, nest, schedule, kernel.buffers).emit("pid")
         else:
-            with text.block(f"if (pid >= {begin}) & (pid < {end}):"):
-                block = text.assign(f"pid - {begin}", "p")
+            first, last = text.number(begin), text.number(end)
+            with text.block(f"if (pid >= {first}) & (pid < {last}):"):
+                block = text.assign(f"pid - {first}", "p")
                 NestCode(text, nest, schedule, kernel.buffers).emit(block)
         begin = end
-    body = text.function(name, arguments)
     warps = max((s.warps for s in schedules), default=4)
     types = ("*i32", *(arithmetic.POINTER[dtype] for dtype in kernel.buffers))
     slots = ("error", *range(len(kernel.buffers)))
-    launch = Launch(name, (begin, 1, 1), slots, types, warps, stages=2)
-    return Source(HEADER + arithmetic.helpers(body) + body, (launch,) if begin else ())
+    names = ("error", *(f"b{n}" for n in range(len(kernel.buffers))), *text.sizes.values())
+    slots, types = (*slots, *text.sizes), (*types, *["i32"] * len(text.sizes))
+    body = text.function(name, names)
+    launch = Launch(
+        name, (begin, 1, 1), slots, types, warps, stages=2, reach=_reach(kernel, text.open)
+    )
+    return Source(HEADER + arithmetic.helpers(body) + body, (launch,) if begin != 0 else ())
+
+
+def _reach(kernel: Loops, open: frozenset[str]) -> tuple[Size, ...]:
+    """What must be less than 2^31 for the indices to be."""
+    if not open:
+        return ()
+    nodes = [n for nest in kernel.nests for s in nest.stores for n in walk(s.value)]
+    totals = [total(n) for n in nodes if isinstance(n, Reduction)]
+    # A block's last lanes count on behind the end.
+    turns = [_turns(nest.axes) + 2 * LONGEST for nest in kernel.nests]
+    return reaches((*totals, *turns, *(s for n in kernel.nests for s in sizes_of(n))), open)
 
 
 @dataclass(frozen=True)
@@ -69,7 +83,7 @@ class Schedule:
     """One turn for each block."""
     x: int
     r: int
-    blocks: int
+    blocks: Size
     warps: int
     reduces: bool
     index: str = "tl.int32"
@@ -77,13 +91,11 @@ class Schedule:
 
 def schedule_of(nest: Nest, architecture: Architecture) -> Schedule:
     """How the nest is cut into blocks."""
-    if not all(isinstance(a.size, int) for a in nest.axes):
-        raise CompileError("cuda needs loops of known sizes")
     reductions = [r for s in nest.stores for r in reductions_in(s.value)]
-    if any(not isinstance(a.size, int) for r in reductions for a in r.axes):
-        raise CompileError("cuda needs loops of known sizes")
-    most = size_bound(sizes_of(nest))
-    index = "tl.int32" if most < SAFE and _turns(nest.axes) < SAFE else "tl.int64"
+    # Where sizes are open, no run is given to the kernel that has more: see `Launch.reach`.
+    is_open = bool(nest.sizes)
+    is_small = size_bound(sizes_of(nest)) < SAFE and most(_turns(nest.axes)) < SAFE
+    index = "tl.int32" if is_open or is_small else "tl.int64"
     if nest.ordered:
         return _ordered(nest, index)
     if reductions:
@@ -96,35 +108,35 @@ def _ordered(nest: Nest, index: str) -> Schedule:
     rows = tuple(a for a in nest.axes if a.name not in nest.ordered)
     line = tuple(a for a in nest.axes if a.name in nest.ordered)
     count = _turns(rows)
-    x = min(128, power_of_two(count))
+    x = min(128, power_of_two(usual(count)))
     # One warp: what one turn stores, the next may read.
-    return Schedule(rows, line, (), x, 1, -(-count // x), 1, False, index)
+    return Schedule(rows, line, (), x, 1, blocks_of(count, x), 1, False, index)
 
 
-def _turns(axes: tuple[Axis, ...]) -> int:
-    return math.prod(int(a.size) for a in axes)
+def _turns(axes: tuple[Axis, ...]) -> Size:
+    return product(a.size for a in axes)
 
 
 def _flat(nest: Nest, index: str) -> Schedule:
     turns = _turns(nest.axes)
-    block = min(FLAT, max(128, power_of_two(turns)))
-    return Schedule((), nest.axes, (), 1, block, -(-turns // block), 4, False, index)
+    block = min(FLAT, max(128, power_of_two(usual(turns))))
+    return Schedule((), nest.axes, (), 1, block, blocks_of(turns, block), 4, False, index)
 
 
 def _tiles(nest: Nest, index: str) -> Schedule | None:
     """Tiles of two axes, where something is read along another axis than results are written."""
     written = _side_by_side([s.offset for s in nest.stores], nest.axes)
-    if written is None or int(written.size) < 8:
+    if written is None or usual(written.size) < 8:
         return None
     for load in loads_of(nest):
         read = _side_by_side([load.offset], nest.axes)
-        if read is None or read is written or int(read.size) < 8:
+        if read is None or read is written or usual(read.size) < 8:
             continue
         if coefficient(load.offset, written.name) in (0, 1):
             continue
         apart = tuple(a for a in nest.axes if a not in (read, written))
-        x, r = (min(64, power_of_two(int(a.size))) for a in (read, written))
-        tiles = -(-int(read.size) // x) * -(-int(written.size) // r)
+        x, r = (min(64, power_of_two(usual(a.size))) for a in (read, written))
+        tiles = blocks_of(read.size, x) * blocks_of(written.size, r)
         blocks = tiles * _turns(apart)
         return Schedule((read,), (written,), apart, x, r, blocks, 4, False, index)
     return None
@@ -147,16 +159,16 @@ def _rows(nest: Nest, reductions: list, architecture: Architecture, index: str) 
     needed = frozenset().union(*(r.symbols for r in reductions))
     rows = tuple(a for a in nest.axes if a.name in needed)
     line = tuple(a for a in nest.axes if a.name not in needed)
-    count = _turns(rows)
-    longest = max(total(r) for r in reductions)
+    blocks, count = _turns(rows), usual(_turns(rows))
+    longest = max(_length(total(r)) for r in reductions)
     along = rows[-1] if rows and _reads_along(nest, reductions, rows[-1]) else None
     if along is not None and not line and (longest <= FEW_TURNS or count >= 1 << 16):
         # Neighbouring rows are neighbours in memory: each element of a tile has one to itself.
         others = tuple(a for a in rows if a is not along)
         return _grid(others, along, architecture, index)
-    r = min(LONGEST, power_of_two(max(longest, _turns(line))))
+    r = min(LONGEST, power_of_two(max(longest, _length(_turns(line)))))
     if along is not None:
-        x = min(power_of_two(int(along.size)), 32)
+        x = min(power_of_two(usual(along.size)), 32)
         r = min(r, 64)
     else:
         # Short rows share a block, as long as there are blocks enough.
@@ -166,19 +178,25 @@ def _rows(nest: Nest, reductions: list, architecture: Architecture, index: str) 
         while x * r < 128 and x < count:
             x *= 2
     warps = min(8, max(1, x * r // 256))
-    return Schedule(rows, line, (), x, r, -(-count // x), warps, True, index)
+    return Schedule(rows, line, (), x, r, blocks_of(blocks, x), warps, True, index)
+
+
+def _length(count: Size) -> int:
+    """The elements of a row that a block is made for."""
+    return count if isinstance(count, int) else int(min(most(count), OPEN_ROW))
 
 
 def _grid(rows: tuple[Axis, ...], along: Axis, architecture: Architecture, index: str) -> Schedule:
     """Tiles of all loops but one along x, and that one along r."""
-    count, width = _turns(rows), int(along.size)
+    count, width = usual(_turns(rows)), usual(along.size)
     r = min(64, max(8, power_of_two(width)))
     x = min(power_of_two(count), 1024 // r)
     across = -(-width // r)
     while x > 1 and x * r > 128 and -(-count // x) * across < 2 * architecture.multiprocessors:
         x //= 2
     warps = max(1, min(4, x * r // 256))
-    return Schedule(rows, (along,), (), x, r, -(-count // x) * across, warps, False, index)
+    blocks = blocks_of(_turns(rows), x) * blocks_of(along.size, r)
+    return Schedule(rows, (along,), (), x, r, blocks, warps, False, index)
 
 
 def _reads_along(nest: Nest, reductions: list, axis: Axis) -> bool:
@@ -232,7 +250,7 @@ class NestCode:
         begin = self.text.assign(f"{block} * {s.r}", "k")
         self.along(begin, _turns(s.line), s.line)
 
-    def along(self, begin: str, turns: int, axes: tuple[Axis, ...]) -> None:
+    def along(self, begin: str, turns: Size, axes: tuple[Axis, ...]) -> None:
         """The stores of one stretch along r."""
         place, mask = along_r(self.e, begin, turns, self.schedule.r)
         places = self.e.unjoin(place, {a.name: a.size for a in axes}) if axes else {}
@@ -244,7 +262,7 @@ class NestCode:
         for store in self.nest.stores:
             self.e.store(store)
 
-    def across(self, begin: str, count: int) -> tuple[Place, str]:
+    def across(self, begin: str, count: Size) -> tuple[Place, str]:
         """The numbers of a block's rows, and which of them there are."""
         x = self.schedule.x
         lanes = f"tl.arange(0, {x})[:, None]"
@@ -252,12 +270,15 @@ class NestCode:
         if x == 1:
             return Place(begin, NONE), ""
         flat = self.text.assign(f"{begin} + {lanes}", "x")
-        return Place(flat, X), "" if count % x == 0 else self.text.assign(f"{flat} < {count}", "m")
+        if is_whole(count, x):
+            return Place(flat, X), ""
+        return Place(flat, X), self.text.assign(f"{flat} < {self.text.number(count)}", "m")
 
     def tiles(self, block: str) -> None:
         s = self.schedule
         count, width = _turns(s.rows), _turns(s.line)
-        sizes = sizes_of_axes(s.apart) | {"row": -(-count // s.x), "column": -(-width // s.r)}
+        rows, columns = blocks_of(count, s.x), blocks_of(width, s.r)
+        sizes = sizes_of_axes(s.apart) | {"row": rows, "column": columns}
         found = self.e.unjoin(Place(block), sizes)
         row, column = found.pop("row").text, found.pop("column").text
         place, mask = self.across(self.text.assign(f"{row} * {s.x}", "k"), count)
@@ -267,7 +288,7 @@ class NestCode:
 
     def in_order(self, block: str) -> None:
         s = self.schedule
-        turns = _turns(s.line)
+        turns = self.text.number(_turns(s.line))
         with self.in_rows(block), self.text.block(f"for k in range({turns}):"):
             with self.e.scope(
                 places=self.e.placed(self.e.unjoin(Place("k"), sizes_of_axes(s.line)))
@@ -291,11 +312,11 @@ class NestCode:
             turns = _turns(s.line)
             if not s.line:
                 self.stores()
-            elif turns <= s.r:
+            elif most(turns) <= s.r:
                 self.along("0", turns, s.line)
             else:
-                name = self.text.fresh("k")
-                with self.text.block(f"for {name} in range(0, {turns}, {s.r}):"):
+                name, end = self.text.fresh("k"), self.text.number(turns)
+                with self.text.block(f"for {name} in range(0, {end}, {s.r}):"):
                     self.along(name, turns, s.line)
 
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from whet.plan.plan import Plan
+from whet.ir.sizes import Size
 from whet.targets.cuda.driver import ALIGNMENT, Context, Stream, api, check, direct, failure
 
 GRAIN = 2 << 20
@@ -26,20 +26,34 @@ class Needs(Protocol):
     """A function to launch, compiled or not."""
 
     @property
-    def counters(self) -> int: ...
+    def counters(self) -> Size: ...
 
     @property
-    def scratch(self) -> int: ...
+    def scratch(self) -> Size: ...
 
 
-def room(plan: Plan, functions: Iterable[Needs]) -> tuple[int, int, int]:
-    """The bytes of a run's arena, counters and scratch."""
+def room(arena: int, functions: Iterable[Needs]) -> tuple[int, int, int]:
+    """The bytes of a run's arena, counters and scratch, where sizes are known."""
     found = list(functions)
     return (
-        aligned(plan.arena),
-        aligned(4 * max((f.counters for f in found), default=0)),
-        aligned(max((f.scratch for f in found), default=0)),
+        aligned(arena),
+        aligned(4 * max((int(f.counters) for f in found), default=0)),
+        aligned(max((int(f.scratch) for f in found), default=0)),
     )
+
+
+class Room:
+    """What one run at a time needs: an arena, and behind it counters and scratch."""
+
+    def __init__(self, memory: Any, sizes: tuple[int, int, int]) -> None:
+        self.memory, self.sizes = memory, sizes
+        self.arena: int = memory.pointer
+        self.counters = self.arena + sizes[0]
+        self.scratch = self.counters + sizes[1]
+
+    def holds(self, sizes: tuple[int, int, int]) -> bool:
+        """Whether it is large enough."""
+        return all(have >= size for have, size in zip(self.sizes, sizes))
 
 
 class Heap:

@@ -3,16 +3,16 @@ other."""
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
+from whet.ir.sizes import Size, product
 from whet.ir.types import NUMPY_DTYPES
 from whet.ops.reduce import identity
 from whet.plan.kernel import Expression, Let, Literal, Load, Reduction, Select, walk
 from whet.targets.cuda import arithmetic
 from whet.targets.cuda.arithmetic import COMPUTE
 from whet.targets.cuda.expressions import Dims, Emitter, Place, R
+from whet.targets.cuda.told import is_whole, most
 
 MOST_UNROLLED = 16
 
@@ -46,9 +46,9 @@ def hoist(e: Emitter, expression: Expression, known: frozenset[str]) -> None:
         hoist(e, child, known)
 
 
-def total(reduction: Reduction) -> int:
+def total(reduction: Reduction) -> Size:
     """How many elements are reduced."""
-    return math.prod(int(a.size) for a in reduction.axes)
+    return product(a.size for a in reduction.axes)
 
 
 def start(kind: str, dtype: str) -> int | float | bool:
@@ -93,14 +93,14 @@ def _in_blocks(e: Emitter, reduction: Reduction, outer: Dims, block: int) -> Pla
     hoist(e, reduction.body, frozenset(e.places) - {a.name for a in reduction.axes})
     sizes = {a.name: a.size for a in reduction.axes}
     dims = outer | R
-    if count <= block:
+    if most(count) <= block:
         with _along(e, "0", count, block, sizes):
             value = _masked(e, reduction, reduction.body, dims)
         return Place(e.text.assign(across(reduction.kind, reduction.dtype, value)), outer)
     first = start(reduction.kind, reduction.dtype)
     accumulator = _accumulator(e, first, reduction.dtype, dims)
     begin = e.text.fresh("k")
-    with e.text.block(f"for {begin} in range(0, {count}, {block}):"):
+    with e.text.block(f"for {begin} in range(0, {e.text.number(count)}, {block}):"):
         with _along(e, begin, count, block, sizes):
             value = _masked(e, reduction, reduction.body, dims)
         joined = combine(reduction.kind, reduction.dtype, accumulator, value)
@@ -108,7 +108,7 @@ def _in_blocks(e: Emitter, reduction: Reduction, outer: Dims, block: int) -> Pla
     return Place(e.text.assign(across(reduction.kind, reduction.dtype, accumulator)), outer)
 
 
-def _along(e: Emitter, begin: str, count: int, block: int, sizes: dict):  # type: ignore[no-untyped-def]
+def _along(e: Emitter, begin: str, count: Size, block: int, sizes: dict):  # type: ignore[no-untyped-def]
     """A scope in which the loops' indices run along r, from the turn `begin` on."""
     places, mask = along_r(e, begin, count, block)
     found = e.unjoin(places, sizes)
@@ -116,12 +116,13 @@ def _along(e: Emitter, begin: str, count: int, block: int, sizes: dict):  # type
     return e.scope(places=e.placed(found), masks=masks)
 
 
-def along_r(e: Emitter, begin: str, count: int, block: int) -> tuple[Place, str]:
+def along_r(e: Emitter, begin: str, count: Size, block: int) -> tuple[Place, str]:
     """The numbers of the turns that one block does, and which of them there are ("": all)."""
     lanes = f"tl.arange(0, {block})[None, :]"
     lanes = lanes if e.index == "tl.int32" else f"{lanes}.to({e.index})"
     flat = e.text.assign(lanes if begin == "0" else f"{begin} + {lanes}", "r")
-    mask = "" if count and count % block == 0 else e.text.assign(f"{flat} < {count}", "m")
+    whole = is_whole(count, block)
+    mask = "" if whole else e.text.assign(f"{flat} < {e.text.number(count)}", "m")
     return Place(flat, R), mask
 
 
@@ -142,11 +143,11 @@ def _arg_in_blocks(e: Emitter, reduction: Reduction, outer: Dims, block: int) ->
     (axis,) = reduction.axes
     count, dims = total(reduction), outer | R
     shape, function = e.tile.shape(dims), f"_{reduction.kind}"
-    dtype, worst, never = _worst(reduction)
+    dtype, worst, never = _worst(e, reduction)
     best, where = _accumulator(e, worst, dtype, dims), e.text.fresh("a")
     e.text.line(f"{where} = tl.full({shape}, {never}, tl.int64)")
     begin = e.text.fresh("k")
-    with e.text.block(f"for {begin} in range(0, {count}, {block}):"):
+    with e.text.block(f"for {begin} in range(0, {e.text.number(count)}, {block}):"):
         with _along(e, begin, count, block, {axis.name: axis.size}):
             value = _compared(e, reduction, shape)
             at = e.text.assign(f"tl.broadcast_to({e.places[axis.name].text}, {shape}).to(tl.int64)")
@@ -159,10 +160,10 @@ def _arg_in_blocks(e: Emitter, reduction: Reduction, outer: Dims, block: int) ->
     return Place(e.text.assign(f"{name}[:, None]"), outer)
 
 
-def _worst(reduction: Reduction) -> tuple[str, int | float | bool, int]:
+def _worst(e: Emitter, reduction: Reduction) -> tuple[str, int | float | bool, str]:
     """The dtype in which elements are compared, the value and the index that never win."""
     dtype = "int8" if reduction.body.dtype == "bool" else reduction.body.dtype
-    never = -1 if reduction.kind.endswith("_last") else total(reduction)
+    never = "-1" if reduction.kind.endswith("_last") else e.text.number(total(reduction))
     return dtype, start("max" if "max" in reduction.kind else "min", dtype), never
 
 
@@ -180,15 +181,16 @@ def _one_by_one(e: Emitter, reduction: Reduction, outer: Dims) -> Place:
     shape = e.tile.shape(outer)
     is_arg = reduction.kind.startswith("arg")
     if is_arg:
-        dtype, worst, never = _worst(reduction)
+        dtype, worst, never = _worst(e, reduction)
         accumulator, where = _accumulator(e, worst, dtype, outer), e.text.fresh("a")
         e.text.line(f"{where} = tl.full({shape}, {never}, tl.int64)")
     else:
         first = start(reduction.kind, reduction.dtype)
         accumulator = _accumulator(e, first, reduction.dtype, outer)
     turn = e.text.fresh("k")
-    loop = "tl.static_range" if count <= MOST_UNROLLED else "range"
-    with e.text.block(f"for {turn} in {loop}({count}):"):
+    is_short = isinstance(count, int) and count <= MOST_UNROLLED
+    loop = "tl.static_range" if is_short else "range"
+    with e.text.block(f"for {turn} in {loop}({e.text.number(count)}):"):
         places = e.placed(e.unjoin(Place(turn), sizes))
         with e.scope(places=places):
             if is_arg:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -78,7 +79,12 @@ class Segment:
             graph = self.graph = self._faster(graph, self.branches, stream)
         graph.launch(stream)
 
-    def _first(self) -> Graph | OneByOne:
+    def make(self, pause: Callable[[], object]) -> None:
+        """Makes the graph before the first run, with pauses in between."""
+        if self.calls and self.graph is None:
+            self.graph = self._first(pause)
+
+    def _first(self, pause: Callable[[], object] = lambda: None) -> Graph | OneByOne:
         """Its launches in order, unless branches are known to be faster."""
         if knobs.one_by_one:
             return OneByOne(self.calls)
@@ -88,7 +94,7 @@ class Segment:
             after = None
         if after is not None and not overlap:
             self.branches, after = after, None
-        return Graph(self.calls, after)
+        return Graph(self.calls, after, pause)
 
     def _faster(self, plain: Graph, after: list[tuple[int, ...]], stream: Stream) -> Graph:
         """The graph, or one with branches. A run that comes back is worth finding that out."""

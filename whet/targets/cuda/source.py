@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
-Slot = int | str
-"""An argument: the number of a buffer, "error", "counters" or "scratch"."""
+from whet.ir.sizes import Expr, Size
 
-Grid = tuple[int, int, int]
+Slot = int | str | Expr
+"""An argument: the number of a buffer, "error", "counters" or "scratch", or a size that a run
+tells."""
+
+Grid = tuple[Size, Size, Size]
 
 
 @dataclass(frozen=True)
@@ -21,13 +25,17 @@ class Launch:
     """Of the arguments, as Triton writes them: *fp16, *i8."""
     warps: int = 4
     stages: int = 3
-    counters: int = 0
+    counters: Size = 0
     """Words that the function needs to find zero, and leaves zero."""
-    scratch: int = 0
+    scratch: Size = 0
     """Bytes that it may write as it likes; the next launch of the same source finds them there.
     Where no slot says so, they are Triton's: descriptors of what each block reads."""
     spread: bool = False
     """Whether its blocks are to lie evenly over the multiprocessors, whatever else runs there."""
+    reach: tuple[Size, ...] = ()
+    """Where sizes are open: what must be less than 2^31 for its indices to be right."""
+    until: tuple[Size, int] | None = None
+    """Where several ways serve a range: this one does up to a number of results, in their order."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,13 @@ class Source:
     def is_gluon(self) -> bool:
         """Whether some of it is Gluon, Triton's language of explicit layouts."""
         return "triton.experimental" in self.text
+
+    @classmethod
+    def of_ways(cls, ways: Iterable[tuple[Source, tuple[Size, int] | None]]) -> Source:
+        """Several ways to run a kernel, each up to a number of results."""
+        found = list(ways)
+        launches = (replace(call, until=until) for way, until in found for call in way.launches)
+        return cls("\n\n".join(way.text for way, _ in found), tuple(launches))
 
 
 HEADER = """\

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from whet.ir.graph import Value
-from whet.plan.plan import nbytes
 from whet.targets.cuda.array import DeviceArray
 from whet.targets.cuda.driver import Context, Stream
 from whet.targets.cuda.memory import Heap, Piece, Pinned
@@ -20,10 +19,11 @@ class Staging:
         self.context, self.heap = context, heap
         self._kept: dict[Value, tuple[Piece, Pinned]] = {}
 
-    def __getitem__(self, value: Value) -> tuple[int, Pinned]:
-        """A Value's address on the device, and its memory on the host."""
-        if value not in self._kept:
-            size = nbytes(value.tensor)
+    def of(self, value: Value, size: int) -> tuple[int, Pinned]:
+        """A Value's address on the device, and its memory on the host, for so many bytes."""
+        if value not in self._kept or self._kept[value][1].array.nbytes < size:
+            # Where a run tells sizes, the next one may be a little larger.
+            size = size if value.tensor.is_static else 1 << (size - 1).bit_length()
             self._kept[value] = self.heap.take(size), Pinned(self.context, size)
         piece, pinned = self._kept[value]
         return piece.pointer, pinned
@@ -31,7 +31,7 @@ class Staging:
     def bring(self, value: Value, array: Any, stream: Stream, is_busy: bool) -> int:
         """An array's address on the device, after it was copied; with `is_busy`, what the run
         before has staged may not have left yet."""
-        pointer, pinned = self[value]
+        pointer, pinned = self.of(value, array.nbytes)
         if isinstance(array, DeviceArray):  # one that no kernel can read where it is
             stream.copy(pointer, array.pointer, array.nbytes)
             return pointer

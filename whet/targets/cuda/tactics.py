@@ -7,7 +7,6 @@ what the kernel before has just written does; the others, most often weights, do
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -15,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from whet.errors import DeviceError
-from whet.ir.sizes import Size
+from whet.ir.sizes import Expr, Size
 from whet.ir.types import NUMPY_DTYPES
 from whet.plan.kernel import Kernel, Load, Template, walk
 from whet.targets.cuda import codegen, cublas, cudnn, library
@@ -26,7 +25,7 @@ from whet.targets.cuda.expressions import size_bound
 from whet.targets.cuda.graph import Call, Graph, Module
 from whet.targets.cuda.library import Routine, RoutineCall
 from whet.targets.cuda.memory import Heap
-from whet.targets.cuda.source import Source
+from whet.targets.cuda.source import Grid, Source
 from whet.targets.cuda.workers import Job
 
 logger = logging.getLogger("whet.cuda")
@@ -56,7 +55,8 @@ class Loaded(list[tuple[Function, Module | Routine]]):
 
 def load(context: Context, code: bytes) -> Loaded:
     """An object's functions on the device."""
-    functions = [spread(f, context.found.architecture) for f in unpack(code)]
+    here = context.found.architecture
+    functions = [f if f.is_open else spread(f, here) for f in unpack(code)]
     return Loaded((f, placed(context, f)) for f in functions)
 
 
@@ -64,18 +64,33 @@ def placed(context: Context, function: Function) -> Module | Routine:
     """A function on a device, or a library's in its place."""
     if library.is_library(function.cubin):
         return library.restored(context, function)
-    return Module(context, function.cubin, function.name, function.shared)
+    # How much a launch takes may depend on its blocks, which sizes tell.
+    is_open = function.is_open and function.spread
+    shared = context.found.architecture.shared_bytes if is_open else function.shared
+    return Module(context, function.cubin, function.name, shared)
 
 
 def spread(function: Function, architecture: Architecture) -> Function:
-    """A function that takes so much shared memory that no multiprocessor has more of its blocks
-    than it must: blocks that come early go where there is room, and would crowd there."""
-    each = -(-math.prod(function.grid) // architecture.multiprocessors)
-    if not (function.spread and function.waits) or each > MOST_SPREAD:
-        return function
+    """A function whose blocks are known, with the shared memory that they take."""
+    return replace(function, shared=shared_of(function, function.grid, architecture))
+
+
+def shared_of(function: Function, grid: Grid, architecture: Architecture) -> int:
+    """The shared memory of a function with so many blocks."""
+    is_spread = np.array([function.spread and function.waits])
+    grids = np.array([[int(n) for n in grid]])
+    return int(shared_by(np.array([function.shared]), is_spread, grids, architecture)[0])
+
+
+def shared_by(
+    shared: np.ndarray, spread: np.ndarray, grids: np.ndarray, architecture: Architecture
+) -> np.ndarray:
+    """Shared memory of functions, so much that no multiprocessor has more blocks of one than it
+    must: blocks that come early go where there is room, and would crowd there."""
+    each = -(-grids.prod(axis=1) // architecture.multiprocessors)
     most = architecture.shared_bytes
-    least = (most + RESERVED) // (each + 1) - RESERVED + 128
-    return replace(function, shared=min(max(function.shared, least), most))
+    least = np.minimum((most + RESERVED) // (each + 1) - RESERVED + 128, most)
+    return np.where(spread & (each <= MOST_SPREAD), np.maximum(shared, least), shared)
 
 
 def others(
@@ -231,9 +246,9 @@ class Bench:
         places[len(others) + 1] = self.room.pointer
         calls: list[Call | RoutineCall] = []
         for function, module in loaded:
-            self._zeros(4 * function.counters, function.scratch)
+            self._zeros(4 * int(function.counters), int(function.scratch))
             places |= {"counters": self.counters.pointer, "scratch": self.scratch.pointer}
-            given = [places[slot] for slot in function.slots]
+            given = [places[slot] for slot in function.slots if not isinstance(slot, Expr)]
             arguments = np.array([*given, *[0] * function.nulls], np.int64)
             calls.append(module.call(function, arguments, function.name))
         return calls

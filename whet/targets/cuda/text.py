@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 
+from whet.ir.atoms import Atom, symbols_of
+from whet.ir.sizes import Expr, Size
 from whet.targets.cuda.architecture import Architecture
 from whet.targets.cuda.source import WAIT
 
@@ -14,9 +16,15 @@ MOST_LINES = 4096  # that one block asks for
 
 
 class Text:
-    """Lines of a function. Equal expressions get one name, as long as control flow lets them."""
+    """Lines of a function. Equal expressions get one name, as long as control flow lets them.
 
-    def __init__(self) -> None:
+    What depends on `open` sizes alone is computed before the launch, and is an argument.
+    """
+
+    def __init__(self, open: Iterable[str] = ()) -> None:
+        self.open = frozenset(open)
+        self.sizes: dict[Expr, str] = {}
+        """The arguments that are sizes."""
         self.lines: list[str] = []
         self.depth = 1
         self.known: list[dict[str, str]] = [{}]
@@ -35,6 +43,16 @@ class Text:
         self.line(f"{name} = {expression}")
         self.known[-1][expression] = name
         return name
+
+    def is_told(self, atom: Atom) -> bool:
+        """Whether a factor of an index expression is known before the launch."""
+        return all(symbol.name in self.open for symbol in symbols_of(atom))
+
+    def number(self, size: Size) -> str:
+        """A number, or the argument that is this size."""
+        if not isinstance(size, Expr):
+            return str(size)
+        return self.sizes.setdefault(size, f"size{len(self.sizes)}")
 
     def fresh_line(self, expression: str) -> str:
         """The name of a value that must be computed here, whatever is known."""
@@ -57,9 +75,12 @@ class Text:
         self.known.pop()
         self.depth -= 1
 
-    def prefetch(self, pointer: str, count: int, block: str, blocks: int) -> None:
+    def prefetch(
+        self, pointer: str, count: int, block: str, blocks: int, more: bool = False
+    ) -> None:
         """Asks for so many bytes that all blocks will read, each block for its part: the kernels
-        before, which may still run, leave the memory idle.
+        before, which may still run, leave the memory idle. There may be `more` blocks, which ask
+        for nothing.
 
         Only the second-level cache is touched, so that it does not matter who writes there.
         """
@@ -70,9 +91,10 @@ class Text:
             return
         line = f"({block}) * {each} + tl.minimum(tl.arange(0, {lanes}), {each - 1})"
         at = f"tl.minimum({line}, {lines - 1}).to(tl.int64) * {LINE}"
-        self.line(f"line = {pointer}.to(tl.int64) + {at}")
         assembly = '"prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l"'
-        self.line(f"tl.inline_asm_elementwise({assembly}, [line], tl.int32, False, 1)")
+        with self.block(f"if {block} < {blocks}:") if more else nullcontext():
+            self.line(f"line = {pointer}.to(tl.int64) + {at}")
+            self.line(f"tl.inline_asm_elementwise({assembly}, [line], tl.int32, False, 1)")
 
     def wait(self, architecture: Architecture) -> None:
         """Waits for what the kernels before have written, and lets the next one's blocks start.

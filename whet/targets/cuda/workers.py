@@ -1,28 +1,31 @@
 """Compiling in several processes, with low priority, so that serving is not disturbed.
 
-A worker is `python -m whet.compile_worker cuda`. It reads jobs from its standard input and writes
-results to its standard output: a job is a length and JSON (the architecture, the text, its
-launches); a result is a status, a length, and an object or the message of an error.
+What a worker of the crew is sent: a length, and a pickle of the architecture's name and of a text
+or a kernel; what it answers: a status, a length, and an object or the message of an error. Both
+ends are this program, of one version, and nobody else reads or writes the pipes.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
+import pickle
 import struct
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import IO, Any
+from dataclasses import dataclass
+from typing import IO
 
 from whet.errors import CompileError
+from whet.plan.kernel import Kernel
 from whet.targets.crew import READY, Crew, exactly
+from whet.targets.cuda import codegen
 from whet.targets.cuda.architecture import Architecture
 from whet.targets.cuda.compile import to_object, unpack
-from whet.targets.cuda.source import Launch, Source
+from whet.targets.cuda.source import Source
+from whet.targets.special import Special
 
 _JOB, _RESULT = struct.Struct("<I"), struct.Struct("<BI")
 
@@ -34,14 +37,34 @@ MOST_WORKERS = 4
 class Job:
     """Text to compile; afterwards its object, or what went wrong."""
 
-    source: Source
+    source: Source | Kernel | Special
+    """A kernel where it is the compiling process that weighs schedules and writes the text."""
     code: bytes = b""
     error: CompileError | None = None
 
     @property
     def is_library(self) -> bool:
         """Whether a library of NVIDIA's runs it: there is no text then."""
-        return not self.source.text
+        return isinstance(self.source, Source) and not self.source.text
+
+    @property
+    def is_gluon(self) -> bool:
+        """Whether it is known to be Gluon."""
+        return isinstance(self.source, Source) and self.source.is_gluon
+
+    @property
+    def size(self) -> int:
+        """How long it takes, most likely, beside others of its kind."""
+        return len(self.source.text if isinstance(self.source, Source) else str(self.source))
+
+    def text(self, architecture: Architecture) -> Source:
+        """What Triton is given."""
+        source = self.source
+        if isinstance(source, Source):
+            return source
+        return codegen.to_triton(
+            source.known if isinstance(source, Special) else source, architecture
+        )
 
     @property
     def name(self) -> str:
@@ -51,7 +74,7 @@ class Job:
     def compile(self, architecture: Architecture) -> None:
         """Compiles it in this process."""
         try:
-            self.code = to_object(self.source, architecture)
+            self.code = to_object(self.text(architecture), architecture)
         except CompileError as error:
             self.error = error
 
@@ -61,7 +84,7 @@ class Queue:
 
     def __init__(self, jobs: Sequence[Job], others: Sequence[Job] = (), seconds: float = 0) -> None:
         # The longest first, so that the last to finish is a short one.
-        self.jobs = deque(sorted(jobs, key=lambda job: -len(job.source.text)))
+        self.jobs = deque(sorted(jobs, key=lambda job: -job.size))
         self.others, self.seconds = deque(others), seconds
         self.until = float("inf")
         self.lock = threading.Lock()
@@ -85,26 +108,30 @@ def compile_all(
     others: Sequence[Job] = (),
     seconds: float = 0,
     workers: int = MOST_WORKERS,
+    idle: bool = False,
 ) -> None:
     """Compiles all jobs, here and in as many worker processes as there are spare processors; then,
     for so many seconds, as many of the others as that is enough for.
 
     `step` is called once for each of the jobs that must be done; what it raises ends the workers.
-    Raises the first CompileError of these jobs.
+    Raises the first CompileError of these jobs. With `idle` only workers compile, which run where
+    nobody else wants the processor.
     """
 
     def ask(job: Job, requests: IO[bytes], results: IO[bytes]) -> None:
         _ask(job, architecture, requests, results)
 
     queue = Queue(jobs, others, seconds)
-    crew = Crew("cuda", queue.pop, lambda job: job.compile(architecture), ask)
-    helpers = 0
-    if len(jobs) + len(others) >= FEWEST_FOR_WORKERS:
-        helpers = min(_processors() - 1, workers)
+    crew = Crew("cuda", queue.pop, lambda job: job.compile(architecture), ask, idle)
     # A process that has compiled Gluon ends with a page of complaints, as of Triton 3.9.
-    apart = any(job.source.is_gluon for job in (*jobs, *others))
+    apart = idle or any(job.is_gluon for job in (*jobs, *others))
+    helpers, spare = 0, _processors() - 1
+    if idle:
+        helpers = min(spare, workers, len(jobs))
+    elif len(jobs) + len(others) >= FEWEST_FOR_WORKERS:
+        helpers = min(spare, workers)
     waits = apart or (helpers > 0 and _processors() > workers)
-    crew.compile(jobs, helpers + apart, step, waits)
+    crew.compile(jobs, max(helpers, apart) if idle else helpers + apart, step, waits)
 
 
 def _processors() -> int:
@@ -115,8 +142,7 @@ def _processors() -> int:
 
 
 def _ask(job: Job, architecture: Architecture, requests: IO[bytes], results: IO[bytes]) -> None:
-    launches = [asdict(launch) for launch in job.source.launches]
-    data = json.dumps([str(architecture), job.source.text, launches]).encode()
+    data = pickle.dumps((str(architecture), job.source))
     requests.write(_JOB.pack(len(data)) + data)
     requests.flush()
     status, size = _RESULT.unpack(exactly(results, _RESULT.size))
@@ -134,15 +160,9 @@ def serve(jobs: IO[bytes], results: IO[bytes]) -> None:
     results.write(READY)
     results.flush()
     while head := jobs.read(_JOB.size):
-        name, text, launches = json.loads(exactly(jobs, *_JOB.unpack(head)))
-        job = Job(Source(text, tuple(_launch(fields) for fields in launches)))
+        name, source = pickle.loads(exactly(jobs, *_JOB.unpack(head)))
+        job = Job(source)
         job.compile(Architecture.parse(name))
         data = str(job.error).encode() if job.error else job.code
         results.write(_RESULT.pack(job.error is not None, len(data)) + data)
         results.flush()
-
-
-def _launch(fields: dict[str, Any]) -> Launch:
-    """A launch from JSON, which has lists in place of tuples."""
-    plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-    return Launch(**plain)

@@ -24,7 +24,7 @@ class AttentionTemplate:
     has_strided_output = True
 
     def takes(self, op: Op, position: int, view: View) -> bool:
-        return all(isinstance(s, int) for s in (*view.strides, *view.shape, view.offset))
+        return True
 
     def legalize(self, value: Value, architecture: Architecture) -> Value | None:
         op = value.op
@@ -32,7 +32,8 @@ class AttentionTemplate:
             return None
         q, k, v, *_ = value.inputs
         assert q is not None and k is not None and v is not None
-        if not all(i is None or i.tensor.is_static for i in value.inputs):
+        known = (value.shape[1], *(n for i in (q, k, v) for n in i.shape[1::2]))
+        if not all(isinstance(n, int) for n in known):
             return None
         if 0 in (*value.shape, *k.shape) or max(q.shape[3], v.shape[3]) > MOST_WIDTH:  # type: ignore[type-var, operator]
             return None
@@ -42,9 +43,11 @@ class AttentionTemplate:
     def tiles(self, kernel: Template, architecture: Architecture) -> list[Tile]:
         return ranked(kernel, architecture)
 
-    def generate(self, kernel: Template, architecture: Architecture, tile: Tile) -> Source:
+    def generate(
+        self, kernel: Template, architecture: Architecture, tile: Tile, name: str = "kernel"
+    ) -> Source:
         code = warp_groups.GroupsCode if isinstance(tile, warp_groups.Groups) else Code
-        return code(kernel, architecture, tile).generate()
+        return code(kernel, architecture, tile).generate(name)
 
 
 def tile_of(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from whet.ir.sizes import Size
+from whet.ir.sizes import Expr, Size, bounds, product
 from whet.ir.types import NUMPY_DTYPES
 from whet.plan.kernel import Axis, Expression, Store, Template
 from whet.plan.loops import sizes_in
@@ -26,12 +26,12 @@ from whet.targets.cuda.expressions import (
     is_rough,
     size_bound,
 )
-from whet.targets.cuda.source import HEADER, Launch, Slot, Source
+from whet.targets.cuda.source import HEADER, Launch, Source
 from whet.targets.cuda.templates import tiling
 from whet.targets.cuda.text import Text
+from whet.targets.cuda.told import SAFE, blocks_of, is_whole, reaches
 
 GROUP = 8  # rows of tiles whose blocks run next to each other
-SAFE = 2**31 - 2**16
 MOST_PREFETCHED = 16 << 20  # bytes
 
 Operand = Callable[["Code", Emitter, str], str]
@@ -48,7 +48,7 @@ class Problem:
     batch: tuple[Axis, ...]
     rows: tuple[Axis, ...]
     column: Axis
-    depth: int
+    depth: Size
     left: Operand
     right: Operand
     places: Callable[[dict[str, Place]], dict[str, Place]]
@@ -67,21 +67,18 @@ def integer(size: Size) -> int:
     return size
 
 
-def turns(axes: tuple[Axis, ...]) -> int:
+def turns(axes: tuple[Axis, ...]) -> Size:
     """How often loops run together."""
-    total = 1
-    for axis in axes:
-        total *= integer(axis.size)
-    return total
+    return product(axis.size for axis in axes)
 
 
 @dataclass(frozen=True)
 class Work:
     """A function's blocks, the counters that they need, and the bytes of scratch memory."""
 
-    grid: tuple[int, int, int]
-    counters: int = 0
-    scratch: int = 0
+    grid: tuple[Size, Size, Size]
+    counters: Size = 0
+    scratch: Size = 0
 
 
 @dataclass
@@ -96,39 +93,46 @@ class Code:
 
     def __post_init__(self) -> None:
         p = self.problem
-        self.text = Text()
+        self.text = Text(self.kernel.sizes)
+        self.number = self.text.number
         self.names = [f"b{n}" for n in range(len(self.kernel.buffers))]
-        self.rows, self.columns = turns(p.rows), integer(p.column.size)
-        self.tiles = (-(-self.rows // self.tile.rows), -(-self.columns // self.tile.columns))
+        self.rows, self.columns = turns(p.rows), p.column.size
+        self.tiles = (
+            blocks_of(self.rows, self.tile.rows),
+            blocks_of(self.columns, self.tile.columns),
+        )
         self.count = self.tiles[0] * self.tiles[1] * turns(p.batch)
-        self.steps = -(-p.depth // self.tile.depth)
+        self.steps = blocks_of(p.depth, self.tile.depth)
         self.pieces = tiling.pieces(self.tile.columns)
         sizes = [p.output, *p.offsets, *sizes_in(p.epilogue)]
-        self.index = "tl.int32" if size_bound(iter(sizes)) < SAFE else "tl.int64"
+        is_small = bool(self.kernel.sizes) or size_bound(iter(sizes)) < SAFE
+        self.index = "tl.int32" if is_small else "tl.int64"
+        # A tile's last lanes count on behind the end.
+        behind = [self.count * GROUP, self.rows + self.tile.rows, p.depth + self.tile.depth]
+        self.reach = reaches((*sizes, *behind), self.text.open) if self.kernel.sizes else ()
 
     def generate(self, name: str = "kernel") -> Source:
         """The whole kernel."""
-        arguments: list[str] = ["error", *self.names]
-        types = ["*i32", *(arithmetic.POINTER[d] for d in self.kernel.buffers)]
-        slots: list[Slot] = ["error", *range(len(self.names))]
         if self.architecture.has_dependent_launch:
             self._prefetch()
         self.text.wait(self.architecture)
         work = self.work()
-        if work.counters:
-            arguments += ["counters", "scratch"]
-            types, slots = [*types, "*i32", "*fp32"], [*slots, "counters", "scratch"]
-        body = self.text.function(name, tuple(arguments))
+        types = ["*i32", *(arithmetic.POINTER[d] for d in self.kernel.buffers)]
+        shared = ("counters", "scratch") if work.counters != 0 else ()
+        types += [*["i32"] * len(self.text.sizes), *["*i32", "*fp32"][: len(shared)]]
+        names = ("error", *self.names, *self.text.sizes.values(), *shared)
+        body = self.text.function(name, names)
         launch = Launch(
             name,
             work.grid,
-            tuple(slots),
+            ("error", *range(len(self.names)), *self.text.sizes, *shared),
             tuple(types),
             self.tile.warps,
             self.tile.stages,
             work.counters,
             work.scratch,
             spread=True,
+            reach=self.reach,
         )
         return Source(HEADER + arithmetic.helpers(body) + body, (launch,))
 
@@ -138,10 +142,10 @@ class Code:
         text.line("pid = tl.program_id(0)")
         self.place("pid")
         if t.split == 1:
-            self.accumulate("0", str(self.steps))
+            self.accumulate("0", self.number(self.steps))
             self.epilogue()
             return Work((self.count, 1, 1))
-        each, more = divmod(self.steps, t.split)
+        each, more = (self.number(n) for n in (self.steps // t.split, self.steps % t.split))
         text.line("part = tl.program_id(1)")
         begin = text.assign(f"part * {each} + tl.minimum(part, {more})", "p")
         end = text.assign(f"{begin} + {each} + (part < {more}).to(tl.int32)", "p")
@@ -153,11 +157,12 @@ class Code:
     def _prefetch(self) -> None:
         """Asks for the right side, which is most often a weight that nobody read for a while."""
         buffer, offset = self.problem.weight
-        size = int(size_bound(iter([offset])) + 1) * NUMPY_DTYPES[self.dtype].itemsize
+        size = (size_bound(iter([offset])) + 1) * NUMPY_DTYPES[self.dtype].itemsize
         if size <= MOST_PREFETCHED:
-            parts = max(1, self.tile.split)
-            block = "tl.program_id(0)" + f" + tl.program_id(1) * {self.count}" * (parts > 1)
-            self.text.prefetch(self.names[buffer], size, block, self.count * parts)
+            parts, count = max(1, self.tile.split), self.number(self.count)
+            block = "tl.program_id(0)" + f" + tl.program_id(1) * {count}" * (parts > 1)
+            blocks, more = int(bounds(self.count)[0]) * parts, isinstance(self.count, Expr)
+            self.text.prefetch(self.names[buffer], int(size), block, max(1, blocks), more)
 
     def emitter(self, x: int, r: int) -> Emitter:
         rough = is_rough([self.problem.epilogue])
@@ -172,32 +177,33 @@ class Code:
     def place(self, block: str) -> None:
         """Which tile of which product the one of a number is."""
         text, t, (down, across) = self.text, self.tile, self.tiles
-        batch = turns(self.problem.batch)
-        if batch > 1:
-            text.line(f"batch = {block} // {down * across}")
-            block = text.assign(f"{block} % {down * across}", "p")
-        if down > 1 and across > 1:
-            group = text.assign(f"{block} // {GROUP * across}", "p")
+        batch, number = turns(self.problem.batch), self.number
+        if batch != 1:
+            text.line(f"batch = {block} // {number(down * across)}")
+            block = text.assign(f"{block} % {number(down * across)}", "p")
+        if down != 1 and across != 1:
+            group = text.assign(f"{block} // {number(GROUP * across)}", "p")
             first = text.assign(f"{group} * {GROUP}", "p")
-            height = text.assign(f"tl.minimum({down} - {first}, {GROUP})", "p")
-            rest = text.assign(f"{block} % {GROUP * across}", "p")
+            height = text.assign(f"tl.minimum({number(down)} - {first}, {GROUP})", "p")
+            rest = text.assign(f"{block} % {number(GROUP * across)}", "p")
             text.line(f"row = {first} + {rest} % {height}")
             text.line(f"column = {rest} // {height}")
         else:
-            text.line(f"row = {block if down > 1 else 0}")
-            text.line(f"column = {block if across > 1 else 0}")
+            text.line(f"row = {block if down != 1 else 0}")
+            text.line(f"column = {block if across != 1 else 0}")
         text.line(f"m = {self.arange(f'row * {t.rows}', t.rows, 'x')}")
-        self.row_mask = "" if self.rows % t.rows == 0 else text.assign(f"m < {self.rows}", "m")
-        ragged = self.columns % t.columns != 0
+        whole = is_whole(self.rows, t.rows)
+        self.row_mask = "" if whole else text.assign(f"m < {number(self.rows)}", "m")
+        ragged = not is_whole(self.columns, t.columns)
         self.masks: list[str] = []
         for piece, (begin, count) in enumerate(self.pieces):
             first = f"column * {t.columns}" + f" + {begin}" * (begin > 0)
             text.line(f"n{piece} = {self.arange(first, count, 'r')}")
-            mask = text.assign(f"n{piece} < {self.columns}", "m") if ragged else ""
+            mask = text.assign(f"n{piece} < {number(self.columns)}", "m") if ragged else ""
             self.masks.append(mask)
         e = self.emitter(1, 1)
         sizes = {a.name: a.size for a in self.problem.batch}
-        self.batch = e.unjoin(Place("batch" if batch > 1 else "0"), sizes) if sizes else {}
+        self.batch = e.unjoin(Place("batch" if batch != 1 else "0"), sizes) if sizes else {}
         self.by_row = e.unjoin(Place("m", X), {a.name: a.size for a in self.problem.rows})
 
     def accumulate(self, begin: str, end: str) -> None:

@@ -49,8 +49,7 @@ class ConvolutionTemplate:
     has_strided_output = True
 
     def takes(self, op: Op, position: int, view: View) -> bool:
-        known = all(isinstance(s, int) for s in (*view.strides, *view.shape, view.offset))
-        return known and position == 0
+        return position == 0
 
     def legalize(self, value: Value, architecture: Architecture) -> Value | None:
         op = value.op
@@ -58,7 +57,9 @@ class ConvolutionTemplate:
             return None
         x, w = value.inputs
         assert x is not None and w is not None
-        if not (x.tensor.is_static and w.tensor.is_static) or 0 in (*value.shape, *x.shape):
+        if not w.tensor.is_static or 0 in (*value.shape, *x.shape):
+            return None
+        if not all(isinstance(n, int) for n in (*op.before, *op.after, x.shape[-1])):
             return None
         if (
             op.groups == 1
@@ -80,9 +81,12 @@ class ConvolutionTemplate:
     def tiles(self, kernel: Template, architecture: Architecture) -> list[tiling.Tile]:
         return tiling.ranked(shape_of(problem_of(kernel), dtype_of(kernel)), architecture)
 
-    def generate(self, kernel: Template, architecture: Architecture, tile: tiling.Tile) -> Source:
+    def generate(
+        self, kernel: Template, architecture: Architecture, tile: tiling.Tile, name: str = "kernel"
+    ) -> Source:
         code = StreamCode if tile.split == tiling.STREAM else Code
-        return code(kernel, problem_of(kernel), tile, architecture, dtype_of(kernel)).generate()
+        made = code(kernel, problem_of(kernel), tile, architecture, dtype_of(kernel))
+        return made.generate(name)
 
 
 FEWEST_PER_GROUP = 32

@@ -23,9 +23,10 @@ from whet.targets.cuda.architecture import Architecture
 from whet.targets.cuda.expressions import BOTH, Emitter, Place, R, X, is_rough, size_bound
 from whet.targets.cuda.expressions import Tile as Shape
 from whet.targets.cuda.source import HEADER, Launch, Source
-from whet.targets.cuda.templates.contraction import SAFE, integer
+from whet.targets.cuda.templates.contraction import integer
 from whet.targets.cuda.templates.matmul import DTYPES, offset_of
 from whet.targets.cuda.text import Text
+from whet.targets.cuda.told import SAFE, blocks_of, is_whole, reaches
 
 MOST_UNROLLED = 25  # products
 
@@ -38,7 +39,7 @@ class Depthwise(Op):
     strides: tuple[int, ...]
     dilations: tuple[int, ...]
     before: tuple[int, ...]
-    shape: tuple[int, ...]
+    shape: tuple[Size, ...]
 
     def infer(self, x: TensorType, w: TensorType) -> TensorType:
         return x.with_shape(x.shape[0], *self.shape, w.shape[-1])
@@ -54,8 +55,7 @@ class DepthwiseTemplate:
     has_strided_output = True
 
     def takes(self, op: Op, position: int, view: View) -> bool:
-        known = all(isinstance(s, int) for s in (*view.strides, *view.shape, view.offset))
-        return known and position == 0 and view.strides[-1] == 1
+        return position == 0 and view.strides[-1] == 1
 
     def legalize(self, value: Value, architecture: Architecture) -> Value | None:
         op = value.op
@@ -63,22 +63,26 @@ class DepthwiseTemplate:
             return None
         x, w = value.inputs
         assert x is not None and w is not None
-        if w.shape[-1] != 1 or op.groups == 1 or not (x.tensor.is_static and w.tensor.is_static):
+        if w.shape[-1] != 1 or op.groups == 1 or not w.tensor.is_static:
+            return None
+        if not all(isinstance(n, int) for n in (*op.before, x.shape[-1])):
             return None
         if 0 in (*value.shape, *x.shape):
             return None
         taps = reshape(w, *w.shape[:-1])
         order = (*range(1, taps.rank), 0)
         before = tuple(integer(n) for n in op.before)
-        shape = tuple(integer(n) for n in value.shape[1:-1])
+        shape = value.shape[1:-1]
         y: Value = Depthwise(op.strides, op.dilations, before, shape)(x, transpose(taps, *order))
         return y
 
     def tiles(self, kernel: Template, architecture: Architecture) -> list[Tile]:
         return ranked(kernel, architecture)
 
-    def generate(self, kernel: Template, architecture: Architecture, tile: Tile) -> Source:
-        return Code(kernel, architecture, tile).generate()
+    def generate(
+        self, kernel: Template, architecture: Architecture, tile: Tile, name: str = "kernel"
+    ) -> Source:
+        return Code(kernel, architecture, tile).generate(name)
 
 
 @dataclass(frozen=True)
@@ -127,10 +131,10 @@ class Code:
         assert x is not None and w is not None
         self.x, self.w, self.tile = x, w, tile
         *self.lead, self.along, self.last = kernel.axes
-        self.groups = -(-integer(self.along.size) // tile.span)
-        self.rows = math.prod(integer(axis.size) for axis in self.lead) * self.groups
+        self.groups = blocks_of(self.along.size, tile.span)
+        self.rows = product(axis.size for axis in self.lead) * self.groups
         self.channels = integer(self.last.size)
-        self.text = Text()
+        self.text = Text(kernel.sizes)
         self.names = [f"b{n}" for n in range(len(kernel.buffers))]
         index = tuple(loop_index(a.name, a.size) for a in kernel.axes)
         self.output = offset_of(kernel.output, index)
@@ -138,7 +142,10 @@ class Code:
         self.reach = (tile.span - 1) * self.op.strides[-1]
         self.reach += (self.taps[-1] - 1) * self.op.dilations[-1] + 1
         sizes = [self.output, self._source()[0], *sizes_in(kernel.epilogue)]
-        self.index = "tl.int32" if size_bound(iter(sizes)) < SAFE else "tl.int64"
+        is_small = bool(kernel.sizes) or size_bound(iter(sizes)) < SAFE
+        self.index = "tl.int32" if is_small else "tl.int64"
+        sizes += [self.rows + tile.rows]
+        self.limits = reaches(sizes, self.text.open) if kernel.sizes else ()
         shape = Shape(str(tile.rows), str(tile.columns))
         rough = is_rough([kernel.epilogue])
         self.e = Emitter(self.text, self.names, shape, self.index, rough=rough)
@@ -170,8 +177,8 @@ class Code:
         text.line(f"m = (({row}) * {t.rows} + tl.arange(0, {t.rows})[:, None]){wide}")
         text.line(f"n = (({column}) * {t.columns} + tl.arange(0, {t.columns})[None, :]){wide}")
         masks: dict[str, str] = {}
-        if self.rows % t.rows:
-            masks["x"] = text.assign(f"m < {self.rows}", "m")
+        if not is_whole(self.rows, t.rows):
+            masks["x"] = text.assign(f"m < {text.number(self.rows)}", "m")
         if self.channels % t.columns:
             masks["r"] = text.assign(f"n < {self.channels}", "m")
         sizes: dict[str, Size] = {a.name: a.size for a in self.lead}
@@ -185,14 +192,16 @@ class Code:
             self._over_taps(0, {})
             for p in range(t.span):
                 self._store(p)
-        body = text.function(name, ("error", *self.names))
+        types = (*(arithmetic.POINTER[d] for d in self.kernel.buffers), *["i32"] * len(text.sizes))
+        body = text.function(name, ("error", *self.names, *text.sizes.values()))
         launch = Launch(
             name,
-            (-(-self.rows // t.rows) * across, 1, 1),
-            ("error", *range(len(self.names))),
-            ("*i32", *(arithmetic.POINTER[d] for d in self.kernel.buffers)),
+            (blocks_of(self.rows, t.rows) * across, 1, 1),
+            ("error", *range(len(self.names)), *text.sizes),
+            ("*i32", *types),
             t.warps,
             2,
+            reach=self.limits,
         )
         return Source(HEADER + arithmetic.helpers(body) + body, (launch,))
 
@@ -200,8 +209,8 @@ class Code:
         """A group's pixel, and what is computed from it."""
         e, masks = self.e, dict(self.e.masks)
         place = Place("first" if p == 0 else self.text.assign(f"first + {p}", "i"), X)
-        if integer(self.along.size) % self.tile.span:
-            inside = f"{place.text} < {self.along.size}"
+        if not is_whole(self.along.size, self.tile.span):
+            inside = f"{place.text} < {self.text.number(self.along.size)}"
             whole = masks.get("x")
             masks["x"] = self.text.assign(f"{whole} & ({inside})" if whole else inside, "m")
         places = e.placed({self.along.name: place})

@@ -6,9 +6,8 @@ taps of a line of the filter are neighbours in memory: they are read as if they 
 
 from __future__ import annotations
 
-import math
-
 from whet.ir.graph import Value, constant
+from whet.ir.sizes import bounds, product
 from whet.ops.contract import Convolution
 from whet.ops.movement import Pad
 from whet.targets.cuda.templates.contraction import integer
@@ -22,8 +21,10 @@ FEWEST_TAPS = 5  # in a line: with fewer, zeros are most of what is read
 
 def in_wide_lines(op: Convolution, x: Value, w: Value, y: Value) -> Value | None:
     """The same convolution with whole lines of taps; None where that gains nothing."""
+    if not isinstance(x.shape[-2], int):
+        return None
     channels, width, taps = (integer(n) for n in (x.shape[-1], x.shape[-2], w.shape[-2]))
-    stride, places = op.strides[-1], math.prod(integer(n) for n in y.shape[:-1])
+    stride, places = op.strides[-1], bounds(product(y.shape[:-1]))[0]
     if channels > MOST_CHANNELS or op.groups > 1 or op.dilations[-1] > 1 or taps < FEWEST_TAPS:
         return None
     if y.dtype not in ("float16", "bfloat16") or places < FEWEST_PLACES:

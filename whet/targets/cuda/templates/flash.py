@@ -20,9 +20,10 @@ from whet.targets.cuda.architecture import Architecture
 from whet.targets.cuda.expressions import BOTH, Emitter, Place, R, X, is_rough, size_bound
 from whet.targets.cuda.expressions import Tile as Shape
 from whet.targets.cuda.source import HEADER, Launch, Source
-from whet.targets.cuda.templates.contraction import SAFE, integer
+from whet.targets.cuda.templates.contraction import integer
 from whet.targets.cuda.templates.matmul import offset_of
 from whet.targets.cuda.text import Text
+from whet.targets.cuda.told import SAFE, blocks_of, is_whole, most, reached, reaches
 
 FEW_KEYS = 32  # whose weights' roundings do not even out
 LOG2E = math.log2(math.e)
@@ -57,24 +58,28 @@ class Code:
         self.tile = tile
         self.q, self.k, self.v = (view_of(view) for view in kernel.inputs[:3])
         self.mask = kernel.inputs[3] if len(kernel.inputs) > 3 else None
-        self.batch, self.heads, self.queries, self.width = (integer(a.size) for a in kernel.axes)
-        self.groups, self.keys = integer(self.k.shape[1]), integer(self.k.shape[2])
+        self.batch, heads, self.queries, width = (a.size for a in kernel.axes)
+        self.heads, self.width = integer(heads), integer(width)
+        self.groups, self.keys = integer(self.k.shape[1]), self.k.shape[2]
         self.depth = integer(self.q.shape[3])
-        self.text = Text()
+        self.text = Text(kernel.sizes)
+        self.number = self.text.number
         self.names = [f"b{n}" for n in range(len(kernel.buffers))]
         index = tuple(loop_index(a.name, a.size) for a in kernel.axes)
         self.output = offset_of(kernel.output, index)
-        sizes = [self.output, *sizes_in(kernel.epilogue)]
-        views = [v for v in kernel.inputs if v is not None]
-        sizes += [
-            sum(integer(n) * abs(integer(s)) for n, s in zip(v.shape, v.strides)) for v in views
-        ]
-        self.index = "tl.int32" if size_bound(iter(sizes)) < SAFE else "tl.int64"
+        open, sizes = self.text.open, [self.output, *sizes_in(kernel.epilogue)]
+        for view in (v for v in kernel.inputs if v is not None):
+            parts = [view.offset, *(n * s for n, s in zip(view.shape, view.strides))]
+            sizes.append(sum((reached(part, open) for part in parts), start=0))
+        is_small = bool(open) or size_bound(iter(sizes)) < SAFE
+        self.index = "tl.int32" if is_small else "tl.int64"
+        sizes += [self.queries + tile.rows, self.keys + tile.keys]
+        self.reach = reaches(sizes, open) if open else ()
         self.precision = ', input_precision="ieee"' if self.q.dtype == "float32" else ""
         scaled = self.mask is not None or self.op.softcap > 0 or self.op.scale <= 0
         self.unit = LOG2E if scaled else self.op.scale * LOG2E
         """What a score is multiplied by to be a power of two, with its scale where it can be."""
-        self.is_exact = self.q.dtype != "float32" and self.keys <= FEW_KEYS
+        self.is_exact = self.q.dtype != "float32" and most(self.keys) <= FEW_KEYS
         """Whether weights are multiplied as the sum of two 16-bit floats."""
 
     def generate(self, name: str = "kernel") -> Source:
@@ -82,16 +87,18 @@ class Code:
         self._begin()
         self._over_keys()
         self._end()
-        body = self.text.function(name, ("error", *self.names))
-        t = self.tile
+        told, t = self.text.sizes, self.tile
+        body = self.text.function(name, ("error", *self.names, *told.values()))
+        types = (*(arithmetic.POINTER[d] for d in self.kernel.buffers), *["i32"] * len(told))
         launch = Launch(
             name,
-            (-(-self.queries // t.rows), self.batch * self.heads, 1),
-            ("error", *range(len(self.names))),
-            ("*i32", *(arithmetic.POINTER[d] for d in self.kernel.buffers)),
+            (blocks_of(self.queries, t.rows), self.batch * self.heads, 1),
+            ("error", *range(len(self.names)), *told),
+            ("*i32", *types),
             t.warps,
             t.stages,
             spread=True,
+            reach=self.reach,
         )
         return Source(HEADER + arithmetic.helpers(body) + body, (launch,))
 
@@ -104,7 +111,7 @@ class Code:
         text.wait(self.architecture)
         wide = "" if self.index == "tl.int32" else ".to(tl.int64)"
         # The last queries first: with a causal bound, theirs are the longest rows.
-        last = -(-self.queries // t.rows) - 1
+        last = self.number(blocks_of(self.queries, t.rows) - 1)
         block = f"{last} - tl.program_id(0)" if self.op.right is not None else "tl.program_id(0)"
         text.line(f"begin = ({block}) * {t.rows}")
         text.line(f"batch = (tl.program_id(1) // {self.heads}){wide}")
@@ -124,32 +131,36 @@ class Code:
         text.line(f"acc = tl.zeros(({t.rows}, {padded(self.width)}), tl.float32)")
 
     def _queries_mask(self) -> str:
-        return f"(m < {self.queries})" * (self.queries % self.tile.rows != 0)
+        whole = is_whole(self.queries, self.tile.rows)
+        return "" if whole else f"(m < {self.number(self.queries)})"
 
     def _load(self, view: View, head: str, row: str, column: str, mask: str) -> str:
         """A tile of a tensor of four axes."""
         n, h, s, d = view.strides
         n = 0 if view.shape[0] == 1 else n
-        terms = [f"batch * {n}"] * (n != 0) + [f"{head} * {h}"] * (view.shape[1] != 1)
-        terms += [f"{row} * {s}", f"{column} * {d}" if d != 1 else column]
-        terms += [str(view.offset)] * (view.offset != 0)
+        number = self.number
+        terms = [f"batch * {number(n)}"] if n != 0 else []
+        terms += [f"{head} * {number(h)}"] if view.shape[1] != 1 else []
+        terms += [f"{row} * {number(s)}", f"{column} * {number(d)}" if d != 1 else column]
+        terms += [number(view.offset)] if view.offset != 0 else []
         where = f", mask={mask}, other=0" if mask else ""
         return f"tl.load({self.names[view.buffer]} + ({' + '.join(terms)}){where})"
 
     def _over_keys(self) -> None:
         """All tiles of keys that some query sees, those that all see without asking each."""
         op, t, text = self.op, self.tile, self.text
-        first, end = "0", str(self.keys)
+        first, keys = "0", self.number(self.keys)
+        end = keys
         if op.left is not None:
             low = f"tl.maximum(begin + {op.offset - op.left}, 0)"
             first = text.assign(f"{low} // {t.keys} * {t.keys}", "k")
         if op.right is not None:
             high = f"begin + {t.rows + op.offset + op.right}"
-            end = text.assign(f"tl.minimum(tl.maximum({high}, 0), {self.keys})", "k")
-        ragged = self.keys % t.keys != 0
+            end = text.assign(f"tl.minimum(tl.maximum({high}, 0), {keys})", "k")
+        ragged = not is_whole(self.keys, t.keys)
         if op.left is None and op.right is not None:
             # Up to the bound of the first query, every query sees every key.
-            whole = f"tl.minimum(tl.maximum(begin + {op.offset + op.right + 1}, 0), {self.keys})"
+            whole = f"tl.minimum(tl.maximum(begin + {op.offset + op.right + 1}, 0), {keys})"
             middle = text.assign(f"{whole} // {t.keys} * {t.keys}", "k")
             self._loop(first, middle, bounded=False, ragged=False)
             self._loop(middle, end, bounded=True, ragged=ragged)
@@ -161,7 +172,8 @@ class Code:
         with text.block(f"for start in range({first}, {end}, {t.keys}):"):
             text.line(f"nr = start + {self._lanes(t.keys, 'r')}")
             text.line(f"nx = start + {self._lanes(t.keys, 'x')}")
-            inside = f"(nr < {self.keys})" * ragged
+            keys = self.number(self.keys)
+            inside = f"(nr < {keys})" * ragged
             deep = f"(dx < {self.depth})" * (padded(self.depth) != self.depth)
             text.line(f"k = {self._load(self.k, 'group', 'nr', 'dx', all_of(inside, deep))}")
             self._scores()
@@ -173,7 +185,7 @@ class Code:
             text.line(f"p = tl.exp2(s * {self.unit} - low)")
             text.line(f"shrink = tl.exp2(top * {self.unit} - low)")
             text.line("total = total * shrink + tl.sum(p, 1)[:, None]")
-            below = f"(nx < {self.keys})" * ragged
+            below = f"(nx < {keys})" * ragged
             wide = f"(e < {self.width})" * (padded(self.width) != self.width)
             text.line(f"v = {self._load(self.v, 'group', 'nx', 'e', all_of(below, wide))}")
             text.line(f"acc = tl.dot(p.to(v.dtype), v, acc * shrink{self.precision})")
@@ -193,10 +205,12 @@ class Code:
             steps: list[Size] = [0] * (4 - len(self.mask.shape))
             steps += [0 if n == 1 else s for n, s in zip(self.mask.shape, self.mask.strides)]
             names = ("batch", "head", "m", "nr")
-            terms = [f"{name} * {step}" for name, step in zip(names, steps) if step != 0]
-            terms += [str(self.mask.offset)] * (self.mask.offset != 0 or not terms)
-            rows = self._queries_mask() if steps[2] else ""
-            keys = f"(nr < {self.keys})" if steps[3] and self.keys % self.tile.keys else ""
+            number, offset = self.number, self.mask.offset
+            terms = [f"{name} * {number(s)}" for name, s in zip(names, steps) if s != 0]
+            terms += [number(offset)] if offset != 0 or not terms else []
+            rows = self._queries_mask() if steps[2] != 0 else ""
+            ragged = steps[3] != 0 and not is_whole(self.keys, self.tile.keys)
+            keys = f"(nr < {number(self.keys)})" * ragged
             where = f", mask={all_of(rows, keys)}, other=0" if all_of(rows, keys) else ""
             loaded = f"tl.load({self.names[self.mask.buffer]} + ({' + '.join(terms)}){where})"
             text.line(f"s = s + {loaded}.to(tl.float32)")

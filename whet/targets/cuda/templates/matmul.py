@@ -16,6 +16,7 @@ from whet.targets.cuda.source import Source
 from whet.targets.cuda.templates import tiling
 from whet.targets.cuda.templates.contraction import Code, Problem, integer, turns
 from whet.targets.cuda.templates.stream import StreamCode
+from whet.targets.cuda.told import is_whole
 
 DTYPES = ("float16", "bfloat16", "float32")
 
@@ -32,12 +33,12 @@ class ProductTemplate:
     has_strided_output = True
 
     def takes(self, op: Op, position: int, view: View) -> bool:
-        return all(isinstance(s, int) for s in (*view.strides, *view.shape, view.offset))
+        return True
 
     def legalize(self, value: Value, architecture: Architecture) -> Value | None:
         if type(value.op) is not MatMul or value.dtype not in DTYPES or value.op.accumulate:
             return None
-        if not value.tensor.is_static or 0 in (*value.shape, *value.inputs[0].shape):  # type: ignore[union-attr]
+        if 0 in (*value.shape, *value.inputs[0].shape):  # type: ignore[union-attr]
             return None
         product: Value = Product()(*value.inputs)
         return product
@@ -45,9 +46,12 @@ class ProductTemplate:
     def tiles(self, kernel: Template, architecture: Architecture) -> list[tiling.Tile]:
         return tiling.ranked(shape_of(problem_of(kernel), dtype_of(kernel)), architecture)
 
-    def generate(self, kernel: Template, architecture: Architecture, tile: tiling.Tile) -> Source:
+    def generate(
+        self, kernel: Template, architecture: Architecture, tile: tiling.Tile, name: str = "kernel"
+    ) -> Source:
         code = StreamCode if tile.split == tiling.STREAM else Code
-        return code(kernel, problem_of(kernel), tile, architecture, dtype_of(kernel)).generate()
+        made = code(kernel, problem_of(kernel), tile, architecture, dtype_of(kernel))
+        return made.generate(name)
 
 
 def dtype_of(kernel: Template) -> str:
@@ -60,7 +64,8 @@ def dtype_of(kernel: Template) -> str:
 def shape_of(p: Problem, dtype: str) -> tiling.Shape:
     """What the cost of a problem depends on."""
     width = 4 if dtype == "float32" else 2
-    return tiling.Shape(turns(p.batch), turns(p.rows), integer(p.column.size), p.depth, width)
+    batch, rows = integer(turns(p.batch)), integer(turns(p.rows))
+    return tiling.Shape(batch, rows, integer(p.column.size), integer(p.depth), width)
 
 
 @dataclass(frozen=True)
@@ -74,20 +79,20 @@ class Side:
     def __call__(self, code: Code, e: Emitter, step: str) -> str:
         """The load of the tile of a step."""
         depth, t, k = code.problem.depth, code.tile, code.depth_of(step)
-        ragged = depth % t.depth != 0
+        ragged, end = not is_whole(depth, t.depth), code.number(depth)
         places = {**code.batch, **code.by_row}
         if self.is_left:
             at = code.text.assign(code.arange(k, t.depth, "r"), "k")
             places["depth"] = Place(at, R)
             masks = {
                 "x": code.row_mask,
-                "r": code.text.assign(f"{at} < {depth}", "m") if ragged else "",
+                "r": code.text.assign(f"{at} < {end}", "m") if ragged else "",
             }
         else:
             at = code.text.assign(code.arange(k, t.depth, "x"), "k")
             places |= {"depth": Place(at, X), code.problem.column.name: code.column}
             masks = {
-                "x": code.text.assign(f"{at} < {depth}", "m") if ragged else "",
+                "x": code.text.assign(f"{at} < {end}", "m") if ragged else "",
                 "r": code.column_mask,
             }
         with e.scope(places=places):
@@ -101,7 +106,7 @@ def problem_of(kernel: Template) -> Problem:
     *lead, columns = kernel.axes
     index = tuple(loop_index(axis.name, axis.size) for axis in kernel.axes)
     wide = tuple(axis.size for axis in kernel.axes)
-    depth = integer(a.shape[-1])
+    depth = a.shape[-1]
     k: Size = symbol("depth", 0, depth - 1)
     left = offset_of(a, (*broadcast_index(a.shape[:-2], wide[:-2], index[:-2]), index[-2], k))
     right = offset_of(b, (*broadcast_index(b.shape[:-2], wide[:-2], index[:-2]), k, index[-1]))

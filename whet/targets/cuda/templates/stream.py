@@ -8,7 +8,7 @@ the parts up in their order: two runs give the same bits.
 from __future__ import annotations
 
 from whet.targets.cuda.templates import tiling
-from whet.targets.cuda.templates.contraction import Code, Work
+from whet.targets.cuda.templates.contraction import Code, Work, integer
 
 
 class StreamCode(Code):
@@ -17,9 +17,9 @@ class StreamCode(Code):
     def work(self) -> Work:
         """All tiles that this block has a part of."""
         text, t = self.text, self.tile
-        tiles = self.count
-        blocks = tiling.streams(t, self.architecture, tiles * self.steps)
-        self.each, self.more = divmod(tiles * self.steps, blocks)
+        tiles, steps = integer(self.count), integer(self.steps)
+        blocks = tiling.streams(t, self.architecture, tiles * steps)
+        self.each, self.more = divmod(tiles * steps, blocks)
         text.line("pid = tl.program_id(0)")
         text.line(f"at = {self._begin('pid')}")
         text.line(f"end = at + {self.each} + (pid < {self.more}).to(tl.int32)")

@@ -115,8 +115,8 @@ class GroupsCode(Code):
     def __init__(self, kernel: Template, architecture: Architecture, tile: Tile) -> None:
         super().__init__(kernel, architecture, tile)
         self.deep, self.wide = columns(self.depth), columns(self.width)
-        self.blocks = -(-self.queries // tile.rows)
-        self.count = self.blocks * self.batch * self.heads
+        self.blocks = -(-integer(self.queries) // tile.rows)
+        self.count = self.blocks * integer(self.batch) * self.heads
         self.programs = min(self.count, architecture.multiprocessors)
         self.y = self.names[kernel.output.buffer]
 

@@ -10,16 +10,20 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from whet.errors import Error
 from whet.plan.kernel import Kernel
-from whet.targets.cpu.special import Special
-
-if TYPE_CHECKING:
-    from whet.targets.cpu.device import Device
+from whet.targets.special import Special
 
 logger = logging.getLogger("whet")
+
+
+class Device(Protocol):
+    """What compiles kernels."""
+
+    def compile(self, kernels: Any, idle: bool = False) -> None: ...
+
 
 Kernels = Sequence[Kernel | Special]
 Wanted = Kernels | Callable[[], Kernels]

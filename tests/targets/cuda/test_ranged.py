@@ -1,0 +1,301 @@
+"""Sizes that runs tell, on a GPU that is not there: stub.py in this folder says what is."""
+
+from __future__ import annotations
+
+import secrets
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import whet
+from tests.runtime.models import convolutions
+from tests.runtime.test_ranges import judged, pixels, transformer, words
+from tests.targets.cuda.needs import needs_triton
+from tests.targets.cuda.stub import FEW, Driver, Tensor, TorchTensor, stubbed
+from whet.targets.cuda import bound as bounds
+from whet.targets.cuda import executable as executables
+from whet.targets.cuda.context import Context
+
+ROOT = Path(__file__).resolve().parents[3]
+SEED = secrets.randbits(32)
+
+
+@pytest.fixture
+def gpu() -> Iterator[Driver]:
+    with stubbed() as driver:
+        yield driver
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    print(f"the seed is {SEED}")
+    return np.random.default_rng(SEED)
+
+
+@pytest.fixture(scope="module")
+def attention() -> whet.Engine:
+    return whet.build(transformer(np.random.default_rng(4)))
+
+
+def open_session(engine: whet.Engine, **options: Any) -> whet.Session:
+    return engine.session(device="cuda", cache=False, **options)
+
+
+def check(session: whet.Session, engine: whet.Engine, inputs: dict[str, np.ndarray]) -> None:
+    want = judged(engine, inputs)
+    np.testing.assert_allclose(session.run(inputs)["y"], want, atol=1e-4, rtol=1e-4)
+
+
+def executable(session: whet.Session) -> executables.Executable:
+    (stage,) = session._runner._wide.values()
+    assert stage is not None
+    return stage.program.executable  # type: ignore[return-value]
+
+
+def wait_for(session: whet.Session, **sizes: int) -> None:
+    """Until there are launches for the very sizes."""
+    deadline = time.monotonic() + 60
+    while not executable(session).bound(sizes).is_special:
+        assert time.monotonic() < deadline, "no launches were made in the background"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("kind", [None, Tensor, TorchTensor])
+def test_one_plan_serves_all_sizes(
+    gpu: Driver, rng: np.random.Generator, attention: whet.Engine, kind: Any
+) -> None:
+    session = open_session(attention, specialize="none")
+    loaded = gpu.counts["cuModuleLoadData"]
+    for _ in range(12):
+        inputs = words(rng, int(rng.integers(1, 9)), int(rng.integers(1, 40)))
+        want = judged(attention, inputs)
+        given = {"x": kind(gpu, inputs["x"])} if kind else inputs
+        got = np.asarray(session.run(given, stream=5 if kind else None)["y"])
+        np.testing.assert_allclose(got, want, atol=1e-4, rtol=1e-4)
+    assert len(session.plans) == 1
+    assert gpu.counts["cuModuleLoadData"] == loaded, "code is there before a run needs it"
+    assert gpu.counts["cuGraphInstantiate"] == 0
+    assert {name.split()[0] for name in gpu.launched} <= {"few", "many", "k"}
+
+
+def test_the_way_to_run_a_kernel_is_chosen_by_size(
+    gpu: Driver, rng: np.random.Generator, attention: whet.Engine
+) -> None:
+    session = open_session(attention, specialize="none")
+    for batch, way in ((FEW, "few"), (FEW + 1, "many")):
+        gpu.launched.clear()
+        check(session, attention, words(rng, batch, 3))
+        assert {name.split()[0] for name in gpu.launched} == {way}
+
+
+def test_sizes_that_come_back_get_graphs_of_kernels_of_their_own(
+    gpu: Driver, rng: np.random.Generator, attention: whet.Engine
+) -> None:
+    session = open_session(attention)
+    inputs = words(rng, 2, 9)
+    for _ in range(2):
+        check(session, attention, inputs)
+    wait_for(session, batch=2, length=9)
+    gpu.launched.clear()
+    made, alone = gpu.counts["cuGraphInstantiate"], gpu.counts["cuLaunchKernelEx"]
+    for _ in range(3):
+        inputs = words(rng, 2, 9)
+        check(session, attention, inputs)
+    assert {name.split()[0] for name in gpu.launched} == {"special"}
+    assert gpu.counts["cuGraphInstantiate"] == made > 0
+    assert gpu.counts["cuLaunchKernelEx"] == alone
+    check(session, attention, words(rng, 2, 10))
+    check(session, attention, inputs)
+    assert len(session.plans) == 1
+
+
+def test_the_short_way_is_taken_for_sizes_that_come_back(
+    gpu: Driver,
+    rng: np.random.Generator,
+    attention: whet.Engine,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    session = open_session(attention)
+    inputs = {"x": TorchTensor(gpu, words(rng, 2, 9)["x"])}
+    for _ in range(2):
+        session.run(inputs, stream=5)
+    wait_for(session, batch=2, length=9)
+    session.run(inputs, stream=5)
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("the long way was taken")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Context, "run", refuse)
+        for _ in range(3):
+            arrays = words(rng, 2, 9)
+            got = session.run({"x": TorchTensor(gpu, arrays["x"])}, stream=5)["y"]
+            want = judged(attention, arrays)
+            np.testing.assert_allclose(np.asarray(got), want, atol=1e-4, rtol=1e-4)
+    check(session, attention, words(rng, 2, 10))
+
+
+def test_larger_sizes_move_the_arena(
+    gpu: Driver, rng: np.random.Generator, attention: whet.Engine
+) -> None:
+    session = open_session(attention)
+    small = words(rng, 1, 5)
+    for _ in range(2):
+        check(session, attention, small)
+    wait_for(session, batch=1, length=5)
+    room = executable(session)._free[0].room
+    check(session, attention, words(rng, 9, 700))
+    assert executable(session)._free[0].room is not room
+    deadline = time.monotonic() + 60
+    while True:
+        gpu.launched.clear()
+        check(session, attention, small)
+        if {name.split()[0] for name in gpu.launched} == {"special"}:
+            return
+        assert time.monotonic() < deadline, "launches were not made anew for the new arena"
+
+
+def test_profiles_say_how_large_the_arena_gets(gpu: Driver, rng: np.random.Generator) -> None:
+    sizes = whet.Profile({"x": (1, 1, 32)}, {"x": (2, 16, 32)}, {"x": (8, 64, 32)})
+    engine = whet.build(transformer(rng), profiles=sizes)
+    session = open_session(engine)
+    check(session, engine, words(rng, 1, 5))
+    room = executable(session)._free[0].room
+    check(session, engine, words(rng, 8, 64))
+    assert executable(session)._free[0].room is room
+
+
+@pytest.mark.parametrize("specialize", ["eager", "none"])
+def test_when_kernels_are_made(
+    gpu: Driver, rng: np.random.Generator, attention: whet.Engine, specialize: str
+) -> None:
+    session = open_session(attention, specialize=specialize)
+    for _ in range(4):
+        for length in (3, 8):
+            check(session, attention, words(rng, 2, length))
+    assert len(session.plans) == (2 if specialize == "eager" else 1)
+    assert not session._runner.device.background.is_busy  # type: ignore[attr-defined]
+
+
+def test_deterministic_sums_stay_as_they_are(
+    gpu: Driver, rng: np.random.Generator, attention: whet.Engine
+) -> None:
+    session = open_session(attention, deterministic=True)
+    inputs = words(rng, 2, 7)
+    first = session.run(inputs)["y"]
+    session.run(inputs)
+    wait_for(session, batch=2, length=7)
+    gpu.launched.clear()
+    np.testing.assert_array_equal(session.run(inputs)["y"], first)
+    assert gpu.launched and "special" not in {name.split()[0] for name in gpu.launched}
+    assert gpu.counts["cuGraphInstantiate"] > 0
+
+
+def test_what_32_bits_do_not_count_is_planned_when_met(
+    gpu: Driver,
+    rng: np.random.Generator,
+    attention: whet.Engine,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bounds, "SAFE", 20)
+    session = open_session(attention, specialize="none")
+    for length in (4, 30):
+        check(session, attention, words(rng, 2, length))
+    assert len(session.plans) == 2
+
+
+def test_only_so_many_sets_of_sizes_are_remembered(
+    gpu: Driver,
+    rng: np.random.Generator,
+    attention: whet.Engine,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(executables, "MOST_BOUND", 4)
+    session = open_session(attention)
+    for _ in range(2):
+        check(session, attention, words(rng, 1, 3))
+    wait_for(session, batch=1, length=3)
+    for length in range(4, 12):
+        check(session, attention, words(rng, 1, length))
+    assert len(executable(session)._bound) == 4
+    assert not executable(session).bound({"batch": 1, "length": 3}).is_special
+    check(session, attention, words(rng, 1, 3))
+
+
+def test_images_of_many_batches(gpu: Driver, rng: np.random.Generator) -> None:
+    engine = whet.build(convolutions(batch="batch"))
+    session = open_session(engine)
+    for batch in (1, 5, 2, 5, 1, 0):
+        check(session, engine, pixels(rng, batch))
+    assert not any(isinstance(step.kernel, type(None)) for step in session.plans[0].steps)
+
+
+def test_many_threads(gpu: Driver, attention: whet.Engine) -> None:
+    session = open_session(attention)
+    errors: list[BaseException] = []
+
+    def work(seed: int) -> None:
+        rng = np.random.default_rng([SEED, seed])
+        try:
+            for _ in range(8):
+                check(session, attention, words(rng, 2, int(rng.integers(1, 6))))
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+
+
+def test_a_refit(gpu: Driver, rng: np.random.Generator) -> None:
+    engine = whet.build(transformer(np.random.default_rng(4)))
+    session = open_session(engine)
+    inputs = words(rng, 2, 6)
+    for _ in range(2):
+        check(session, engine, inputs)
+    wait_for(session, batch=2, length=6)
+    engine.refit({"wq": rng.standard_normal((32, 32), np.float32) * 0.2}, partial=True)
+    check(session, engine, inputs)
+    check(session, engine, words(rng, 3, 4))
+
+
+def test_debug_tensors_and_traces(
+    gpu: Driver, rng: np.random.Generator, attention: whet.Engine
+) -> None:
+    session = open_session(attention)
+    inputs = words(rng, 2, 6)
+    trace = session.trace(inputs)
+    assert len(trace.steps) == len(session.plans[0].steps)
+    assert session.memory.arenas[0] > 0
+
+
+def test_a_context_ends_with_its_session(gpu: Driver, attention: whet.Engine) -> None:
+    import gc
+
+    session = open_session(attention)
+    rng = np.random.default_rng(1)
+    for _ in range(2):
+        check(session, attention, words(rng, 2, 9))
+    wait_for(session, batch=2, length=9)
+    del session
+    gc.collect()
+    assert not any(isinstance(x, Context) for x in gc.get_objects())
+
+
+@needs_triton
+@pytest.mark.parametrize("words", ["product", "mixed", "attention", "conv-sides", "depthwise", "s"])
+def test_kernels_that_are_told_sizes(words: str) -> None:
+    command = [sys.executable, "-m", "tests.targets.cuda.run_ranges", words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    assert " 0 failed" in done.stdout and "\n0 passed" not in f"\n{done.stdout}"
