@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from whet.targets.cpu import host, jit
+from whet.targets.cpu import host, jit, words
 from whet.targets.cpu.pool import Pool
 from whet.targets.cpu.primitives import _SYSTEMS, to_llvm
 
@@ -462,6 +462,44 @@ def test_workers_stay_within_the_mask():
         assert os.sched_getaffinity(0) == mask
     """)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(host.cores() < 2, reason="one processor")
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity on this system")
+def test_a_worker_is_steered_away_from_a_caller_that_moves(make_pool):
+    pool, first, second = make_pool(capacity=2), Hold(), Hold()
+    table, mask = np.concatenate([first.table, second.table]), os.sched_getaffinity(0)
+    joined: list[int] = []
+    caller = threading.Thread(target=lambda: joined.append(pool.run(table.ctypes.data, 2, 2)))
+    pool._grow(2)
+    try:
+        caller.start()
+        wait_until(lambda: pool.active == 2)
+        (worker,) = pool._workers
+        wait_until(lambda: len(os.sched_getaffinity(worker.native_id)) == len(mask) - 1)
+        # To a CPU where the worker may be, so that one of the two has to leave.
+        there = min(os.sched_getaffinity(worker.native_id))
+        os.sched_setaffinity(caller.native_id, {there})
+        first.word[0] = 1
+        wait_until(lambda: there not in os.sched_getaffinity(worker.native_id))
+        assert os.sched_getaffinity(worker.native_id) == mask - {there}
+    finally:
+        first.word[0] = second.word[0] = 1
+        caller.join()
+    assert joined in ([1], [2])  # whether it came in time is the machine's affair
+
+
+def test_runs_share_the_machine_while_kernels_are_made(make_pool):
+    pool, chain = make_pool(capacity=3), Chain(4)
+    assert pool._words[words.NAP // 4] == 0
+    with pool.sharing():
+        with pool.sharing():
+            chain.run(pool, 3)
+        assert pool._words[words.NAP // 4] > 0
+        for _ in range(20):
+            chain.run(pool, 3)
+            chain.check()
+    assert pool._words[words.NAP // 4] == 0
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timers on this system")

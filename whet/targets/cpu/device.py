@@ -8,6 +8,7 @@ import ctypes.util
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
 from hashlib import blake2b
@@ -29,7 +30,7 @@ from whet.targets.cpu.architecture import Architecture
 from whet.targets.cpu.executable import Executable
 from whet.targets.cpu.functions import LIBRARY
 from whet.targets.cpu.legalize import WHOLE, emits, legalize
-from whet.targets.cpu.pool import driver_for
+from whet.targets.cpu.pool import Pool, driver_for
 from whet.targets.cpu.special import Special, specialised
 from whet.targets.cpu.templates import PLANNED_THREADS, templates_for
 from whet.targets.cpu.workers import Job, compile_all
@@ -213,7 +214,8 @@ class Device:
         jobs: dict[Kernel | Special, Job] = {}
         if new:
             jobs = {kernel: Job(kernel) for kernel in new}
-            with phase("compile kernels", len(new)) as step:
+            shares = Pool.shared(self.driver).sharing() if idle else nullcontext()
+            with shares, phase("compile kernels", len(new)) as step:
                 compile_all(list(jobs.values()), self.architecture, step, idle)
         for kernel, job in jobs.items():
             self._keep(self.key(kernel), job.code)

@@ -17,9 +17,13 @@ from whet.targets.cpu.words import (
     ACTIVE,
     ARRIVED,
     COUNT,
+    CPU,
     DONE,
     HOT,
     JOINED,
+    LEASED,
+    LEASES,
+    NAP,
     PATIENCE,
     POOL,
     RUN_BYTES,
@@ -34,7 +38,7 @@ SYMBOLS = {"run": 5, "work": 2, "close": 1, "relax_time": 1}
 
 def to_llvm(primitives: str) -> str:
     """The driver's LLVM text on top of the operating system's `primitives` (primitives.py)."""
-    return primitives + _BACKOFF + _STAGES + _WALK + WORKER + LEASE + _RUN
+    return primitives + _BACKOFF + _STAGES + _STEERING + _WALK + WORKER + LEASE + _RUN
 
 
 # Waiting politely: first spin, then let others have the processor, then (in the callers) sleep.
@@ -49,10 +53,19 @@ spin:
   %more = add i64 %spins, 1
   ret i64 %more
 give:
+  %p_nap = getelementptr i8, ptr %pool, i64 {NAP}
+  %nap = load atomic i32, ptr %p_nap monotonic, align 4
+  %shares = icmp ne i32 %nap, 0
+  br i1 %shares, label %sleep, label %yield
+yield:
   call void @yield()
   ; A yield that finds nobody else takes about as long as 32 spins.
   %much = add i64 %spins, 32
   ret i64 %much
+sleep:
+  call void @nap(i32 %nap)
+  %long = add i64 %spins, %hot
+  ret i64 %long
 }}
 define i64 @relax_time(i64 %spins) {{
 entry:
@@ -179,6 +192,12 @@ outside:
   %later = call i64 @next_stage(ptr %run, i64 %stage)
   br label %look
 call:
+  %leads = icmp eq i64 %thread, 0
+  br i1 %leads, label %look_around, label %run_it
+look_around:
+  call void @steer_away(ptr %run)
+  br label %run_it
+run_it:
   %index = sub i64 %number, 1
   %entry_at = getelementptr {{ ptr, ptr }}, ptr %table, i64 %index
   %p_arguments = getelementptr i8, ptr %entry_at, i64 8
@@ -206,6 +225,40 @@ out:
 }}
 """
 
+# Where the scheduler has moved the caller to a worker's CPU they would share it to the end of the
+# run: it does not take a CPU for free on which a process runs that gives way to all others.
+_STEERING = f"""
+define internal void @steer_away(ptr %run) {{
+entry:
+  %p_cpu = getelementptr i8, ptr %run, i64 {CPU}
+  %before = load i32, ptr %p_cpu
+  %cpu = call i32 @cpu()
+  %same = icmp eq i32 %cpu, %before
+  br i1 %same, label %out, label %moved
+moved:
+  store i32 %cpu, ptr %p_cpu
+  %p_pool = getelementptr i8, ptr %run, i64 {POOL}
+  %pool = load ptr, ptr %p_pool
+  %p_leased = getelementptr i8, ptr %run, i64 {LEASED}
+  %leased = load ptr, ptr %p_leased
+  %p_leases = getelementptr i8, ptr %run, i64 {LEASES}
+  %leases = load i64, ptr %p_leases
+  br label %look
+look:
+  %i = phi i64 [0, %moved], [%next, %steer]
+  %more = icmp ult i64 %i, %leases
+  br i1 %more, label %steer, label %out
+steer:
+  %slot = getelementptr ptr, ptr %leased, i64 %i
+  %box = load ptr, ptr %slot
+  call void @steer(ptr %pool, ptr %box)
+  %next = add i64 %i, 1
+  br label %look
+out:
+  ret void
+}}
+"""
+
 _RUN = f"""
 define i64 @run(ptr %pool, ptr %table, i64 %count, i64 %threads, ptr %times) {{
 entry:
@@ -227,10 +280,18 @@ entry:
   store i64 0, ptr %p_stage
   store i32 0, ptr %p_sleepers
   store i32 0, ptr %p_done
+  %p_cpu = getelementptr i8, ptr %run, i64 {CPU}
+  %cpu = call i32 @cpu()
+  store i32 %cpu, ptr %p_cpu
   %others = sub i64 %threads, 1
   %reserved = call i32 @reserve(ptr %pool, i64 %others)
   %leased = alloca ptr, i32 %reserved, align 8
   %lease = call i64 @lease(ptr %pool, ptr %run, ptr %leased, i32 %reserved)
+  %leased_count = and i64 %lease, 4294967295
+  %p_leased = getelementptr i8, ptr %run, i64 {LEASED}
+  %p_leases = getelementptr i8, ptr %run, i64 {LEASES}
+  store ptr %leased, ptr %p_leased
+  store i64 %leased_count, ptr %p_leases
   call void @gather(ptr %pool, ptr %run, i64 %lease)
   %timed = icmp ne ptr %times, null
   br i1 %timed, label %time, label %start
@@ -242,7 +303,6 @@ start:
   %stage = call i64 @stage_after(ptr %run, i64 0)
   call void @publish(ptr %run, i64 %stage)
   call void @walk(ptr %run, i64 0)
-  %leased_count = and i64 %lease, 4294967295
   %begun = call i32 @withdraw(ptr %run, ptr %leased, i64 %leased_count)
   call void @finish(ptr %pool, ptr %p_done, i32 %begun)
   %p_active = getelementptr i8, ptr %pool, i64 {ACTIVE}

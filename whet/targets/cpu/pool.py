@@ -9,7 +9,8 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -26,6 +27,11 @@ ToObject = Callable[[str, Architecture, Sequence[str]], bytes]
 # How long to spin before giving way to other threads, before sleeping at a barrier, and for a
 # worker that has to be woken. A wake-up takes 0.1 ms, at times 4 ms.
 HOT, PATIENCE, JOIN = 50e-6, 1e-3, 150e-6
+
+# How many microseconds a thread that waits sleeps at a time while kernels are made in the
+# background (Linux adds 50). After a yield it would leave the processor to their compiler for
+# milliseconds; who sleeps is let in again at once.
+NAP = 1
 
 
 class Pool:
@@ -65,6 +71,20 @@ class Pool:
     def capacity(self) -> int:
         """How many threads can be at work at once: the processors this process may use."""
         return self._capacity
+
+    @contextmanager
+    def sharing(self) -> Iterator[None]:
+        """Within it, on any thread, runs leave what time they cannot use to the background."""
+        self._share(1)
+        try:
+            yield
+        finally:
+            self._share(-1)
+
+    def _share(self, more: int) -> None:
+        with self._growing:
+            self._guests += more
+            self._words[words.NAP // 4] = NAP if self._guests > 0 else 0
 
     @property
     def active(self) -> int:
@@ -114,7 +134,7 @@ class Pool:
         self._block = self._memory.ctypes.data
         self._growing = threading.Lock()
         self._workers: list[threading.Thread] = []
-        self._ready, self._closed = 1, False
+        self._ready, self._closed, self._guests = 1, False, 0
         self._words[words.CAPACITY // 4] = self._capacity
         self._set_patience()
         self._set_mask()

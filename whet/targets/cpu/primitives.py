@@ -15,11 +15,12 @@ from whet.targets.cpu.words import AVOIDS, MASK, MASK_BYTES, MASK_BYTES_MOST, TI
 
 @dataclass(frozen=True)
 class Primitives:
-    """LLVM text of `@relax @yield @wait @wake @now @steer`, and the functions it imports.
+    """LLVM text of `@relax @yield @nap @wait @wake @now @cpu @steer`, and what it imports.
 
     `wait(word, seen)` sleeps while the 32-bit word has the value seen, and may wake for nothing;
     `wake(word)` wakes all that sleep there; `now` is in nanoseconds, on the clock of
-    `time.perf_counter_ns` under Linux; `steer(pool, mailbox)` keeps a worker off the caller's CPU.
+    `time.perf_counter_ns` under Linux; `cpu` is where the caller runs, 0 where it cannot be told;
+    `steer(pool, mailbox)` keeps a worker off that CPU.
     """
 
     llvm: str
@@ -94,8 +95,16 @@ define internal void @yield() {
   ret void
 }
 declare i32 @sched_yield()
+define internal void @nap(i32 %microseconds) {
+  %code = call i32 @usleep(i32 %microseconds)
+  ret void
+}
+declare i32 @usleep(i32)
 """
 _NO_STEERING = """
+define internal i32 @cpu() {
+  ret i32 0
+}
 define internal void @steer(ptr %pool, ptr %box) {
   ret void
 }
@@ -114,12 +123,16 @@ define internal void @wake(ptr %word) {{
   ret void
 }}
 declare i32 @sched_getcpu()
+define internal i32 @cpu() {{
+  %cpu = call i32 @sched_getcpu()
+  ret i32 %cpu
+}}
 declare void @llvm.memcpy.inline.p0.p0.i64(ptr, ptr, i64, i1)
 define internal void @steer(ptr %pool, ptr %box) {{
   %mask = alloca [{MASK_BYTES_MOST} x i8], align 8
   %p_bytes = getelementptr i8, ptr %pool, i64 {MASK_BYTES}
   %bytes = load i64, ptr %p_bytes
-  %cpu = call i32 @sched_getcpu()
+  %cpu = call i32 @cpu()
   %wide = zext i32 %cpu to i64
   %bits = shl i64 %bytes, 3
   %known = icmp ult i64 %wide, %bits
@@ -182,6 +195,10 @@ define internal void @yield() {
   %code = call i32 @SwitchToThread()
   ret void
 }
+define internal void @nap(i32 %microseconds) {
+  call void @yield()
+  ret void
+}
 define internal i64 @now() {
   %time = alloca i64
   call void @GetSystemTimePreciseAsFileTime(ptr %time)
@@ -191,7 +208,6 @@ define internal i64 @now() {
 }
 """
 _LOOK_AGAIN = """
-declare i32 @usleep(i32)
 define internal void @wait(ptr %word, i32 %seen) {
   %code = call i32 @usleep(i32 500)
   ret void
