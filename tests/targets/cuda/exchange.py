@@ -303,7 +303,7 @@ def branches_of_modules() -> None:
         executable._free.clear()
         results.append([session.run(inputs)["y"] for inputs in draw for _ in range(5)])
         (context,) = executable._free
-        edges = predecessors(context.segments[0].uses)
+        edges = predecessors(context.launches.segments[0].uses)
         assert edges != in_order(len(edges)), "there are no branches"
     for plain, branched in zip(*results):
         np.testing.assert_array_equal(plain.view("u2"), branched.view("u2"))

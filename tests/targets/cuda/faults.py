@@ -24,7 +24,7 @@ def session_with_a_fault() -> Any:
     x = drawn(1, 64, 64)
     close(session.run({"x": x})["y"], x)
     (stage,) = session._runner._stages.values()
-    segment = stage.program.executable._free[-1].segments[-1]
+    segment = stage.program.executable._free[-1].launches.segments[-1]
     segment.calls[-1].arguments[1] = NOWHERE
     segment.changed.add(len(segment.calls) - 1)
     return session
