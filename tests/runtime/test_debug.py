@@ -77,6 +77,28 @@ def test_what_was_computed_before_a_failure_is_seen():
     assert seen["ids"].tolist() == np.exp(x).astype(np.int64).tolist()
 
 
+def test_what_was_computed_in_an_earlier_plan_is_seen():
+    nodes = [
+        helper.make_node("Exp", ["x"], ["scaled"], name="scale"),
+        helper.make_node("Cast", ["scaled"], ["ids"], name="ids", to=TensorProto.INT64),
+        helper.make_node("NonZero", ["ids"], ["places"], name="places"),
+        helper.make_node("Gather", ["table", "places"], ["y"], name="look up"),
+    ]
+    table = np.zeros((2, 64), np.float32)
+    model = models.model(
+        nodes, [models.value("x", [3])], [models.value("y", None)], {"table": table}
+    )
+    session = whet.build(model).session("cpu", cache=False)
+    seen, x = {}, np.zeros(3, np.float32)
+    for _ in range(2):
+        with pytest.raises(IndexError, match="look up"):
+            session.run(
+                {"x": x}, debug={n: lambda a, n=n: seen.update({n: a}) for n in ("ids", "scaled")}
+            )
+        assert seen.pop("ids").tolist() == [1, 1, 1]
+        np.testing.assert_array_equal(seen.pop("scaled"), np.exp(x))
+
+
 def test_each_tensor_is_told_once():
     session = whet.build(models.convolutions()).session("cpu", cache=False)
     seen = []
