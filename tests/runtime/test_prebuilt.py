@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import whet
+from tests.frontends.written import written
 from tests.runtime.models import attention, convolutions
 from whet.runtime.cache import Cache
 from whet.runtime.prebuilt import nearest
@@ -46,6 +47,25 @@ def wait_for_own(session: whet.Session) -> None:
     while session.architecture != str(HERE):
         assert time.monotonic() < deadline, "no kernels were made in the background"
         time.sleep(0.02)
+
+
+@pytest.mark.parametrize("finds", ["u = NonZero(c)", "u = Unique<axis = 0>(c)"])
+def test_code_of_what_comes_before_a_size_that_data_tells(finds: str, tmp_path: Path) -> None:
+    text = f"""g (float[64] x) => (float[64] b, float[N] z) {{
+      a = Exp(x)
+      b = Tanh(a)
+      c = Mul(a, b)
+      {finds}
+      f = Cast<to = 1>(u)
+      z = Neg(f)
+    }}"""
+    whet.build(written(text), architectures=["current"]).save(tmp_path / "m.whet")
+    session = whet.load(tmp_path / "m.whet", allow_code=True).session("cpu", cache=False)
+    (plan,) = [p for p in session.plans if p.graph.output_names == ("b",)]
+    kernels = {step.kernel for step in plan.steps if step.kernel is not None}
+    device: Any = session._runner.device
+    assert kernels and all(device.key(kernel) in device.prebuilt for kernel in kernels)
+    assert device.compiled == 0
 
 
 @pytest.mark.parametrize("case", CASES)

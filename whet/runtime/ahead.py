@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -44,12 +45,9 @@ def plan_ahead(graph: Graph, device: Device, ranges: Ranges = NO_RANGES) -> Plan
     """The plan of all that can be known before a run; nothing is compiled."""
     known = frozenset(ranges.names)
     with likely(ranges.likely):
-        graph = counted(graph.bind(ranges.sizes), known) if known else graph
+        graph = counted(graph.bind(ranges.sizes), known)
         ready = ready_values(graph, known)
-        outputs = tuple(v for v in graph.values if v in ready and not v.is_static)
-        first = replace(graph, outputs=outputs, guards=(), late=None)
-        kept = first if len(ready) < len(graph.values) else replace(graph, late=None)
-        return planned(kept, device)
+        return planned(first_part(graph, ready) if frontier_of(graph, ready) else graph, device)
 
 
 def needed(plan: Plan, prepared_only: bool = False) -> tuple[Value, ...]:
@@ -113,6 +111,23 @@ def frontier_of(graph: Graph, ready: set[Value]) -> list[Value]:
         if value not in ready and all(i is None or i in ready for i in before):
             found[value.siblings[0]] = None
     return list(found)
+
+
+def first_part(graph: Graph, ready: set[Value]) -> Graph:
+    """What of a graph is planned before anything has run: it gives what the rest reads, and the
+    outputs that are there already."""
+
+    def carried(values: Iterable[Value | None]) -> Iterator[Value]:
+        return (v for v in values if v is not None and v in ready and not v.is_static)
+
+    # What has a name is told as soon as it is there, though its plan is not the last.
+    named = dict(zip(graph.outputs, graph.output_names))
+    names = {v: named[v] for v in carried(named)}
+    later = (v for v in graph.values if v not in ready)
+    outputs = dict.fromkeys((*names, *carried(i for v in later for i in v.inputs)))
+    outputs.update(dict.fromkeys(carried(graph.outputs)))
+    first = replace(graph, outputs=tuple(outputs), output_names=tuple(names.values()))
+    return replace(first, guards=(), late=None)
 
 
 def meanings(graph: Graph, device: Device) -> dict[Value, Value]:

@@ -24,7 +24,14 @@ from whet.plan import trace
 from whet.plan.likely import likely
 from whet.plan.plan import Plan, Step, nbytes
 from whet.plan.target import Device, RangeDevice, RangeExecutable
-from whet.runtime.ahead import counted, frontier_of, meanings, needed, ready_values
+from whet.runtime.ahead import (
+    counted,
+    first_part,
+    frontier_of,
+    meanings,
+    needed,
+    ready_values,
+)
 from whet.runtime.kept import Kept
 from whet.runtime.memory import Memory
 from whet.runtime.planned import compiled
@@ -347,14 +354,9 @@ class Stage:
         if not self.frontier:
             self.program = runner.program(graph)
             return
-        later = [v for v in graph.values if v not in ready]
-        read = [i for v in later for i in v.inputs if i is not None and i in ready]
-        names = {v: n for v, n in zip(graph.outputs, graph.output_names) if _is_carried(v, ready)}
-        others = (v for v in (*read, *graph.outputs) if _is_carried(v, ready))
-        self.carried = tuple(dict.fromkeys((*names, *others)))
-        # What has a name is told as soon as it is there, though its plan be not the last.
-        first = replace(graph, outputs=self.carried, output_names=tuple(names.values()))
-        self.program = runner.program(replace(first, guards=(), late=None))
+        first = first_part(graph, ready)
+        self.carried = first.outputs
+        self.program = runner.program(first)
         siblings = [s for v in self.frontier for s in v.siblings]
         inputs = {
             v: make(Input(f"stage {n}", v.type), ())[0]
@@ -456,11 +458,6 @@ class Stage:
             timing = trace.Timing(self.hosted[value], taken, start, sizes=sizes)
             watched.add(timing, {**known, **dict(zip(value.siblings, results))})
         return results
-
-
-def _is_carried(value: Value, ready: set[Value]) -> bool:
-    """Whether one plan gives a Value to the next."""
-    return value in ready and not value.is_static
 
 
 def _host_step(graph: Graph, value: Value) -> Step:
