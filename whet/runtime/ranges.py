@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,10 +11,11 @@ import numpy as np
 
 from whet.errors import Error, ShapeError, located
 from whet.ir.atoms import Symbol
+from whet.ir.attributes import Nested, uses_sizes
 from whet.ir.evaluate import bind_sizes
 from whet.ir.graph import Graph, Input, Parameter, Value
-from whet.ir.sizes import Expr, substitute, symbol
-from whet.ir.types import TensorType, Type, map_sizes
+from whet.ir.sizes import Expr, Size, substitute, symbol
+from whet.ir.types import OptionalType, SequenceType, TensorType, Type, map_sizes
 from whet.ops import elementwise as ew
 from whet.ops.attention import Attention
 from whet.ops.contract import Convolution, MatMul
@@ -22,6 +23,7 @@ from whet.ops.movement import Concat, Gather, Reshape, Sizes, Transpose
 from whet.ops.reduce import LayerNorm, Reduce, RMSNorm
 from whet.ops.window import Pool
 from whet.runtime.profile import Profile
+from whet.targets.bound import evaluator
 
 _LOOP = re.compile(r"(?:[irgs]\d+[ab]*|row)")
 """What kernels call the indices of their loops."""
@@ -158,22 +160,61 @@ class Demands:
         for v in open_ones:
             asked.setdefault((v.op, *(None if i is None else i.type for i in v.inputs)), v)
         self.values = list(asked.values())
+        self._opened = [_open_attributes(v) for v in self.values]
+        sizes = [s for v, found in zip(self.values, self._opened) for s in _sizes_in(v, found)]
+        self._sizes = list(dict.fromkeys(sizes))
+        self._evaluate = evaluator(self._sizes)
 
     def check(self, sizes: Mapping[str, int]) -> None:
         """Infers such operators at known sizes; raises what they raise, with the node's name."""
         known: dict[Type, Type] = {}
+        numbers: dict[Size, int] = dict(zip(self._sizes, self._evaluate(sizes)))
+
+        def number(size: Size) -> Size:
+            found = numbers.get(size)
+            return substitute(size, sizes) if found is None else found
 
         def at(kind: Type) -> Type:
             if kind not in known:
-                known[kind] = map_sizes(kind, lambda size: substitute(size, sizes))
+                known[kind] = map_sizes(kind, number)
             return known[kind]
 
-        for value in self.values:
+        for value, opened in zip(self.values, self._opened):
             try:
-                op = value.op.bind(sizes, inner=False)
+                changes = {name: _known(attribute, number) for name, attribute in opened.items()}
+                op = type(value.op)(**{**value.op.attributes, **changes}) if changes else value.op
                 op.infer(*(None if i is None else at(i.type) for i in value.inputs))
             except Error as error:
                 raise located(error, self.graph.node(value)) from error.__cause__
+
+
+def _open_attributes(value: Value) -> dict[str, Any]:
+    """An operator's attributes that have sizes which only runs tell, inner graphs left out."""
+    found = value.op.attributes.items()
+    return {name: x for name, x in found if not isinstance(x, Nested) and uses_sizes(x)}
+
+
+def _sizes_in(value: Value, attributes: Mapping[str, Any]) -> Iterator[Expr]:
+    """The expressions in an operator's attributes and in the types of its inputs."""
+    stack: list[Any] = [*attributes.values(), *(i.type for i in value.inputs if i is not None)]
+    while stack:
+        x = stack.pop()
+        if isinstance(x, Expr):
+            yield x
+        elif isinstance(x, tuple | TensorType):
+            stack += x if isinstance(x, tuple) else x.shape
+
+
+def _known(x: Any, number: Callable[[Size], Size]) -> Any:
+    """An attribute with numbers in the place of sizes."""
+    match x:
+        case Expr():
+            return number(x)
+        case tuple():
+            return tuple([_known(i, number) for i in x])
+        case TensorType() | SequenceType() | OptionalType():
+            return map_sizes(x, number)
+    return x
 
 
 def _is_open(value: Value) -> bool:

@@ -199,6 +199,8 @@ class Ranged:
                 found.attributes, found.count = ctypes.addressof(STARTS_EARLY), 1
             here = int(starts[number])
             self.calls.append((base + size * number, int(module.function), here))
+        self.stream = 0
+        """The number of the one that they are on."""
         self.taken: list[list[int]] = []
         """The functions of each segment that run."""
 
@@ -236,13 +238,20 @@ class Ranged:
 
     def run(self, number: int, stream: Stream) -> None:
         """Asks for the launches of a segment."""
-        launch, handle, calls = direct().cuLaunchKernelEx, stream.number, self.calls
+        launch, calls, waits = direct().cuLaunchKernelEx, self.calls, knobs.one_by_one
+        self._use(stream)
         for function in self.taken[number]:
-            self.configurations[function].stream = handle
             if status := launch(*calls[function], 0):
                 raise failure(status, f"launching {self._name(function)}")
-            if knobs.one_by_one:
+            if waits:
                 stream.synchronize(f"running {self._name(function)}")
+
+    def _use(self, stream: Stream) -> None:
+        """Lets all launches be on a stream."""
+        if stream.number != self.stream:
+            self.stream = stream.number
+            for configuration in self.configurations:
+                configuration.stream = stream.number
 
     def _name(self, function: int) -> str:
         step = self.plan.steps[self.layout.functions[function][0]]
@@ -255,7 +264,7 @@ class Ranged:
 
     def _alone(self, function: int) -> Callable[[Stream], None]:
         def launch(stream: Stream) -> None:
-            self.configurations[function].stream = stream.number
+            self._use(stream)
             check((direct().cuLaunchKernelEx(*self.calls[function], 0),), "launching a kernel")
 
         return launch
