@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import secrets
 import subprocess
 import sys
@@ -269,6 +270,23 @@ def test_a_refit(gpu: Driver, rng: np.random.Generator) -> None:
     check(session, engine, words(rng, 3, 4))
 
 
+def test_launches_that_do_not_run_again_hold_no_replaced_weights(
+    gpu: Driver, rng: np.random.Generator
+) -> None:
+    engine = whet.build(transformer(np.random.default_rng(4)))
+    session = open_session(engine)
+    for _ in range(2):
+        check(session, engine, words(rng, 2, 6))
+    wait_for(session, batch=2, length=6)
+    check(session, engine, words(rng, 2, 6))
+    (launches,) = executable(session).bound({"batch": 2, "length": 6}).special.values()
+    assert launches.given() is not None
+    engine.refit({"wq": rng.standard_normal((32, 32), np.float32) * 0.2}, partial=True)
+    gc.collect()
+    assert launches.given() is None
+    check(session, engine, words(rng, 2, 6))
+
+
 def test_debug_tensors_and_traces(
     gpu: Driver, rng: np.random.Generator, attention: whet.Engine
 ) -> None:
@@ -280,8 +298,6 @@ def test_debug_tensors_and_traces(
 
 
 def test_a_context_ends_with_its_session(gpu: Driver, attention: whet.Engine) -> None:
-    import gc
-
     session = open_session(attention)
     rng = np.random.default_rng(1)
     for _ in range(2):

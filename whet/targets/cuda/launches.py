@@ -24,6 +24,10 @@ from whet.targets.cuda.segments import Place, Segment
 Words = Mapping[int, int]
 """Where the error words of steps lie."""
 
+Given = Callable[[], Mapping[Value, Any] | None]
+"""The weights whose addresses launches know, while these live: launches that do not run again hold
+none that a refit has replaced."""
+
 Each = tuple[int, Callable[[Stream], None]]
 """The number of a step, and what asks for one of its launches."""
 
@@ -44,8 +48,7 @@ class Launches:
         pause: Callable[[], object] = lambda: None,
     ) -> None:
         self.room = room
-        self.given: Mapping[Value, Any] | None = None
-        """The weights whose addresses the launches know."""
+        self.given: Given = lambda: None
         self.places: dict[Value, Place] = {}
         made = _Making(plan, code, bound, room, words, architecture, self.places)
         self.segments = [made.segment(Segment(*s, overlaps), pause) for s in segments]
@@ -176,7 +179,7 @@ class Ranged:
         self, plan: Plan, segments: list[tuple[int, int]], layout: Layout, words: Words
     ) -> None:
         self.plan, self.layout, self._segments = plan, layout, segments
-        self.given: Mapping[Value, Any] | None = None
+        self.given: Given = lambda: None
         self.bound: Bound | None = None
         self.room: Room | None = None
         self.arguments = np.zeros(max(layout.length, 1), np.int64)
