@@ -22,9 +22,11 @@ from tests.targets.cuda.layers import recurrent, suppression
 from tests.targets.cuda.needs import needs_triton
 from whet.errors import InvalidSetting
 from whet.ir.graph import Graph, Input, make
+from whet.ir.sizes import symbol
 from whet.ir.types import TensorType
 from whet.knobs import user_cache_folder
-from whet.ops.contract import MatMul
+from whet.ops.attention import Attention
+from whet.ops.contract import Convolution, MatMul
 from whet.ops.movement import Gather, transpose
 from whet.ops.reduce import Cumulative, Softmax
 from whet.plan.legalize import legal
@@ -33,6 +35,7 @@ from whet.runtime.cache import Cache
 from whet.targets.cuda.architecture import Architecture
 from whet.targets.cuda.device import Device
 from whet.targets.cuda.templates import TEMPLATES
+from whet.targets.special import Special
 
 ARCHITECTURES = ("sm80", "sm86", "sm89", "sm90", "sm100", "sm120")
 
@@ -63,9 +66,28 @@ def graphs() -> dict[str, Graph]:
     return {**found, "gather": Graph((x, i), (Gather(0)(x, i),), ("y",))}
 
 
+def ranged() -> list[Graph]:
+    """Graphs whose kernels are told sizes."""
+    n, s = symbol("n", 1, 8), symbol("s", 1, 512)
+    x = make(Input("x", TensorType("float16", (n, s, 64))), ())[0]
+    w = make(Input("w", TensorType("float16", (64, 64))), ())[0]
+    image = make(Input("i", TensorType("float16", (n, 9, s, 32))), ())[0]
+    deep = make(Input("d", TensorType("float16", (32, 3, 3, 1))), ())[0]
+    q = make(Input("q", TensorType("float16", (n, 4, s, 32))), ())[0]
+    mask = make(Input("m", TensorType("float16", (n, 1, 1, s))), ())[0]
+    depthwise = Convolution((1, 1), (1, 1), (1, 1), (1, 1), 32)(image, deep)
+    return [
+        Graph((x, w), (MatMul()(x, w),), ("y",)),
+        Graph((q, mask), (Attention(0.2)(q, q, q, mask),), ("y",)),
+        Graph((image, deep), (depthwise,), ("y",)),
+        Graph((x,), (Softmax()(transpose(x, 0, 2, 1)),), ("y",)),
+    ]
+
+
 def kernels(device: Device) -> list:
     """The kernels of all graphs."""
-    plans = [make_plan(legal(g, device), device.capabilities) for g in graphs().values()]
+    every = (*graphs().values(), *ranged())
+    plans = [make_plan(legal(g, device), device.capabilities) for g in every]
     return [step.kernel for plan in plans for step in plan.steps if step.kernel is not None]
 
 
@@ -90,6 +112,19 @@ def test_engines_hold_kernels_for_gpus(tmp_path: Path) -> None:
         graph = legal(loaded.graph.bind({"b": 16}), device)
         for step in make_plan(graph, device.capabilities).steps:
             assert step.kernel is not None and device.key(step.kernel) in loaded.kernels
+
+
+def test_kernels_of_the_very_sizes_are_found_where_they_are(tmp_path: Path) -> None:
+    """What is known by its sizes alone serves sessions that came to know them."""
+    device = Device(Architecture.parse("sm90"), Cache(tmp_path))
+    graph = legal(ranged()[0], device)
+    (step,) = make_plan(graph, device.capabilities).steps
+    assert step.kernel is not None
+    special = device.specialised(step.kernel, {"n": 2, "s": 33}, False)
+    assert isinstance(special, Special)
+    device.cache.put(device.key(special.known), b"measured", device.about)  # type: ignore[union-attr]
+    device.compile([special], idle=True)
+    assert device._objects[special] == b"measured" and device.compiled == 0
 
 
 def test_old_capabilities_are_refused() -> None:

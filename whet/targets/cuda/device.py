@@ -23,7 +23,7 @@ from whet.plan.kernel import Kernel, Loops
 from whet.plan.plan import Plan, nbytes
 from whet.plan.target import Capabilities, Footprint, Limits, Tactic
 from whet.progress import phase
-from whet.targets.background import Background
+from whet.targets.background import Background, give_way
 from whet.targets.cuda import codegen, dlpack, driver, library, limits, tactics
 from whet.targets.cuda.architecture import Architecture
 from whet.targets.cuda.arithmetic import POINTER
@@ -177,7 +177,7 @@ class Device:
         `idle`, such as take no time from others, and nothing is measured."""
         idle = idle or self.background.is_here
         missing = [k for k in dict.fromkeys(kernels) if k not in self._objects]
-        found = {k: self._found(self.key(k)) for k in missing}
+        found = {k: self._found(self.key(k)) or self._found_known(k) for k in missing}
         new = [k for k, code in found.items() if code is None]
         jobs: dict[Any, Job] = {k: Job(k if idle else source_of(k, self.architecture)) for k in new}
         # Where sizes are open, there is nothing to measure yet.
@@ -207,6 +207,14 @@ class Device:
             if job.code:
                 self._keep(kernel, job)
         return [(kernel, job.error) for kernel, job in jobs.items() if job.error is not None]
+
+    def _found_known(self, kernel: Kernel | Special) -> bytes | None:
+        """What is there for a kernel of the very sizes: in an engine that was built for these, or
+        measured to be the fastest by a session that had no others."""
+        if not isinstance(kernel, Special):
+            return None
+        give_way()  # sizes are put in here, and runs need the interpreter as well
+        return self._found(self.key(kernel.known))
 
     def _found(self, key: str) -> bytes | None:
         code = self.prebuilt.get(key)
