@@ -18,6 +18,7 @@ import pytest
 import whet
 from tests.runtime.models import convolutions
 from tests.runtime.test_ranges import judged, pixels, transformer, words
+from tests.targets.cuda import sizes
 from tests.targets.cuda.needs import needs_triton
 from tests.targets.cuda.stub import FEW, Driver, Tensor, TorchTensor, stubbed
 from whet.targets.cuda import bound as bounds
@@ -306,6 +307,13 @@ def test_a_context_ends_with_its_session(gpu: Driver, attention: whet.Engine) ->
     del session
     gc.collect()
     assert not any(isinstance(x, Context) for x in gc.get_objects())
+
+
+def test_the_check_for_machines_that_have_a_gpu(
+    gpu: Driver, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sizes.main(["attention"]) == 0
+    assert " 0 failed" in capsys.readouterr().out
 
 
 @needs_triton
