@@ -18,7 +18,7 @@ def graph_time(session: Any) -> float:
     for _ in range(LAUNCHES):
         first, last = Event(timed=True), Event(timed=True)
         first.record(context.stream)
-        for segment in context.segments:
+        for segment in context.launches.segments:
             if segment.graph is not None:
                 segment.graph.launch(context.stream)
         last.record(context.stream)

@@ -14,6 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import whet
+from benchmarks.gpu_time import LAUNCHES, graph_time
 from tests.targets.cuda.stub import Driver, Tensor, TorchTensor, stubbed
 from whet.errors import IndexOutOfRange, InvalidInput, OutOfMemory
 from whet.targets.cuda import segments
@@ -344,3 +345,15 @@ def test_too_much_memory(gpu: Driver) -> None:
     with pytest.raises(OutOfMemory, match="allocating"):
         session._runner.device.heap.take(1 << 40)
     check(session.run(drawn(1)), drawn(1))
+
+
+def test_the_time_of_a_sessions_graphs(gpu: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    session, launched, launch = open_session(), [], segments.Graph.launch
+    session.run({"x": np.ones_like(W), "i": np.array([0, 1, 2])})
+    monkeypatch.setattr(
+        segments.Graph,
+        "launch",
+        lambda graph, stream: (launched.append(graph), launch(graph, stream)),
+    )
+    assert graph_time(session) > 0
+    assert len(launched) == LAUNCHES * len(set(map(id, launched))) > 0
