@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-from whet.errors import Cancelled
+from whet.errors import Cancelled, InvalidSetting
 
 
 class ProgressMonitor:
@@ -81,6 +81,8 @@ def monitored(monitor: ProgressMonitor | None) -> Iterator[None]:
     if monitor is None:
         yield
         return
+    if not isinstance(monitor, ProgressMonitor):
+        raise InvalidSetting(f"progress={monitor!r}; a whet.ProgressMonitor is needed")
     token = _current.set((monitor, None))
     try:
         yield

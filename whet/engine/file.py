@@ -49,7 +49,7 @@ from whet.engine.plain import (
     to_json,
 )
 from whet.engine.weights import ALIGNMENT, StoredWeights, WeightStore, write_weights
-from whet.errors import InvalidEngine
+from whet.errors import InvalidEngine, WriteError
 from whet.ir.graph import Graph, Weight
 from whet.ir.types import TensorType
 
@@ -94,7 +94,13 @@ def write_engine(
 
 
 def _opened(target: str | os.PathLike[str] | BinaryIO) -> AbstractContextManager[BinaryIO]:
-    return atomic_write(target) if isinstance(target, str | os.PathLike) else nullcontext(target)
+    if isinstance(target, str | os.PathLike):
+        return atomic_write(target)
+    if not hasattr(target, "write"):
+        raise WriteError(
+            f"an engine is written to a path or a file, not to a {type(target).__name__}"
+        )
+    return nullcontext(target)
 
 
 def weight_names(graph: Graph) -> list[str]:
@@ -212,6 +218,9 @@ class EngineFile:
         """
         if isinstance(source, bytes | bytearray | memoryview):
             return cls(memoryview(source).cast("B"), "the given engine", allow_code)
+        if not isinstance(source, str | os.PathLike):
+            kind = type(source).__name__
+            raise InvalidEngine(f"an engine is given as a path or its bytes, not as a {kind}")
         where = repr(os.fspath(source))
         try:
             with open(source, "rb") as file:

@@ -37,8 +37,7 @@ class NewWeights:
 
 
 def weights_in(source: WeightSource) -> NewWeights:
-    """The weights of a source; raises InvalidInput, InvalidModel or InvalidEngine for what is none,
-    OSError for files that cannot be opened."""
+    """A source's weights; raises InvalidInput, InvalidModel or InvalidEngine for what is none."""
     if isinstance(source, Mapping):
         return NewWeights({name: _array(name, x) for name, x in source.items()})
     if not isinstance(source, str | os.PathLike):
@@ -49,8 +48,11 @@ def weights_in(source: WeightSource) -> NewWeights:
             )
         return NewWeights(_of_model(source), True)
     path = Path(source)
-    with open(path, "rb") as file:
-        start = file.read(16)
+    try:
+        with open(path, "rb") as file:
+            start = file.read(16)
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"the weights in {str(path)!r} cannot be read: {error}") from None
     if start.startswith(MAGIC):
         return NewWeights(_of_engine(path), True)
     if path.suffix == ".npz":

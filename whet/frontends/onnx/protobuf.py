@@ -73,6 +73,9 @@ def parse(
 
 def _contents(source: str | os.PathLike[str]) -> tuple[bytes, pathlib.Path]:
     try:
+        if not isinstance(source, str | os.PathLike):
+            kind = type(source).__name__
+            raise ValueError(f"a model is a path, bytes or an onnx.ModelProto, not a {kind}")
         path = pathlib.Path(source)
         if path.is_char_device() or path.is_block_device():
             raise OSError("it is a device, which may have no end")

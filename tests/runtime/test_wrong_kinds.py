@@ -1,0 +1,40 @@
+"""What is of a wrong kind is refused in words, by an error of whet's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import whet
+from tests.runtime.models import layers
+
+WRONG: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "model": (
+        lambda engine: whet.build(None),
+        "a path, bytes or an onnx.ModelProto, not a NoneType",
+    ),
+    "engine": (lambda engine: whet.load(3), "as a path or its bytes, not as a int"),
+    "target": (lambda engine: engine.save(3), "to a path or a file, not to a int"),
+    "monitor": (
+        lambda engine: engine.save("x.whet", progress=3),
+        "a whet.ProgressMonitor is needed",
+    ),
+    "weights": (lambda engine: engine.refit("missing.npz"), "'missing.npz' cannot be read"),
+    "source": (lambda engine: engine.refit(3), "weights cannot come from a int"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_is_of_a_wrong_kind(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    call, said = WRONG[what]
+    engine = whet.build(layers())
+    with pytest.raises(whet.Error) as caught:
+        call(engine)
+    assert said in str(caught.value)
+    assert not list(tmp_path.iterdir())
