@@ -262,7 +262,14 @@ def reductions() -> Iterator[Case]:
     for kind in ("sum", "max", "min"):
         for axes in ((0,), (1, 2), (0, 1, 2)):
             op = reduce.Reduce(kind, axes)
-            yield from rows(NUMERIC, f"reduce-{kind}-{axes}", op, x(5, 6, 7), sums=64)
+            yield from rows(
+                NUMERIC,
+                f"reduce-{kind}-{axes}",
+                op,
+                x(5, 6, 7),
+                sums=64,
+                terms=float(kind == "sum"),
+            )
         yield from rows(NUMERIC, f"reduce-{kind}-empty", reduce.Reduce(kind, (1,)), x(3, 0, 2))
     for kind in ("sum", "max", "min"):
         yield row(f"reduce-{kind}-long", reduce.Reduce(kind, (1,)), x(3, 53, 21), sums=53)

@@ -129,7 +129,8 @@ class Case:
     """One row of the table.
 
     `build` makes the outputs from the inputs' Values: an operator, or a function that applies some.
-    Floats must agree within `ulps` roundings of each result plus `sums` roundings of the largest.
+    Floats must agree within `ulps` roundings of each result plus `sums` roundings of the largest,
+    or of `terms` where the terms of a sum are larger than what they leave of each other.
     """
 
     name: str
@@ -137,6 +138,7 @@ class Case:
     inputs: tuple[Spec, ...]
     ulps: float = 4.0
     sums: float = 0.0
+    terms: float = 0.0
     named_sizes: bool = True  # whether the case also holds with a name for every size above 1
 
     def of_dtype(self, dtype: str) -> Case:
@@ -167,7 +169,7 @@ def assert_close(got: np.ndarray, want: np.ndarray, case: Case) -> None:
     np.testing.assert_array_equal(np.isnan(a), np.isnan(b))
     finite = np.isfinite(b)
     np.testing.assert_array_equal(a[np.isinf(b)], b[np.isinf(b)])
-    largest = np.abs(b[finite]).max(initial=0.0)
+    largest = np.abs(b[finite]).max(initial=case.terms)
     eps, tiny = float(info.eps), float(info.smallest_normal)
     np.testing.assert_allclose(
         a[finite], b[finite], rtol=case.ulps * eps, atol=case.sums * eps * largest + tiny
