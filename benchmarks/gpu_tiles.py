@@ -12,7 +12,8 @@ import json
 import os
 import random
 import sys
-from collections import Counter
+import time
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import astuple
 from pathlib import Path
@@ -95,13 +96,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     jobs = {n: jobs_of(k, device.architecture, options.count) for n, k in distinct.items()}
     order = [j[rank][1] for rank in range(options.count) for j in jobs.values() if rank < len(j)]
     workers = max(1, (os.cpu_count() or 2) - 1)
-    compile_all([], device.architecture, lambda: None, order, options.seconds, workers)
+    compile_all([], device.architecture, others=Listed(order, options.seconds), workers=workers)
     print(f"{len(distinct)} kernels, {sum(bool(j.code) for j in order)} of {len(order)} ways")
     rows = timed(device, distinct, jobs)
     options.out.write_text(json.dumps(rows))
     for (network, batch), kernels in used.items():
         print(summary(f"{network} {batch}", kernels, rows))
     return 0
+
+
+class Listed:
+    """Ways to be compiled, one after the other, for so many seconds."""
+
+    is_gluon = True  # some may be: none is compiled in this process
+
+    def __init__(self, jobs: Sequence[Job], seconds: float) -> None:
+        self.jobs, self.until = deque(jobs), time.monotonic() + seconds
+
+    def next(self) -> Job | None:
+        """The next one, while there is time."""
+        try:
+            return self.jobs.popleft() if time.monotonic() < self.until else None
+        except IndexError:
+            return None
+
+    def work(self) -> bool:
+        """Nothing is measured yet."""
+        return False
 
 
 def name_of(kernel: Template) -> str:

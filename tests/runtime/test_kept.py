@@ -51,15 +51,15 @@ def test_a_run_does_not_wait_for_what_is_compiled_meanwhile(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     session = whet.build(convolutions(batch="n")).session("cpu", cache=False, specialize="eager")
-    begun, go, compiled = threading.Event(), threading.Event(), program.compiled
+    begun, go, drafted = threading.Event(), threading.Event(), program.drafted
 
     def held_up(graph: Any, *rest: Any) -> Any:
         if graph.inputs[0].shape[0] == 3:
             begun.set()
             assert go.wait(60)
-        return compiled(graph, *rest)
+        return drafted(graph, *rest)
 
-    monkeypatch.setattr(program, "compiled", held_up)
+    monkeypatch.setattr(program, "drafted", held_up)
     with ThreadPoolExecutor(2) as pool:
         try:
             slow = pool.submit(session.run, {"x": np.ones((3, 3, 16, 16), np.float32)})

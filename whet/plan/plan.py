@@ -91,6 +91,11 @@ class Plan:
     """What depends on weights alone, and is to be computed before the first run."""
     rooms: Rooms = field(default_factory=Rooms)
 
+    @property
+    def kernels(self) -> list[Kernel]:
+        """Those of all steps that have one."""
+        return [step.kernel for step in self.steps if step.kernel is not None]
+
     @cached_property
     def sizes(self) -> tuple[str, ...]:
         """The named sizes that a run tells the kernels."""

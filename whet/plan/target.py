@@ -157,8 +157,9 @@ class Device(Protocol):
     def code_besides(self) -> Mapping[str, bytes]:
         """What runs need besides kernels, by key."""
 
-    def executable(self, plan: Plan, threads: int) -> Executable:
-        """A Plan, ready to run."""
+    def executable(self, plan: Plan, threads: int, before: Plan | None = None) -> Executable:
+        """A Plan, ready to run. Of one that is run before it the kernels are compiled as well:
+        together, so that several processes have one end to wait for."""
 
     @property
     def quick(self) -> Callable[[Any, Any, Any], Any] | None:

@@ -31,8 +31,7 @@ def compile_ahead(graph: Graph, device: Device, ranges: Ranges = NO_RANGES) -> d
     except (Undecided, ShapeError):
         return {}  # as `Runner.wide` finds: each set of sizes has a plan of its own
     before = planned(Graph((), needed(plan, prepared_only=True)), device, prepare=True)
-    kernels = [s.kernel for p in (before, plan) for s in p.steps]
-    found = [k for k in dict.fromkeys(kernels) if k is not None]
+    found = dict.fromkeys([*before.kernels, *plan.kernels])
     made: dict[str, bytes] = {}
     with phase(f"compile for {device.architecture}", len(found)) as step:
         for kernel in found:

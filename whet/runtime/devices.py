@@ -28,7 +28,8 @@ def open_device(
 ) -> Device:
     """The device of a name: auto, cpu, cpu:avx2, cuda, cuda:1. Raises DeviceError for any other.
 
-    `tune` is for a GPU: seconds for measuring. A CPU that `tries` does so in the runs asked for.
+    `tune` is for a GPU: seconds of compiling in which it measures kernels, too. A CPU that `tries`
+    does so in the runs asked for.
     Where `kernels` are there for none but other architectures (`built_for`), and the device runs
     what is made for one of them, it is opened as that, unless its cache has better ones.
     """

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 
 from whet.engine.encode import encode_with_tokens
@@ -14,7 +14,7 @@ from whet.plan.legalize import legal
 from whet.plan.likely import likely_values
 from whet.plan.plan import Plan, make_plan
 from whet.plan.stored import Unstorable, pack, unpack
-from whet.plan.target import Device, Executable
+from whet.plan.target import Device
 
 logger = logging.getLogger("whet")
 
@@ -26,24 +26,33 @@ def planned(graph: Graph, device: Device, prepare: bool = False) -> Plan:
     return make_plan(legal(replace(graph, late=None), device), device.capabilities, prepare)
 
 
-def compiled(
-    graph: Graph, device: Device, threads: int, prepare: bool = False
-) -> tuple[Plan, Executable]:
-    """The plan of a graph, from the cache where it is there, and what runs it. A new plan is kept
-    once its kernels are: of a session that is cancelled nothing stays."""
+@dataclass(frozen=True)
+class Draft:
+    """A plan whose kernels may not be compiled yet."""
+
+    plan: Plan
+    keep: Callable[[], None]
+    """Puts it into the cache, once its kernels are there: of a session that is cancelled nothing
+    stays."""
+
+
+def drafted(graph: Graph, device: Device, prepare: bool = False) -> Draft:
+    """The plan of a graph, from the cache where it is there."""
     if device.cache is None:
-        plan = planned(graph, device, prepare)
-        return plan, device.executable(plan, threads)
+        return Draft(planned(graph, device, prepare), lambda: None)
     key, tokens = _key(graph, device, prepare)
     kept = _kept(device, key, tokens)
-    plan = kept or planned(graph, device, prepare)
-    executable = device.executable(plan, threads)
-    if kept is None:
+    if kept is not None:
+        return Draft(kept, lambda: None)
+    plan = planned(graph, device, prepare)
+
+    def keep() -> None:
         try:
             device.cache.put(key, pack(plan, tokens), device.about)
         except Unstorable:
             logger.debug("a plan with tokens of its own is not kept")
-    return plan, executable
+
+    return Draft(plan, keep)
 
 
 def _kept(device: Device, key: str, tokens: Sequence[Token]) -> Plan | None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakValueDictionary
@@ -17,7 +17,7 @@ from whet.ir.types import TensorType
 from whet.plan.plan import Plan, nbytes
 from whet.plan.target import Device
 from whet.plan.trace import tracing
-from whet.runtime.planned import compiled
+from whet.runtime.planned import drafted
 
 if TYPE_CHECKING:
     from whet.runtime.program import Runner
@@ -127,21 +127,27 @@ class Prepared:
         """Within it, this thread sees one generation."""
         return Pin(self, generation)
 
-    def plan(self, values: Sequence[Value]) -> None:
-        """Compiles what computes the Values, which needs no weights.
+    @contextmanager
+    def planning(self, values: Sequence[Value]) -> Iterator[Plan | None]:
+        """Plans what computes the Values, which needs no weights; the plan's kernels are to be
+        compiled within. None where there is nothing to plan.
 
         Outside of the lock: what is compiled in the background must not hold up a run. Threads
         that come together make the same; the first one's stays.
         """
         new = tuple(dict.fromkeys(v for v in values if not (is_given(v) or v in self._recipes)))
-        recipes = dict.fromkeys(new, self._recipe(new)) if new else {}
+        recipes: dict[Value, Recipe] = {}
+        if new:
+            draft = drafted(Graph((), new), self.device, prepare=True)
+            plan = draft.plan
+            recipes = dict.fromkeys(new, Recipe(plan, dict(zip(new, plan.graph.outputs))))
+            yield plan
+            draft.keep()
+        else:
+            yield None
         with self._lock:
             self._planned.update(dict.fromkeys(values))
             self._recipes = {**recipes, **self._recipes}
-
-    def _recipe(self, values: tuple[Value, ...]) -> Recipe:
-        plan, _ = compiled(Graph((), values), self.device, self.threads, prepare=True)
-        return Recipe(plan, dict(zip(values, plan.graph.outputs)))
 
     def paced(self, executable: Any, values: Sequence[Value]) -> AbstractContextManager[Any]:
         """What an executable's runs lie within, so that the weights they read come and go."""
@@ -172,7 +178,9 @@ class Prepared:
         return {v: generation.arrays[v] for v in values}
 
     def _fill(self, generation: Generation, values: Sequence[Value]) -> None:
-        self.plan(values)
+        with self.planning(values) as plan:
+            if plan is not None:
+                self.device.executable(plan, self.threads)
         _check_there(generation.weights, values)
         made: dict[Value, Any] = {}
         wanted: dict[Recipe, list[Value]] = {}

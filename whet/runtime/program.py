@@ -34,7 +34,7 @@ from whet.runtime.ahead import (
 )
 from whet.runtime.kept import Kept
 from whet.runtime.memory import Memory
-from whet.runtime.planned import compiled
+from whet.runtime.planned import drafted
 from whet.runtime.prepared import Prepared
 from whet.runtime.ranges import Demands, Ranges, image_sizes, names_shown
 
@@ -224,15 +224,17 @@ class Program:
 
     def __init__(self, runner: Runner, source: Graph) -> None:
         self.runner, self.source = runner, source
-        self.plan, self.executable = compiled(source, runner.device, runner.threads)
-        self.graph = self.plan.graph
-        """The same in the device's terms."""
+        draft = drafted(source, runner.device)
+        self.plan, self.graph = draft.plan, draft.plan.graph
+        """The graph in the device's terms."""
         runner.reference_ops.update(dict.fromkeys(self.plan.reference_ops))
+        self.given = needed(self.plan)
+        with runner.prepared.planning(self.given) as before:
+            self.executable = runner.device.executable(self.plan, runner.threads, before)
+            draft.keep()
         allocate = getattr(runner.device, "allocate", None)
         if allocate is not None:
             self.executable.allocate = allocate  # type: ignore[attr-defined]
-        self.given = needed(self.plan)
-        runner.prepared.plan(self.given)
         self.pace = runner.prepared.paced(self.executable, self.given)
         if not runner.weights.missing:
             runner.prepared.of_program(self, self.given)

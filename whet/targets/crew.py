@@ -66,14 +66,20 @@ class Crew(Generic[J]):
         self._lock = threading.Lock()
 
     def compile(
-        self, jobs: Sequence[J], helpers: int, step: Callable[[], None], waits: bool = False
+        self,
+        jobs: Sequence[J],
+        helpers: int,
+        step: Callable[[], None],
+        waits: bool = False,
+        meanwhile: Callable[[], bool] = lambda: False,
     ) -> None:
         """Compiles all that `take` gives, here and in so many workers; raises the first
-        CompileError of `jobs`.
+        CompileError of `jobs`, once all are done.
 
         `step` is called on this thread, once for each of `jobs` that is done; whatever it raises
-        ends the workers. With `waits` this process only does what they leave undone. Where none can
-        be started, such as in a frozen application, all is compiled here.
+        ends the workers. With `waits` this process only does what they leave undone. While it waits
+        for them it does other work piece by piece: `meanwhile` says whether there was one. Where no
+        worker can be started, such as in a frozen application, all is compiled here.
         """
         done = 0
 
@@ -90,9 +96,9 @@ class Crew(Generic[J]):
                 self.threads.append(thread)
                 thread.start()
             if waits:
-                self._wait(tell)
+                self._wait(tell, meanwhile)
             self._drain(self.here, tell)
-            self._wait(tell)
+            self._wait(tell, meanwhile)
             for job in jobs:
                 if not job.code and job.error is None:  # its worker died
                     self.here(job)
@@ -113,13 +119,12 @@ class Crew(Generic[J]):
         for thread in self.threads:
             thread.join()
 
-    def _wait(self, tell: Callable[[], None]) -> None:
-        is_at_work = True
-        while is_at_work:
-            is_at_work = any(thread.is_alive() for thread in self.threads)
-            for thread in self.threads:
-                thread.join(LOOK)
+    def _wait(self, tell: Callable[[], None], meanwhile: Callable[[], bool]) -> None:
+        while at_work := [thread for thread in self.threads if thread.is_alive()]:
+            if not meanwhile():
+                at_work[0].join(LOOK)
             tell()
+        tell()
 
     def _drain(self, run: Callable[[J], None], tell: Callable[[], None] = lambda: None) -> None:
         while not self.is_dismissed and (job := self.take()) is not None:

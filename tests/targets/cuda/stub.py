@@ -468,20 +468,20 @@ class StubDevice(gpus.Device):
         super().__init__(*arguments, **named)
         self.opened.add(self)
 
-    def executable(self, plan: Plan, threads: int) -> Any:
+    def executable(self, plan: Plan, threads: int, before: Plan | None = None) -> Any:
         self._steps: dict[Any, Step] = getattr(self, "_steps", {})
-        for step in plan.steps:
+        for step in (*plan.steps, *(before.steps if before else ())):
             if step.kernel is not None and step.kernel not in self._objects:
                 self._steps[step.kernel] = step
                 self._objects[step.kernel] = self._made(step)
-        return super().executable(plan, threads)
+        return super().executable(plan, threads, before)
 
-    def compile(self, kernels: Sequence[Any], idle: bool = False) -> None:
+    def compile(self, kernels: Sequence[Any], idle: bool = False, moving: Any = ()) -> None:
         for kernel in kernels:
             if isinstance(kernel, Special):
                 made = self._made(self._steps[kernel.kernel], dict(kernel.sizes))
                 self._objects[kernel] = made
-        super().compile(kernels, idle)
+        super().compile(kernels, idle, moving)
 
     def _made(self, step: Step, sizes: Mapping[str, int] = {}) -> bytes:
         """A kernel's code; for open sizes there are two ways to run it."""

@@ -219,23 +219,6 @@ def test_what_a_library_refuses_is_known_before_a_run(
     assert function.name == "ours" and not device.library_of(kernel)
 
 
-def test_libraries_are_asked_first_for_what_touches_most(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Template] = []
-
-    def ways(context: Any, kernel: Template) -> list[bytes]:
-        asked.append(kernel)
-        return [b"one", b"two"]
-
-    monkeypatch.setattr(cublas, "ways", ways)
-    monkeypatch.setattr(cudnn, "ways", lambda context, kernel: [])
-    sizes = (256, 1024, 8)
-    kernels = [template(problem(f"p{n}", MatMul(), (n, n), (n, n))) for n in sizes]
-    found = list(tactics.by_libraries(None, kernels, 60.0))  # type: ignore[arg-type]
-    assert asked == [kernels[1], kernels[0]], "the smallest is not worth it"
-    assert [job.code for _, job in found] == [b"one", b"two"] * 2
-    assert list(tactics.by_libraries(None, kernels, -1.0)) == []  # type: ignore[arg-type]
-
-
 def test_what_another_version_chose_is_made_anew(tmp_path: Any, monkeypatch: Any) -> None:
     kernel = template(called("plain-float16"))
     device = Device(SM90, Cache(tmp_path))

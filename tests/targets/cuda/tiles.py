@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 from tests.targets.cuda.contractions import BOUNDS, Problem, error_of, problem
 from whet.engine.weights import ImportedWeights
+from whet.errors import CompileError
 from whet.ops.contract import MatMul
 from whet.ops.elementwise import Max
 from whet.plan.kernel import Template
@@ -47,8 +49,8 @@ def compiled(kernel: Template, device: Device, workers: int) -> dict[Tile, Job]:
         if tile.split in PARTS:
             tiles.setdefault((tile.rows, tile.columns, tile.warps, tile.split), tile)
     jobs = {t: Job(codegen.to_triton(kernel, device.architecture, t)) for t in tiles.values()}
-    others = list(jobs.values())
-    compile_all([], device.architecture, others=others, seconds=1e9, workers=workers)
+    with suppress(CompileError):
+        compile_all(list(jobs.values()), device.architecture, workers=workers)
     return jobs
 
 

@@ -125,9 +125,9 @@ class Device:
             for at, kind in zip(places, kinds)
         ]
 
-    def executable(self, plan: Plan, threads: int) -> Executable:
-        """A Plan, ready to run."""
-        return Executable(plan, self, threads)
+    def executable(self, plan: Plan, threads: int, before: Plan | None = None) -> Executable:
+        """The plan, ready to run; the kernels of one that is run before it are compiled, too."""
+        return Executable(plan, self, threads, before)
 
     def given(self, array: np.ndarray, kept: bool = True) -> np.ndarray:
         """A weight or constant where kernels read it."""

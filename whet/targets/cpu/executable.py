@@ -47,11 +47,14 @@ RUNS_BEFORE_TRIALS = 3
 class Executable:
     """A Plan compiled for a device: runs on given buffers, from any number of threads."""
 
-    def __init__(self, plan: Plan, device: Device, threads: int) -> None:
+    def __init__(
+        self, plan: Plan, device: Device, threads: int, before: Plan | None = None
+    ) -> None:
         self.plan, self.device, self.threads = plan, device, threads
         self.segments = segments(plan.steps)
         self.kernels = [s.kernel and device.favourite(s.kernel) for s in plan.steps]
-        device.compile([kernel for kernel in self.kernels if kernel is not None])
+        others = before.kernels if before else []
+        device.compile([*(k for k in self.kernels if k is not None), *others])
         steps = enumerate(plan.steps)
         blocks = [(n, codegen.slots(s.kernel)) for n, s in steps if s.kernel is not None]
         self.layout = Layout(plan, blocks)

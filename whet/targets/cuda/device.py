@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from functools import cached_property
 from hashlib import blake2b
@@ -24,10 +26,11 @@ from whet.plan.plan import Plan, nbytes
 from whet.plan.target import Capabilities, Footprint, Limits, Tactic
 from whet.progress import phase
 from whet.targets.background import Background, give_way
-from whet.targets.cuda import codegen, dlpack, driver, library, limits, tactics
+from whet.targets.cuda import codegen, dlpack, driver, library, limits
 from whet.targets.cuda.architecture import Architecture
 from whet.targets.cuda.arithmetic import POINTER
 from whet.targets.cuda.array import DeviceArray
+from whet.targets.cuda.autotune import Autotuner
 from whet.targets.cuda.compile import Function, to_object, unpack
 from whet.targets.cuda.footprint import footprint
 from whet.targets.cuda.legalize import check_sizes, emits, legalize
@@ -172,9 +175,15 @@ class Device:
         """What runs need besides kernels: nothing."""
         return {}
 
-    def compile(self, kernels: Sequence[Kernel | Special], idle: bool = False) -> None:
+    def compile(
+        self,
+        kernels: Sequence[Kernel | Special],
+        idle: bool = False,
+        moving: Collection[Kernel] = (),
+    ) -> None:
         """Makes sure of the code of many kernels, several processes compiling what is new; with
-        `idle`, such as take no time from others, and nothing is measured."""
+        `idle`, such as take no time from others, and nothing is measured. The buffers of those that
+        are `moving` lie elsewhere in each run."""
         idle = idle or self.background.is_here
         missing = [k for k in dict.fromkeys(kernels) if k not in self._objects]
         found = {k: self._found(self.key(k)) or self._found_known(k) for k in missing}
@@ -182,15 +191,15 @@ class Device:
         jobs: dict[Any, Job] = {k: Job(k if idle else source_of(k, self.architecture)) for k in new}
         # Where sizes are open, there is nothing to measure yet.
         known: dict[Any, Job] = {} if idle else {k: j for k, j in jobs.items() if not is_open(k)}
-        counts: Counter[Any] = Counter(kernels)
-        seconds = self.tune if known else 0
-        others = tactics.others(known, counts, self.architecture) if seconds else []
-        more = [job for _, job in others]
+        tuner: Autotuner | None = None
+        if known and self.tune:
+            until, counts = time.monotonic() + self.tune, Counter[Any](kernels)
+            tuner = Autotuner(self.context, known, counts, self.architecture, until, moving)
         if jobs:
             with phase("compile kernels", len(jobs)) as step:
-                compile_all(list(jobs.values()), self.architecture, step, more, seconds, idle=idle)
-        if seconds:
-            jobs |= tactics.fastest(self.context, known, others, seconds)
+                compile_all(list(jobs.values()), self.architecture, step, tuner, idle=idle)
+        if tuner is not None:
+            jobs |= tuner.chosen()
             self.trim()
         for kernel, job in jobs.items():
             self._keep(kernel, job)
@@ -202,7 +211,8 @@ class Device:
         """Fills the cache for machines that have such a device; gives what cannot be compiled."""
         new = [k for k in dict.fromkeys(kernels) if self._found(self.key(k)) is None]
         jobs = {k: Job(codegen.to_triton(k, self.architecture)) for k in new}
-        compile_all([], self.architecture, others=list(jobs.values()), seconds=1e9, workers=workers)
+        with suppress(CompileError):
+            compile_all(list(jobs.values()), self.architecture, workers=workers)
         for kernel, job in jobs.items():
             if job.code:
                 self._keep(kernel, job)
@@ -272,11 +282,11 @@ class Device:
 
     # What a runner needs besides.
 
-    def executable(self, plan: Plan, threads: int) -> Any:
-        """The plan, ready to run."""
+    def executable(self, plan: Plan, threads: int, before: Plan | None = None) -> Any:
+        """The plan, ready to run; the kernels of one that is run before it are compiled, too."""
         from whet.targets.cuda.executable import Executable
 
-        return Executable(plan, self)
+        return Executable(plan, self, before)
 
     def reserve(self, kinds: Sequence[TensorType], arena: int) -> None:
         """Makes sure of one piece of memory for weights that come one by one, and for a run."""

@@ -39,12 +39,15 @@ MOST_SPECIAL = 64
 class Executable:
     """A Plan compiled for a device: runs on given buffers, from any number of threads."""
 
-    def __init__(self, plan: Plan, device: Device) -> None:
+    def __init__(self, plan: Plan, device: Device, before: Plan | None = None) -> None:
         self.plan, self.device = plan, device
         self.segments = segments(plan.steps)
         device.context.use()
         self.kernels = [step.kernel for step in plan.steps]
-        device.compile([kernel for kernel in self.kernels if kernel is not None])
+        others = before.kernels if before else []
+        outside = {*plan.graph.inputs, *plan.graph.outputs}
+        moving = {s.kernel for s in plan.steps if s.kernel and outside & {*s.reads, *s.writes}}
+        device.compile([*plan.kernels, *others], moving=moving)
         self._free: list[Context] = []
         self.allocate: Callable[[int], Any] = device.heap.take
         """Where arenas come from."""
@@ -134,8 +137,7 @@ class Executable:
         if self.layout is not None:
             with self._lock:
                 return max((sum(bound.room) for bound in self._bound.values()), default=0)
-        kernels = [step.kernel for step in self.plan.steps if step.kernel is not None]
-        functions = [f for k in kernels for f in self.device.functions(k)]
+        functions = [f for k in self.plan.kernels for f in self.device.functions(k)]
         return sum(room(self.plan.arena, functions))
 
     # Sizes that a run tells.

@@ -21,7 +21,7 @@ CONTEXTS_OWN = 390 << 10  # bytes of code that a context has room for as it is, 
 def footprint(plan: Plan, given: Sequence[Value], architecture: Architecture) -> Footprint:
     """What a session takes for a plan, `given` being what it is to keep; inputs and outputs come
     from the host and go there."""
-    kernels = {step.kernel for step in plan.steps if step.kernel is not None}
+    kernels = set(plan.kernels)
     launches = [f for k in kernels for f in codegen.to_triton(k, architecture).launches]
     sizes = room(plan.arena, launches)
     kept = [aligned(nbytes(v.tensor)) for v in given if is_held(v)]

@@ -1,4 +1,4 @@
-"""Which of several ways to run a kernel is fastest: measured on the device, on noise.
+"""Kernels' code on a device, and the time that it takes there: measured on noise.
 
 Each way is launched many times in a graph, as it will be. Its first operand lies in the caches, as
 what the kernel before has just written does; the others, most often weights, do not.
@@ -6,9 +6,6 @@ what the kernel before has just written does; the others, most often weights, do
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,8 +13,8 @@ import numpy as np
 from whet.errors import DeviceError
 from whet.ir.sizes import Expr, Size
 from whet.ir.types import NUMPY_DTYPES
-from whet.plan.kernel import Kernel, Load, Template, walk
-from whet.targets.cuda import codegen, cublas, cudnn, library
+from whet.plan.kernel import Load, Template, walk
+from whet.targets.cuda import library
 from whet.targets.cuda.architecture import Architecture
 from whet.targets.cuda.compile import Function, unpack
 from whet.targets.cuda.driver import ALIGNMENT, Context, Event, Stream
@@ -25,10 +22,7 @@ from whet.targets.cuda.expressions import size_bound
 from whet.targets.cuda.graph import Call, Graph, Module
 from whet.targets.cuda.library import Routine, RoutineCall
 from whet.targets.cuda.memory import Heap
-from whet.targets.cuda.source import Grid, Source
-from whet.targets.cuda.workers import Job
-
-logger = logging.getLogger("whet.cuda")
+from whet.targets.cuda.source import Grid
 
 TURNS = 16
 ROUNDS = 3
@@ -37,16 +31,8 @@ REGION = 160 << 20  # bytes, more than any second-level cache holds
 MOST_SPREAD = 4  # blocks on a multiprocessor
 RESERVED = 1024  # bytes of shared memory that every block has besides its own
 
-FEWEST_BYTES = 64 << 10  # that a kernel reaches: below, every way is as fast
-
-DEPENDENCE = 1.03
-"""How many times faster a library must be: what comes before and after it cannot overlap with it,
-and its code takes memory."""
-
 HALF_ROUNDING, ROUNDING = 1e-2, 1e-4
 """Of the largest result: by how much a library's may differ from ours."""
-
-MOST_OTHERS = 5  # ways to run a kernel, besides the first
 
 
 class Loaded(list[tuple[Function, Module | Routine]]):
@@ -91,73 +77,6 @@ def shared_by(
     most = architecture.shared_bytes
     least = np.minimum((most + RESERVED) // (each + 1) - RESERVED + 128, most)
     return np.where(spread & (each <= MOST_SPREAD), np.maximum(shared, least), shared)
-
-
-def others(
-    kernels: Iterable[Kernel], counts: Mapping[Kernel, int], architecture: Architecture
-) -> list[tuple[Template, Job]]:
-    """Other ways to run kernels, those first that may gain most."""
-    sizes = {k: sum(extents(k)) for k in kernels if isinstance(k, Template)}
-    worth = [k for k, size in sizes.items() if size >= FEWEST_BYTES]
-    tiles = {k: codegen.tiles(k, architecture) for k in worth}
-    order = sorted(tiles, key=lambda k: -counts[k] * sizes[k])
-    return [
-        (k, Job(codegen.to_triton(k, architecture, tiles[k][rank])))
-        for rank in range(1, MOST_OTHERS + 1)
-        for k in order
-        if rank < len(tiles[k])
-    ]
-
-
-def fastest(
-    context: Context,
-    first: Mapping[Kernel, Job],
-    others: Sequence[tuple[Template, Job]],
-    seconds: float,
-) -> dict[Kernel, Job]:
-    """For each kernel of which there are several ways, the one that takes least time. Libraries are
-    asked for so many seconds."""
-    bench = Bench(context)
-    tried: dict[Template, list[Job]] = {}
-    for kernel, job in (*others, *by_libraries(context, first, seconds)):
-        if job.code:
-            tried.setdefault(kernel, [first[kernel]]).append(job)
-    chosen: dict[Kernel, Job] = {}
-    for kernel, jobs in tried.items():
-        jobs[1:] = [
-            job
-            for job in jobs[1:]
-            if not job.is_library or bench.agrees(kernel, jobs[0].code, job.code)
-        ]
-        times = [bench.seconds(kernel, job.code) for job in jobs]
-        costs = [t * (DEPENDENCE if job.is_library else 1) for job, t in zip(jobs, times)]
-        chosen[kernel] = jobs[costs.index(min(costs))]
-        logger.debug(
-            "%s: %s",
-            kernel.name,
-            ", ".join(f"{job.name} {1e6 * t:.1f} us" for job, t in zip(jobs, times)),
-        )
-    return chosen
-
-
-def by_libraries(
-    context: Context, kernels: Iterable[Kernel], seconds: float
-) -> Iterator[tuple[Template, Job]]:
-    """The ways of NVIDIA's libraries to run kernels that are worth it, where these are there: those
-    first that touch most, for so many seconds."""
-    until = time.monotonic() + seconds
-    sizes = {k: sum(extents(k)) for k in kernels if isinstance(k, Template)}
-    worth = sorted((k for k in sizes if sizes[k] >= FEWEST_BYTES), key=lambda k: -sizes[k])
-    for kernel in worth:
-        for maker in (cublas, cudnn):
-            if time.monotonic() > until:
-                return
-            try:
-                found = maker.ways(context, kernel)
-            except DeviceError as error:
-                logger.debug("%s: %s", kernel.name, error)
-                continue
-            yield from ((kernel, Job(Source("", ()), code)) for code in found)
 
 
 def extents(kernel: Template) -> list[int]:

@@ -11,12 +11,10 @@ import contextlib
 import os
 import pickle
 import struct
-import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, Protocol
 
 from whet.errors import CompileError
 from whet.plan.kernel import Kernel
@@ -79,59 +77,66 @@ class Job:
             self.error = error
 
 
-class Queue:
-    """Jobs that must be done, the longest first; then others, for so many seconds."""
+class Others(Protocol):
+    """Jobs that nobody needs, and what can be done with those that are done."""
 
-    def __init__(self, jobs: Sequence[Job], others: Sequence[Job] = (), seconds: float = 0) -> None:
-        # The longest first, so that the last to finish is a short one.
-        self.jobs = deque(sorted(jobs, key=lambda job: -job.size))
-        self.others, self.seconds = deque(others), seconds
-        self.until = float("inf")
-        self.lock = threading.Lock()
+    @property
+    def is_gluon(self) -> bool:
+        """Whether some are known to be Gluon."""
+
+    def next(self) -> Job | None:
+        """One of them, from any thread; None where there is none, or no time for it."""
+
+    def work(self) -> bool:
+        """Does a piece of work beside the compiling; False where there is none now."""
+
+
+class Queue:
+    """Jobs that must be done, the longest first, so that the last to finish is a short one; then
+    others."""
+
+    def __init__(self, jobs: Sequence[Job], others: Others | None) -> None:
+        self.jobs, self.others = deque(sorted(jobs, key=lambda job: -job.size)), others
 
     def pop(self) -> Job | None:
-        """The next one; None where there is none, or no time for it."""
-        with self.lock:
-            if self.jobs:
-                return self.jobs.popleft()
-            if self.until == float("inf"):
-                self.until = time.monotonic() + self.seconds
-            if self.others and time.monotonic() < self.until:
-                return self.others.popleft()
-            return None
+        """The next one; None where there is none."""
+        try:
+            return self.jobs.popleft()
+        except IndexError:
+            return self.others.next() if self.others else None
 
 
 def compile_all(
     jobs: Sequence[Job],
     architecture: Architecture,
     step: Callable[[], None] = lambda: None,
-    others: Sequence[Job] = (),
-    seconds: float = 0,
+    others: Others | None = None,
     workers: int = MOST_WORKERS,
     idle: bool = False,
 ) -> None:
-    """Compiles all jobs, here and in as many worker processes as there are spare processors; then,
-    for so many seconds, as many of the others as that is enough for.
+    """Compiles all jobs, here and in as many worker processes as there are spare processors; then
+    others, as many as there is time for.
 
     `step` is called once for each of the jobs that must be done; what it raises ends the workers.
-    Raises the first CompileError of these jobs. With `idle` only workers compile, which run where
-    nobody else wants the processor.
+    Raises the first CompileError of these jobs, once all are done. With `idle` only workers
+    compile, which run where nobody else wants the processor.
     """
 
     def ask(job: Job, requests: IO[bytes], results: IO[bytes]) -> None:
         _ask(job, architecture, requests, results)
 
-    queue = Queue(jobs, others, seconds)
+    queue = Queue(jobs, others)
     crew = Crew("cuda", queue.pop, lambda job: job.compile(architecture), ask, idle)
     # A process that has compiled Gluon ends with a page of complaints, as of Triton 3.9.
-    apart = idle or any(job.is_gluon for job in (*jobs, *others))
+    apart = idle or any(job.is_gluon for job in jobs) or (others is not None and others.is_gluon)
     helpers, spare = 0, _processors() - 1
     if idle:
         helpers = min(spare, workers, len(jobs))
-    elif len(jobs) + len(others) >= FEWEST_FOR_WORKERS:
+    elif len(jobs) >= FEWEST_FOR_WORKERS or others is not None:
         helpers = min(spare, workers)
     waits = apart or (helpers > 0 and _processors() > workers)
-    crew.compile(jobs, max(helpers, apart) if idle else helpers + apart, step, waits)
+    meanwhile = (lambda: False) if others is None else others.work
+    crew.compile(jobs, max(helpers, apart) if idle else helpers + apart, step, waits, meanwhile)
 
 
 def _processors() -> int:
