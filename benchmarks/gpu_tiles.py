@@ -72,7 +72,7 @@ def jobs_of(kernel: Template, architecture: Architecture, count: int) -> list[tu
         chosen += random.Random(5).sample(rest, left)
     if shape is None:
         chosen = ranked[:count]
-    return [(t, Job(codegen.to_triton(kernel, architecture, t))) for t in chosen]
+    return [(t, Job(kernel, tile=t)) for t in chosen]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -107,8 +107,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 class Listed:
     """Ways to be compiled, one after the other, for so many seconds."""
-
-    is_gluon = True  # some may be: none is compiled in this process
 
     def __init__(self, jobs: Sequence[Job], seconds: float) -> None:
         self.jobs, self.until = deque(jobs), time.monotonic() + seconds

@@ -17,7 +17,7 @@ from whet.ops.contract import MatMul
 from whet.ops.elementwise import Max
 from whet.plan.kernel import Kernel, Template
 from whet.runtime.program import Runner
-from whet.targets.cuda import autotune, cublas, cudnn, workers
+from whet.targets.cuda import autotune, codegen, cublas, cudnn, workers
 from whet.targets.cuda.architecture import Architecture
 from whet.targets.cuda.autotune import FEWEST_SECONDS, MOST_OTHERS, Autotuner
 from whet.targets.cuda.workers import Job, compile_all
@@ -94,7 +94,8 @@ def test_the_next_way_is_of_the_kernel_that_may_gain_most(bench: type[Bench]) ->
     # 5 x 10 us, then 40 / 1, then 50 / 2, 40 / 2, and so on.
     assert taken[:4] == [often, slow, often, slow]
     assert Counter(taken) == {often: MOST_OTHERS, slow: MOST_OTHERS}
-    assert len({job.source for job in made.ways[slow]}) == 1 + MOST_OTHERS
+    tiles = codegen.tiles(slow, SM90)
+    assert [job.tile for job in made.ways[slow]] == [None, *tiles[1 : 1 + MOST_OTHERS]]
 
 
 def test_when_time_is_up_nothing_else_is_begun(

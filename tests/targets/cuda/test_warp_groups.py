@@ -52,14 +52,13 @@ COMPILE = """
 from tests.targets.cuda.contractions import problem
 from tests.targets.cuda.test_warp_groups import LARGE, kernel
 from whet.ops.attention import Attention
-from whet.targets.cuda import codegen
 from whet.targets.cuda.architecture import Architecture
 from whet.targets.cuda.workers import Job, compile_all
 
 sm90 = Architecture.parse("sm90")
-job = Job(codegen.to_triton(kernel(problem("large", Attention(0.1), *[LARGE] * 3).graph), sm90))
+job = Job(kernel(problem("large", Attention(0.1), *[LARGE] * 3).graph))
 compile_all([job], sm90)
-assert job.source.is_gluon and job.code
+assert job.text(sm90).is_gluon and job.may_be_gluon(sm90) and job.code
 """
 
 

@@ -48,7 +48,7 @@ def compiled(kernel: Template, device: Device, workers: int) -> dict[Tile, Job]:
     for tile in codegen.tiles(kernel, device.architecture):
         if tile.split in PARTS:
             tiles.setdefault((tile.rows, tile.columns, tile.warps, tile.split), tile)
-    jobs = {t: Job(codegen.to_triton(kernel, device.architecture, t)) for t in tiles.values()}
+    jobs = {t: Job(kernel, tile=t) for t in tiles.values()}
     with suppress(CompileError):
         compile_all(list(jobs.values()), device.architecture, workers=workers)
     return jobs

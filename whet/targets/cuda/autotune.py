@@ -19,7 +19,6 @@ from whet.targets.cuda.architecture import Architecture
 from whet.targets.cuda.driver import Context
 from whet.targets.cuda.source import Source
 from whet.targets.cuda.tactics import Bench, extents
-from whet.targets.cuda.templates.warp_groups import Groups
 from whet.targets.cuda.workers import Job
 
 logger = logging.getLogger("whet.cuda")
@@ -66,35 +65,32 @@ class Autotuner:
         self._unasked = {k for k in self.ways if k not in moving}
         """Kernels that no library was asked about."""
         self._guesses = {k: reach[k] / BYTES_A_SECOND for k in self.ways}
-        self._tiles = {k: codegen.tiles(k, architecture) for k in self.ways}
         self._taken = dict.fromkeys(self.ways, 1)
-        """How many of the tiles are compiled, or are going to be."""
+        """How many tiles are compiled, or are going to be, of the kernels that have others."""
+        self._tiles: dict[Template, list[Any]] = {}
+        """All, of kernels that more than one was asked of."""
         self._lock = threading.Lock()
         self._bench: Bench | None = None
-
-    @property
-    def is_gluon(self) -> bool:
-        """Whether some of the ways are."""
-        return any(isinstance(tile, Groups) for tiles in self._tiles.values() for tile in tiles)
 
     def next(self) -> Job | None:
         """Another way to be compiled, on any thread: of the kernel that may gain most by it."""
         with self._lock:
-            if time.monotonic() >= self.until:
-                return None
-            kernel = max(filter(self._is_open, self.ways), key=self._promise, default=None)
-            if kernel is None:
-                return None
-            tile = self._tiles[kernel][self._taken[kernel]]
-            self._taken[kernel] += 1
-        job = Job(codegen.to_triton(kernel, self.architecture, tile))
-        self.ways[kernel].append(job)
-        return job
-
-    def _is_open(self, kernel: Template) -> bool:
-        """Whether there is another way that may gain something."""
-        most = min(len(self._tiles[kernel]), 1 + MOST_OTHERS)
-        return self._taken[kernel] < most and self._time(kernel, FEWEST_SECONDS) >= FEWEST_SECONDS
+            while time.monotonic() < self.until:
+                worth = (k for k in self._taken if self._time(k, FEWEST_SECONDS) >= FEWEST_SECONDS)
+                kernel = max(worth, key=self._promise, default=None)
+                if kernel is None:
+                    return None
+                if kernel not in self._tiles:
+                    found = codegen.tiles(kernel, self.architecture)
+                    self._tiles[kernel] = found[: 1 + MOST_OTHERS]
+                number, tiles = self._taken[kernel], self._tiles[kernel]
+                if number < len(tiles):
+                    self._taken[kernel] += 1
+                    job = Job(kernel, tile=tiles[number])
+                    self.ways[kernel].append(job)
+                    return job
+                del self._taken[kernel]
+            return None
 
     def _promise(self, kernel: Template) -> float:
         """What another way may gain, by a measure that only compares."""

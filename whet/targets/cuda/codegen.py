@@ -15,8 +15,16 @@ from whet.targets.cuda import loops
 from whet.targets.cuda.architecture import Architecture
 from whet.targets.cuda.source import Source
 from whet.targets.cuda.templates import TEMPLATES
+from whet.targets.cuda.templates.flash import FlashAttention
 from whet.targets.cuda.templates.tiling import STREAM
-from whet.targets.cuda.templates.warp_groups import Groups
+from whet.targets.cuda.templates.warp_groups import Groups, runs
+
+
+def may_be_gluon(kernel: Kernel, architecture: Architecture) -> bool:
+    """Whether some way to run a kernel is Gluon, Triton's language of explicit layouts."""
+    if not isinstance(kernel, Template) or not isinstance(kernel.op, FlashAttention):
+        return False
+    return not kernel.sizes and runs(kernel, architecture)
 
 
 def version() -> str:

@@ -188,7 +188,7 @@ class Device:
         missing = [k for k in dict.fromkeys(kernels) if k not in self._objects]
         found = {k: self._found(self.key(k)) or self._found_known(k) for k in missing}
         new = [k for k, code in found.items() if code is None]
-        jobs: dict[Any, Job] = {k: Job(k if idle else source_of(k, self.architecture)) for k in new}
+        jobs: dict[Any, Job] = {k: Job(k) for k in new}
         # Where sizes are open, there is nothing to measure yet.
         known: dict[Any, Job] = {} if idle else {k: j for k, j in jobs.items() if not is_open(k)}
         tuner: Autotuner | None = None
@@ -210,7 +210,7 @@ class Device:
     ) -> list[tuple[Kernel, CompileError]]:
         """Fills the cache for machines that have such a device; gives what cannot be compiled."""
         new = [k for k in dict.fromkeys(kernels) if self._found(self.key(k)) is None]
-        jobs = {k: Job(codegen.to_triton(k, self.architecture)) for k in new}
+        jobs = {k: Job(k) for k in new}
         with suppress(CompileError):
             compile_all(list(jobs.values()), self.architecture, workers=workers)
         for kernel, job in jobs.items():

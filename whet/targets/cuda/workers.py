@@ -1,23 +1,24 @@
 """Compiling in several processes, with low priority, so that serving is not disturbed.
 
-What a worker of the crew is sent: a length, and a pickle of the architecture's name and of a text
-or a kernel; what it answers: a status, a length, and an object or the message of an error. Both
-ends are this program, of one version, and nobody else reads or writes the pipes.
+What a worker of the crew is sent: a length, and a pickle of the architecture's name, of a text or a
+kernel, and of a tile; what it answers: a status, a length, and an object or the message of an
+error. Both ends are this program, of one version, and nobody else reads or writes the pipes.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import pickle
 import struct
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import IO, Protocol
+from typing import IO, Any, Protocol
 
 from whet.errors import CompileError
-from whet.plan.kernel import Kernel
+from whet.plan.kernel import Kernel, Template
 from whet.targets.crew import READY, Crew, exactly
 from whet.targets.cuda import codegen
 from whet.targets.cuda.architecture import Architecture
@@ -36,9 +37,11 @@ class Job:
     """Text to compile; afterwards its object, or what went wrong."""
 
     source: Source | Kernel | Special
-    """A kernel where it is the compiling process that weighs schedules and writes the text."""
+    """Of a kernel it is the compiling process that writes the text, and, unless there is a tile
+    here, weighs tiles."""
     code: bytes = b""
     error: CompileError | None = None
+    tile: Any = None
 
     @property
     def is_library(self) -> bool:
@@ -46,23 +49,35 @@ class Job:
         return isinstance(self.source, Source) and not self.source.text
 
     @property
-    def is_gluon(self) -> bool:
-        """Whether it is known to be Gluon."""
-        return isinstance(self.source, Source) and self.source.is_gluon
+    def kernel(self) -> Kernel | None:
+        """The kernel, its sizes put in; None where text was given."""
+        source = self.source
+        if isinstance(source, Source):
+            return None
+        return source.known if isinstance(source, Special) else source
+
+    def may_be_gluon(self, architecture: Architecture) -> bool:
+        """Whether its text may be Gluon."""
+        if isinstance(self.source, Source):
+            return self.source.is_gluon
+        return self.kernel is not None and codegen.may_be_gluon(self.kernel, architecture)
 
     @property
-    def size(self) -> int:
-        """How long it takes, most likely, beside others of its kind."""
-        return len(self.source.text if isinstance(self.source, Source) else str(self.source))
+    def size(self) -> tuple[bool, int, int]:
+        """Which of two jobs takes longer, most likely: templates, and of these what writes most,
+        in large tiles."""
+        kernel = self.source.kernel if isinstance(self.source, Special) else self.source
+        if not isinstance(kernel, Template):
+            return False, 0, len(str(kernel))
+        extents = [axis.size for axis in kernel.axes if isinstance(axis.size, int)]
+        return True, math.prod(extents), len(str(kernel))
 
     def text(self, architecture: Architecture) -> Source:
         """What Triton is given."""
-        source = self.source
-        if isinstance(source, Source):
-            return source
-        return codegen.to_triton(
-            source.known if isinstance(source, Special) else source, architecture
-        )
+        if isinstance(self.source, Source):
+            return self.source
+        assert self.kernel is not None
+        return codegen.to_triton(self.kernel, architecture, self.tile)
 
     @property
     def name(self) -> str:
@@ -80,10 +95,6 @@ class Job:
 class Others(Protocol):
     """Jobs that nobody needs, and what can be done with those that are done."""
 
-    @property
-    def is_gluon(self) -> bool:
-        """Whether some are known to be Gluon."""
-
     def next(self) -> Job | None:
         """One of them, from any thread; None where there is none, or no time for it."""
 
@@ -96,7 +107,8 @@ class Queue:
     others."""
 
     def __init__(self, jobs: Sequence[Job], others: Others | None) -> None:
-        self.jobs, self.others = deque(sorted(jobs, key=lambda job: -job.size)), others
+        in_order = sorted(jobs, key=lambda job: job.size, reverse=True)
+        self.jobs, self.others = deque(in_order), others
 
     def pop(self) -> Job | None:
         """The next one; None where there is none."""
@@ -128,7 +140,7 @@ def compile_all(
     queue = Queue(jobs, others)
     crew = Crew("cuda", queue.pop, lambda job: job.compile(architecture), ask, idle)
     # A process that has compiled Gluon ends with a page of complaints, as of Triton 3.9.
-    apart = idle or any(job.is_gluon for job in jobs) or (others is not None and others.is_gluon)
+    apart = idle or any(job.may_be_gluon(architecture) for job in jobs)
     helpers, spare = 0, _processors() - 1
     if idle:
         helpers = min(spare, workers, len(jobs))
@@ -147,7 +159,7 @@ def _processors() -> int:
 
 
 def _ask(job: Job, architecture: Architecture, requests: IO[bytes], results: IO[bytes]) -> None:
-    data = pickle.dumps((str(architecture), job.source))
+    data = pickle.dumps((str(architecture), job.source, job.tile))
     requests.write(_JOB.pack(len(data)) + data)
     requests.flush()
     status, size = _RESULT.unpack(exactly(results, _RESULT.size))
@@ -165,8 +177,8 @@ def serve(jobs: IO[bytes], results: IO[bytes]) -> None:
     results.write(READY)
     results.flush()
     while head := jobs.read(_JOB.size):
-        name, source = pickle.loads(exactly(jobs, *_JOB.unpack(head)))
-        job = Job(source)
+        name, source, tile = pickle.loads(exactly(jobs, *_JOB.unpack(head)))
+        job = Job(source, tile=tile)
         job.compile(Architecture.parse(name))
         data = str(job.error).encode() if job.error else job.code
         results.write(_RESULT.pack(job.error is not None, len(data)) + data)
