@@ -93,7 +93,8 @@ def test_a_network_of_four_times_the_budget() -> None:
     with Watch() as watch:
         for seed in range(20):
             session.run(feeds(seed))
-    assert 0 < watch.most <= budget
+    # At its edges a weight may bring its neighbours in, which /proc counts until they are let go.
+    assert 0 < watch.most <= budget + LAYERS * FAULT_AROUND
     assert made.most <= 17 * MEBI
     assert session.weight_budget == budget
 
