@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1))
     products: list[str] = []
-    for product in gpu_products.rows(4) if options.products else ():
+    for product in gpu_products.rows(7) if options.products else ():
         products.append(product)
         if options.report:  # what was measured stays, whatever comes
             options.report.write_text(gpu_report.report(rows, products))
@@ -218,7 +218,7 @@ def ours(
         stream = torch.cuda.current_stream()
         run = partial(turn, session, sets, stream)
         row["whet"] = median(run)
-        row["host us"] = 1e6 * host_time(run)
+        row["host us"], row["host us idle"] = (1e6 * t for t in host_times(run))
         row["device only"] = 1e3 * graph_time(session)
         if options.kernels:
             slowest(session, sets[0], options.kernels)
@@ -260,18 +260,21 @@ def warm_start(engine: Path, cache: Path, batch: int) -> dict[str, Any]:
     return {"warm s": float(seconds), **dict(zip(names, map(int, numbers)))}
 
 
-def host_time(run: Callable[[int], Any], turns: int = 200) -> float:
-    """The median of the seconds until a run has been asked for, the device being idle before."""
+def host_times(run: Callable[[int], Any], turns: int = 40, each: int = 10) -> tuple[float, float]:
+    """The medians of the seconds until a run has been asked for: one behind the other, and the
+    first after waiting for the device, when a processor has to wake up, too."""
     import torch
 
-    times: list[float] = []
-    for i in range(turns):
+    behind: list[float] = []
+    first: list[float] = []
+    for turn in range(turns):
         torch.cuda.synchronize()
-        start = time.perf_counter()
-        run(i)
-        times.append(time.perf_counter() - start)
+        for number in range(each):
+            start = time.perf_counter()
+            run(turn * each + number)
+            (behind if number else first).append(time.perf_counter() - start)
     torch.cuda.synchronize()
-    return statistics.median(times)
+    return statistics.median(behind), statistics.median(first)
 
 
 def processor_seconds() -> float:
@@ -389,7 +392,7 @@ def line(row: dict[str, Any]) -> str:
         f"{row['kernels']} kernels, {row['libraries']} by libraries, "
         f"{row['references']} on the host; cold {row['cold s']:.1f} s "
         f"({row['cold processor s']:.0f}), warm {row['warm s']:.2f} s ({row['warm compiled']}), "
-        f"host {row['host us']:.0f} us, memory {row['memory'] / 1e6:.1f} MB, "
+        f"host {row['host us']:.0f} us ({row['host us idle']:.0f} after waiting), memory {row['memory'] / 1e6:.1f} MB, "
         f"{row['memory'] / row['foreseen']:.2f} of what is foreseen and "
         f"{row['memory'] / row['least']:.2f} of weights and arena"
         f"{'' if row['same bits'] else ', OTHER BITS'}"
