@@ -29,7 +29,8 @@ def report(rows: list[Row], products: list[str]) -> str:
     if products:
         lines = "\n".join(products)
         parts.append(
-            "## Products and attention\n\nPyTorch's products are cuBLAS's, whet's its own kernels.\n\n"
+            "## Products and attention\n\nPyTorch's products are cuBLAS's, whet's its own "
+            "kernels.\n\n"
             f"```\n{lines}\n```\n"
         )
     return "\n".join(parts)
@@ -86,10 +87,10 @@ def starts(rows: list[Row]) -> str:
     text = [
         "## Starting\n",
         "Cold: a session with an empty cache, up to its first result, by wall clock and in seconds "
-        "of all processors, 4 compile workers; other tiles than the model of costs chose are tried until "
-        "compiling has taken 7 seconds. Warm: a new process with the engine's file and that cache, "
-        "from before `import whet` to the first result on the host. Host: from asking for a run "
-        "until it is asked for, behind another run, and after waiting for the device.\n",
+        "of all processors, 4 compile workers; other tiles than the model of costs chose are tried "
+        "until compiling has taken 7 seconds. Warm: a new process with the engine's file and that "
+        "cache, from before `import whet` to the first result on the host. Host: from asking for a "
+        "run until it is asked for, behind another run, and after waiting for the device.\n",
         "| network | batch | kernels | by libraries | host steps | cold, s | processors, s | "
         "warm, s | host, us | after waiting | same bits twice |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -97,7 +98,8 @@ def starts(rows: list[Row]) -> str:
     text += [
         f"| {r['network']} | {r['batch']} | {r['kernels']} | {r['libraries']} | "
         f"{r['references']} | {r['cold s']:.1f} | {r['cold processor s']:.0f} | "
-        f"{r['warm s']:.2f} | {r['host us']:.0f} | {r['host us idle']:.0f} | {'yes' if r['same bits'] else 'NO'} |"
+        f"{r['warm s']:.2f} | {r['host us']:.0f} | {r['host us idle']:.0f} | "
+        f"{'yes' if r['same bits'] else 'NO'} |"
         for r in rows
         if "failed" not in r
     ]
