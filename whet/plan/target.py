@@ -151,8 +151,9 @@ class Device(Protocol):
     def key(self, kernel: Kernel) -> str:
         """What the cache knows the code of a kernel by."""
 
-    def object(self, kernel: Kernel) -> bytes:
-        """The kernel's code, prebuilt, from the cache, or compiled now."""
+    def objects(self, kernels: Sequence[Kernel]) -> Mapping[Any, bytes]:
+        """The code of many kernels, prebuilt, from the cache, or compiled now by several processes;
+        nothing is loaded."""
 
     def code_besides(self) -> Mapping[str, bytes]:
         """What runs need besides kernels, by key."""

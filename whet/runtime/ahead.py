@@ -31,13 +31,10 @@ def compile_ahead(graph: Graph, device: Device, ranges: Ranges = NO_RANGES) -> d
     except (Undecided, ShapeError):
         return {}  # as `Runner.wide` finds: each set of sizes has a plan of its own
     before = planned(Graph((), needed(plan, prepared_only=True)), device, prepare=True)
-    found = dict.fromkeys([*before.kernels, *plan.kernels])
-    made: dict[str, bytes] = {}
-    with phase(f"compile for {device.architecture}", len(found)) as step:
-        for kernel in found:
-            made[device.key(kernel)] = device.object(kernel)
-            step()
-    return made
+    with phase(f"compile for {device.architecture}", 1) as step:
+        made = device.objects([*before.kernels, *plan.kernels])
+        step()
+    return {device.key(kernel): code for kernel, code in made.items()}
 
 
 def plan_ahead(graph: Graph, device: Device, ranges: Ranges = NO_RANGES) -> Plan:

@@ -24,13 +24,15 @@ from whet.passes.simplify import simplify
 from whet.progress import ProgressMonitor, monitored, phase
 from whet.runtime.ahead import compile_ahead
 from whet.runtime.debug import names_in, outputs_of, source_of, without_outputs
-from whet.runtime.devices import architecture_called, compiler_for
+from whet.runtime.devices import compiler_for
 from whet.runtime.engine import Engine
 from whet.runtime.profile import Profile, check_profiles
 from whet.runtime.ranges import ranges_of
 
 if TYPE_CHECKING:
     import onnx
+
+    from whet.plan.target import Device
 
 
 def build(
@@ -51,8 +53,9 @@ def build(
     convolutions and attention in 16 bits, with sums in float32, and what is safe between them;
     inputs, outputs and weights to refit stay float32.
     `architectures`: for which kernels are compiled now and kept in the engine ("avx2",
-    "avx512+vnni", "sm90"; "current": of the GPU at hand, or else the processor), for the most
-    likely sizes of each profile where sizes have names, and for all of them.
+    "avx512+vnni", "sm90"; "current": of the GPU at hand, which measures them, or else the
+    processor), for the most likely sizes of each profile where sizes have names, and for all of
+    them.
     `refittable=False` folds weights by value,
     and keeps only the results: a smaller engine that starts faster. `debug`: tensors of the model
     that sessions of the engine file, too, can read out; they are fused no further, and cost nothing
@@ -79,9 +82,9 @@ def build(
         ranges = (profiles,) if isinstance(profiles, Profile) else tuple(profiles or ())
         check_profiles(ranges, graph)
         plain = without_outputs(graph, marked)
-        architectures = tuple(map(architecture_called, architectures))
-        kernels = _prebuilt(plain, architectures, step, ranges) if architectures else None
-        compiled_for = tuple(str(compiler_for(name).architecture) for name in architectures)
+        devices = [compiler_for(name) for name in architectures]
+        kernels = _prebuilt(plain, devices, step, ranges) if devices else None
+        compiled_for = tuple(str(device.architecture) for device in devices)
     if not refittable:
         return Engine(graph, weights, ranges, False, {}, kernels, (), compiled_for, marked)
     frozen = {n: digest(imported.weights[n]) for n in sorted(imported.frozen | numbers.frozen)}
@@ -107,16 +110,15 @@ def _dump() -> Watch | None:
 
 def _prebuilt(
     graph: Graph,
-    architectures: Sequence[str],
+    devices: Sequence[Device],
     step: Callable[[], None],
     profiles: Sequence[Profile] = (),
 ) -> dict[str, bytes]:
-    """Kernels for each of the architectures, by cache key."""
+    """Kernels for each of the devices, by cache key."""
     likely = [graph.bind(_likely_sizes(graph, profile)) for profile in profiles]
     ranges = ranges_of(graph, profiles)
     kernels: dict[str, bytes] = {}
-    for name in architectures:
-        device = compiler_for(name)
+    for device in devices:
         kernels.update(device.code_besides())
         for bound in likely or [graph]:
             kernels.update(compile_ahead(bound, device))

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from whet.errors import DeviceError, Error
+from whet.knobs import knobs
 from whet.runtime.cache import Cache
 from whet.runtime.prebuilt import mark, nearest
 
@@ -83,7 +84,10 @@ def _has_gpu() -> bool:
 
 
 def compiler_for(name: str) -> Device:
-    """A device of an architecture that need not be here: avx2, avx512+vnni, sm90."""
+    """A device of an architecture that need not be here: avx2, avx512+vnni, sm90; `current` is the
+    one at hand, on which a GPU measures kernels, too."""
+    if name == "current":
+        return open_device("auto", tune=knobs.tune)
     if name.startswith("sm"):
         from whet.targets.cuda import architecture as gpu
         from whet.targets.cuda.device import Device as Gpu
@@ -93,11 +97,6 @@ def compiler_for(name: str) -> Device:
     from whet.targets.cpu.device import Device as Cpu
 
     return Cpu(cpu.Architecture.parse(name))
-
-
-def architecture_called(name: str) -> str:
-    """The name of an architecture; `current` is the one at hand."""
-    return str(open_device("auto").architecture) if name == "current" else name
 
 
 def cache_of(cache: str | os.PathLike[str] | Cache | bool) -> Cache | None:

@@ -32,7 +32,7 @@ class LibraryDevice(Device):
                     return ways[self.rank % len(ways)]
         return super().object(kernel)
 
-    def compile(self, kernels: Any) -> None:
+    def compile(self, kernels: Any, idle: bool = False, moving: Any = ()) -> None:
         for kernel in kernels:
             self.code(kernel)
 

@@ -13,11 +13,13 @@ from tests.targets.cuda.contractions import problem
 from tests.targets.cuda.stub import Driver, StubDevice, stubbed
 from tests.targets.cuda.test_libraries import template
 from whet.engine.weights import ImportedWeights
+from whet.knobs import knobs
 from whet.ops.contract import MatMul
 from whet.ops.elementwise import Max
 from whet.plan.kernel import Kernel, Template
+from whet.runtime.devices import compiler_for
 from whet.runtime.program import Runner
-from whet.targets.cuda import autotune, codegen, cublas, cudnn, workers
+from whet.targets.cuda import autotune, codegen, cublas, cudnn, driver, workers
 from whet.targets.cuda.architecture import Architecture
 from whet.targets.cuda.autotune import FEWEST_SECONDS, MOST_OTHERS, Autotuner
 from whet.targets.cuda.workers import Job, compile_all
@@ -172,10 +174,32 @@ def test_others_are_compiled_by_workers_and_measured_meanwhile(
     assert made.chosen()[kernel] is max(made.ways[kernel], key=lambda job: len(job.code))
 
 
+def test_workers_give_the_same_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = template(problem("p", MatMul(), (96, 64), (64, 80)))
+    tiles = codegen.tiles(kernel, SM90)[:4]
+    jobs, here = ([Job(kernel, tile=tile) for tile in tiles] for _ in range(2))
+    monkeypatch.setattr(workers, "_processors", lambda: 9)  # so many that all is sent away
+    compile_all(jobs, SM90)
+    for job in here:
+        job.compile(SM90)
+    assert [job.code for job in jobs] == [job.code for job in here]
+
+
 @pytest.fixture
 def gpu() -> Iterator[Driver]:
     with stubbed() as driver:
         yield driver
+
+
+def test_the_gpu_at_hand_measures_what_an_engine_keeps(
+    gpu: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "is_installed", lambda: True)
+    with knobs.override(tune=2.5):
+        device: Any = compiler_for("current")
+        assert device.architecture == SM90 and device.tune == 2.5
+        other: Any = compiler_for("sm90")
+        assert other.tune == 0, "what is built without a GPU is the same everywhere"
 
 
 def twice(x: Any) -> Any:

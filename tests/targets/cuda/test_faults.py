@@ -111,7 +111,7 @@ def test_no_triton(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @needs_triton
 def test_a_triton_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    device = devices.compiler_for("sm90")
+    device: Any = devices.compiler_for("sm90")
     engine = whet.build(model())
 
     def fails(*arguments: Any, **options: Any) -> Any:

@@ -208,24 +208,27 @@ class Device:
         """Makes sure of the code of many kernels, several processes compiling what is new; with
         `idle`, one that takes no time from others."""
         idle = idle or self.background.is_here
-        missing = [k for k in dict.fromkeys(kernels) if k not in self._code]
-        found = {k: self._found(self.key(k)) for k in missing}
-        new = [k for k, code in found.items() if code is None]
-        jobs: dict[Kernel | Special, Job] = {}
-        if new:
-            jobs = {kernel: Job(kernel) for kernel in new}
+        found = self.objects([k for k in kernels if k not in self._code], idle)
+        with self._lock:
+            for kernel, code in found.items():
+                if kernel not in self._code:
+                    self._code[kernel] = self._loaded(kernel, code)
+
+    def objects(
+        self, kernels: Sequence[Kernel | Special], idle: bool = False
+    ) -> dict[Kernel | Special, bytes]:
+        """The code of many kernels, in their order; nothing is loaded."""
+        found = {k: self._found(self.key(k)) for k in dict.fromkeys(kernels)}
+        jobs: dict[Kernel | Special, Job] = {k: Job(k) for k, code in found.items() if code is None}
+        if jobs:
             shares = Pool.shared(self.driver).sharing() if idle else nullcontext()
-            with shares, phase("compile kernels", len(new)) as step:
+            with shares, phase("compile kernels", len(jobs)) as step:
                 compile_all(list(jobs.values()), self.architecture, step, idle)
         for kernel, job in jobs.items():
             self._keep(self.key(kernel), job.code)
             if knobs.dump is not None:
                 self._dump(kernel, job.text(self.architecture), job.code)
-        with self._lock:
-            for kernel in missing:
-                if kernel not in self._code:
-                    code = jobs[kernel].code if kernel in jobs else found[kernel]
-                    self._code[kernel] = self._loaded(kernel, code or b"")
+        return {k: jobs[k].code if code is None else code for k, code in found.items()}
 
     def alike(self, kernel: Kernel) -> list[Kernel]:
         """Kernels that may be faster, and give the same bits from the same buffers."""

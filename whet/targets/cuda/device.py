@@ -205,6 +205,11 @@ class Device:
             self._keep(kernel, job)
         self._objects.update({k: found[k] or jobs[k].code for k in missing})
 
+    def objects(self, kernels: Sequence[Kernel]) -> dict[Kernel, bytes]:
+        """The code of many kernels, in their order; nothing is loaded."""
+        self.compile(kernels)
+        return {kernel: self._objects[kernel] for kernel in dict.fromkeys(kernels)}
+
     def compile_for_others(
         self, kernels: Sequence[Kernel], workers: int = MOST_WORKERS
     ) -> list[tuple[Kernel, CompileError]]:
