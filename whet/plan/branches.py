@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from whet.ir.graph import Value
@@ -13,9 +13,11 @@ if TYPE_CHECKING:
 
 
 class Branches:
-    """Which steps must be done before others, by what they read and write."""
+    """Which steps must be done before others, by what they read and write; `kept` is what is read
+    behind all of them."""
 
-    def __init__(self, steps: Sequence[Step]) -> None:
+    def __init__(self, steps: Sequence[Step], kept: Collection[Value] = ()) -> None:
+        self._kept = frozenset(kept)
         self._before: list[int] = []
         """For each step those that are done before it begins, as bits."""
         self._writers: dict[Value, list[int]] = {}
@@ -33,9 +35,15 @@ class Branches:
 
     def meet(self, a: Lifetime, b: Lifetime) -> bool:
         """Whether two buffers may be in use at the same time."""
-        return not (self._is_done(a.key, b.key) or self._is_done(b.key, a.key))  # type: ignore[arg-type]
+        return self.overlap(a.key, b.key)  # type: ignore[arg-type]
+
+    def overlap(self, a: Value, b: Value) -> bool:
+        """Whether two Values may be in use at the same time."""
+        return not (self._is_done(a, b) or self._is_done(b, a))
 
     def _is_done(self, first: Value, then: Value) -> bool:
         """Whether all that use the one are done before the other is written."""
+        if first in self._kept or then not in self._writers:  # which is there before any step
+            return False
         users = self._users[first]
         return all(users & ~self._before[writer] == 0 for writer in self._writers[then])

@@ -5,10 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from whet.ir.sizes import Size
 
 ALIGNMENT = 64
+
+GUEST_ALIGNMENT = 256
+"""What comes from outside lies as it would in memory of its own."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +41,38 @@ def assign(
     placed: list[tuple[int, int, Lifetime]] = []
     offsets: dict[Hashable, int] = {}
     for life in sorted(lifetimes, key=lambda x: (-x.size, x.first)):
-        size = max(-(-life.size // ALIGNMENT) * ALIGNMENT, ALIGNMENT)
+        size = _aligned(max(life.size, 1), ALIGNMENT)
         busy = sorted((start, end) for start, end, other in placed if meet(life, other))
         offsets[life.key] = start = _smallest_gap(busy, size)
         placed.append((start, start + size, life))
     return offsets, max((end for _, end, _ in placed), default=0)
+
+
+def lodge(
+    guests: Mapping[Hashable, int],
+    hosts: Mapping[Hashable, tuple[int, int]],
+    arena: int,
+    meet: Callable[[Any, Any], bool],
+) -> dict[Hashable, int]:
+    """Offsets of guests, whose bytes are given, in an arena where hosts have their places, each
+    from its first byte to that after its last; guests that it has no room for are left out."""
+    offsets: dict[Hashable, int] = {}
+    placed = dict(hosts)
+    for guest in sorted(guests, key=lambda key: -guests[key]):
+        size = _aligned(max(guests[guest], 1), GUEST_ALIGNMENT)
+        busy = sorted(
+            (start // GUEST_ALIGNMENT * GUEST_ALIGNMENT, _aligned(end, GUEST_ALIGNMENT))
+            for other, (start, end) in placed.items()
+            if meet(guest, other)
+        )
+        start = _smallest_gap([*busy, (arena, arena)], size)
+        if start + size <= arena:
+            offsets[guest], placed[guest] = start, (start, start + size)
+    return offsets
+
+
+def _aligned(size: int, to: int) -> int:
+    return -(-size // to) * to
 
 
 def _smallest_gap(busy: list[tuple[int, int]], size: int) -> int:
@@ -71,7 +102,7 @@ class Rooms:
         for members in self.members:
             places.append(at)
             most = max(map(value, members))
-            at += max(-(-most // ALIGNMENT) * ALIGNMENT, ALIGNMENT)
+            at += _aligned(max(most, 1), ALIGNMENT)
         return places, at
 
 

@@ -19,7 +19,7 @@ from whet.plan.kernel import Kernel, Loops, Nest, Template, View
 from whet.plan.likely import likely_value
 from whet.plan.loops import cut, rewrite_sizes, simplify
 from whet.plan.lower import Lowering, reshaped_index, unflatten
-from whet.plan.memory import Lifetime, Rooms, Tenant, assign, house
+from whet.plan.memory import Lifetime, Rooms, Tenant, assign, house, lodge
 from whet.plan.nests import NESTS, Phase, axes_of, elements
 from whet.plan.target import Capabilities
 
@@ -79,8 +79,8 @@ class Plan:
     """What runs for one graph, whose sizes are known, or are expressions that a run evaluates.
 
     Values that the graph is given (inputs, weights, constants) and its outputs have memory of their
-    own; `offsets` are the places of all others in the arena where sizes are known, else `rooms` are
-    what they share.
+    own, or may be `guests`; `offsets` are the places of all others in the arena where sizes are
+    known, else `rooms` are what they share.
     """
 
     graph: Graph
@@ -101,6 +101,22 @@ class Plan:
         """The named sizes that a run tells the kernels."""
         found = {name for step in self.steps if step.kernel for name in step.kernel.sizes}
         return tuple(sorted(found))
+
+    @cached_property
+    def guests(self) -> dict[Value, int]:
+        """Where inputs and outputs find room in the arena, while a run copies them from the host
+        and to it; those without room there have memory of their own. An input is there until all
+        of its readers are done, an output from the step that writes it on, also where steps that
+        do not need each other overlap."""
+        if self.sizes or self.rooms.members:
+            return {}
+        touched = {v for s in self.steps if not s.is_host for v in (*s.reads, *s.writes)}
+        ends = [v for v in (*self.graph.inputs, *self.graph.outputs) if v in touched]
+        sizes = {v: nbytes(v.tensor) for v in ends if v.tensor.is_static}
+        used = {v for s in self.steps for v in s.writes}
+        hosts = {v: (at, at + nbytes(v.tensor)) for v, at in self.offsets.items() if v in used}
+        overlap = Branches(self.steps, self.graph.outputs).overlap
+        return lodge(sizes, hosts, self.arena, overlap)  # type: ignore[arg-type, return-value]
 
     @cached_property
     def reference_ops(self) -> tuple[str, ...]:

@@ -84,6 +84,7 @@ class Context:
             room(plan.arena, (f for code in self.code for f, _ in code or ())), allocate
         )
         assert self.room is not None
+        self.staging.guests = {v: self.room.arena + at for v, at in plan.guests.items()}
         known = Known(plan, NoLayout(plan, ()), NO_SIZES)
         self.kind: Callable[[TensorType], TensorType] = lambda kind: kind
         here = self.device.context.found.architecture

@@ -20,14 +20,18 @@ CONTEXTS_OWN = 390 << 10  # bytes of code that a context has room for as it is, 
 
 def footprint(plan: Plan, given: Sequence[Value], architecture: Architecture) -> Footprint:
     """What a session takes for a plan, `given` being what it is to keep; inputs and outputs come
-    from the host and go there."""
+    from the host and go there, through the arena where it has room for them."""
     kernels = set(plan.kernels)
     launches = [f for k in kernels for f in codegen.to_triton(k, architecture).launches]
     sizes = room(plan.arena, launches)
     kept = [aligned(nbytes(v.tensor)) for v in given if is_held(v)]
     touched = {v for s in plan.steps if s.kernel is not None for v in (*s.reads, *s.writes)}
     ends = (*plan.graph.inputs, *plan.graph.outputs)
-    staged = [nbytes(v.tensor) for v in dict.fromkeys(ends) if v in touched and is_held(v)]
+    staged = [
+        nbytes(v.tensor)
+        for v in dict.fromkeys(ends)
+        if v in touched and v not in plan.guests and is_held(v)
+    ]
     blocks = itertools.count(GRAIN, 1 << 50)  # none touches another
     heap = Heap(lambda size: next(blocks), lambda block: None)
     heap.reserve(sum(kept) + sum(sizes))

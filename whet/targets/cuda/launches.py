@@ -18,7 +18,7 @@ from whet.targets.cuda.bound import Bound, Code, Layout, taken
 from whet.targets.cuda.compile import Function
 from whet.targets.cuda.driver import Stream, check, direct, failure
 from whet.targets.cuda.memory import Room
-from whet.targets.cuda.order import Span, Use
+from whet.targets.cuda.order import Span, Use, meet
 from whet.targets.cuda.segments import Place, Segment
 
 Words = Mapping[int, int]
@@ -125,16 +125,29 @@ class _Making:
                 for v in step.writes
                 if v in self.plan.graph.outputs and v in self.places
             ]
+        segment.spent = self._spent(segment)
+        segment.arena = range(self.room.arena, self.room.counters)
         return segment
 
+    def _spent(self, segment: Segment) -> list[tuple[Place, int]]:
+        """What was there before a segment that reads it and writes over it, and its bytes."""
+        made, found = dict[Value, None](), dict[Value, None]()
+        for step in self.plan.steps[segment.begin : segment.end]:
+            found.update(dict.fromkeys(v for v in step.reads if v not in made))
+            made.update(dict.fromkeys(step.writes))
+        written = tuple(map(self._span, made))
+        lost = [v for v in found if v in self.places and meet((self._span(v),), written)]
+        return [(self.places[v], nbytes(self.tensor(v.tensor))) for v in lost]
+
     def _use(self, step: Step, function: Function) -> Use:
-        """The memory that a launch may touch. Weights and inputs are only read."""
+        """The memory that a launch may touch. A guest is taken to be in the arena in every run,
+        which adds no edge: what lies in its place waits for the same launches anyhow."""
         shared = (("counters", function.counters), ("scratch", function.scratch))
         reads, writes = (tuple(map(self._span, values)) for values in (step.reads, step.writes))
         return Use(reads, (*writes, *((name, 0, 1) for name, size in shared if size != 0)))
 
     def _span(self, value: Value) -> Span:
-        at = self.offsets.get(value)
+        at = self.offsets.get(value, self.plan.guests.get(value))
         if at is None:
             return value, 0, 1
         return "arena", at, at + max(nbytes(self.tensor(value.tensor)), 1)

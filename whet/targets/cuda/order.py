@@ -41,11 +41,12 @@ def predecessors(uses: Sequence[Use]) -> list[tuple[int, ...]]:
 
 def _conflict(first: Use, then: Use) -> bool:
     return (
-        _meet(first.writes, then.reads)
-        or _meet(first.writes, then.writes)
-        or _meet(first.reads, then.writes)
+        meet(first.writes, then.reads)
+        or meet(first.writes, then.writes)
+        or meet(first.reads, then.writes)
     )
 
 
-def _meet(these: tuple[Span, ...], those: tuple[Span, ...]) -> bool:
+def meet(these: tuple[Span, ...], those: tuple[Span, ...]) -> bool:
+    """Whether two sets of pieces have a byte in common."""
     return any(a[0] == b[0] and a[1] < b[2] and b[1] < a[2] for a in these for b in those)
