@@ -113,7 +113,7 @@ def memory(rows: list[Row]) -> str:
         "In a new process, by NumPy arrays. Used: free memory of the device once it is open, less "
         "that after the first run. Foreseen: what `whet show --memory` says without a device. "
         "Least: weights as kernels read them, and the arena with counters and partial sums; inputs "
-        "and outputs come on top, then code, each in pieces of 2 MiB.\n",
+        "and outputs that find no room in it come on top, then code, each in pieces of 2 MiB.\n",
         "| network | batch | used, MB | foreseen, MB | used / foreseen | weights + arena, MB | "
         "used / (weights + arena) | arena, MB | alive at once, MB |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",

@@ -310,5 +310,6 @@ def _print_memory(found: Inspection) -> None:
         say(
             f"{size(foreseen.taken)} of the device: {size(foreseen.weights)} weights, "
             f"{size(foreseen.arena)} for a run, {size(foreseen.staged)} for inputs and outputs on "
-            f"the host, about {size(foreseen.code)} code, and what rounds them up to whole pieces"
+            f"the host that find no room there, about {size(foreseen.code)} code, and what rounds "
+            "them up to whole pieces"
         )

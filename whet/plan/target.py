@@ -98,7 +98,7 @@ class Footprint:
     arena: int
     """For one run at a time: results in between, and what kernels need besides."""
     staged: int
-    """Inputs and outputs that are the host's."""
+    """Inputs and outputs that are the host's, where the arena has no room for them."""
     code: int
     """About what machine code takes."""
     taken: int

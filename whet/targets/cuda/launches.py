@@ -133,8 +133,8 @@ class _Making:
         """What was there before a segment that reads it and writes over it, and its bytes."""
         made, found = dict[Value, None](), dict[Value, None]()
         for step in self.plan.steps[segment.begin : segment.end]:
+            made.update(dict.fromkeys(step.writes))  # a scan reads what it has written itself
             found.update(dict.fromkeys(v for v in step.reads if v not in made))
-            made.update(dict.fromkeys(step.writes))
         written = tuple(map(self._span, made))
         lost = [v for v in found if v in self.places and meet((self._span(v),), written)]
         return [(self.places[v], nbytes(self.tensor(v.tensor))) for v in lost]
