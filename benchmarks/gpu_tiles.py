@@ -141,7 +141,8 @@ def timed(device: Device, kernels: dict[str, Template], jobs: dict[str, Any]) ->
                     print(kernel.name, shape, tile, str(job.error)[-300:])
                 continue
             row: Row = {"name": name, "kind": kernel.name, "rank": rank, "tile": astuple(tile)}
-            row["us"] = 1e6 * bench.seconds(kernel, job.code)
+            with device.context:
+                row["us"] = 1e6 * bench.seconds(kernel, job.code)
             if shape is not None:
                 row["shape"] = astuple(shape)
                 row["cost"] = 1e-3 * tiling.cost(shape, tile, device.architecture)

@@ -39,6 +39,7 @@ from whet.targets.cuda.launches import Configuration
 from whet.targets.special import Special
 
 TOTAL = 1 << 33
+DEFAULT_STREAMS = 0, 1, 2
 FEW = 4
 """Up to this number of the first size the first way to run a kernel is taken."""
 
@@ -98,6 +99,8 @@ class Driver(types.ModuleType):
         """Kernels that fail, by what they are called here, and nodes whose kernels will."""
         self.contexts: list[int] = []
         self.current = threading.local()
+        self.waited: list[int] = []
+        """The contexts that were waited for."""
         self.owner: dict[Any, int] = {}
         """The contexts in which streams, memory and modules were made."""
         self.memory: dict[int, Any] = {}
@@ -164,21 +167,39 @@ class Driver(types.ModuleType):
         self.contexts.append(self.new())
         return 0, self.contexts[-1]
 
-    def direct_cuCtxSetCurrent(self, context: int) -> None:
-        self.current.number = context
+    @property
+    def stack(self) -> list[int]:
+        """The calling thread's contexts: the last one is current, 0 is none."""
+        if not hasattr(self.current, "stack"):
+            self.current.stack = [0]
+        return self.current.stack  # type: ignore[no-any-return]
 
-    def cuCtxSetCurrent(self, context: int) -> tuple[int]:
-        self.current.number = context
-        return (0,)
+    def direct_cuCtxSetCurrent(self, context: int) -> None:
+        self.stack[-1] = context
+
+    def direct_cuCtxPushCurrent(self, context: int) -> None:
+        self.stack.append(context)
+
+    def direct_cuCtxPopCurrent(self, place: int) -> None:
+        ctypes.c_uint64.from_address(place).value = self.stack.pop()
+
+    def cuCtxSynchronize(self) -> tuple[int]:
+        assert self.stack[-1], "no context is current"
+        self.waited.append(self.stack[-1])
+        return (self.status,)
+
+    def cuStreamGetCtx(self, stream: int) -> tuple[int, int]:
+        return 0, self.owner.get(stream, self.stack[-1])
 
     def mine(self, made: Any) -> Any:
         """Notes that something was made in the current context."""
-        self.owner[made] = self.current.number
+        assert self.stack[-1], "no context is current"
+        self.owner[made] = self.stack[-1]
         return made
 
     def expect(self, *used: Any) -> None:
         """Asserts that all was made in the current context, but for what the caller brought."""
-        assert {self.owner[u] for u in used if u in self.owner} <= {self.current.number}
+        assert {self.owner[u] for u in used if u in self.owner} <= {self.stack[-1]}
 
     def cuDeviceGetDefaultMemPool(self, device: int) -> tuple[int, int]:
         return 0, self.new()
@@ -192,13 +213,16 @@ class Driver(types.ModuleType):
         return 0, self.mine(self.new())
 
     def direct_cuStreamSynchronize(self, stream: int) -> int:
+        assert stream not in DEFAULT_STREAMS or self.stack[-1], "no context is current"
         return self.status
 
     def cuEventCreate(self, flags: int) -> tuple[int, int]:
         return 0, self.mine(self.new())
 
     def direct_cuEventRecord(self, event: int, stream: int) -> None:
-        assert self.owner[event] == self.owner.get(stream, self.owner[event])
+        # A default stream is that of the current context.
+        default = self.stack[-1] if stream in DEFAULT_STREAMS else self.owner[event]
+        assert self.owner[event] == self.owner.get(stream, default)
 
     def cuEventElapsedTime(self, first: int, last: int) -> tuple[int, float]:
         return 0, float(self.depth)
@@ -223,6 +247,7 @@ class Driver(types.ModuleType):
 
     def cuMemFree(self, pointer: int) -> tuple[int]:
         self.counts["cuMemFree"] += 1
+        self.expect(int(pointer))
         del self.memory[int(pointer)]
         return (0,)
 
@@ -541,19 +566,21 @@ def _forget() -> None:
 class Tensor:
     """Another library's tensor on the device, by DLPack's older form."""
 
-    def __init__(self, stub: Driver, array: np.ndarray) -> None:
-        self.stub, self.array = stub, np.ascontiguousarray(array)
-        driver.Context.of(0).use()
-        _, self.pointer = stub.cuMemAlloc(self.array.nbytes)
+    def __init__(self, stub: Driver, array: np.ndarray, number: int = 0) -> None:
+        self.stub, self.array, self.number = stub, np.ascontiguousarray(array), number
+        with driver.Context.of(number):
+            _, self.pointer = stub.cuMemAlloc(self.array.nbytes)
         ctypes.memmove(self.pointer, self.array.ctypes.data, self.array.nbytes)
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        return 2, 0
+        return 2, self.number
 
     def __dlpack__(self, stream: Any = None, **ignored: Any) -> Any:
         from whet.targets.cuda.array import DeviceArray
 
-        context = driver.Context.of(0)
+        context = driver.Context.of(self.number)
+        if self.stub.stack[-1] != context.number:  # so does PyTorch
+            raise BufferError("Can't export tensors on a different CUDA device index.")
         array = self.array
         made = DeviceArray(context, self.pointer, array.dtype, array.shape, self)
         return made.__dlpack__(stream=-1)
@@ -578,7 +605,7 @@ class TorchTensor(Tensor):
         return self.pointer
 
     def get_device(self) -> int:
-        return 0
+        return self.number
 
     def is_contiguous(self) -> bool:
         return True

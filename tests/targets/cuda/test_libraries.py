@@ -187,7 +187,8 @@ def test_a_library_must_agree_with_ours(
     kernel = template(called("plain-float16"))
     matmul, slots = cublas.matched(kernel)  # type: ignore[misc]
     codes = [library.packed(n, 1, (*slots, "scratch"), vars(matmul)) for n in ("numpy", "other")]
-    assert tactics.Bench(Context.of(0)).agrees(kernel, *codes) == (wrong == "")
+    with Context.of(0) as context:
+        assert tactics.Bench(context).agrees(kernel, *codes) == (wrong == "")
 
 
 class Refusing:

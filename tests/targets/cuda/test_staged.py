@@ -206,7 +206,8 @@ def test_inputs_on_the_device_add_no_edge_and_no_memory(gpu: Driver) -> None:
 def opened_launches(session: whet.Session, context: Any) -> Any:
     """The launches of a context, made once more."""
     fresh = type(context)(context.plan, context.device, context.spans, None)
-    fresh.fix(context.device.heap.take, {})
+    with context.device.context:
+        fresh.fix(context.device.heap.take, {})
     return fresh.launches
 
 

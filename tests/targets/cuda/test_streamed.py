@@ -16,6 +16,7 @@ from tests.runtime.models import LAYERS, MEBI, WIDTH, layers
 from tests.runtime.test_stream import feeds
 from tests.targets.cuda.stub import Driver, stubbed
 from whet.errors import InvalidSetting, OutOfMemory
+from whet.targets.cuda.driver import Context
 
 
 @pytest.fixture
@@ -96,7 +97,8 @@ class Given:
     """Another library's memory on the device."""
 
     def __init__(self, gpu: Driver, size: int, offset: int = 0) -> None:
-        _, self.pointer = gpu.cuMemAlloc(size + 256)
+        with Context.of(0):
+            _, self.pointer = gpu.cuMemAlloc(size + 256)
         self.pointer, self.nbytes = self.pointer + offset, size
 
     @property

@@ -42,9 +42,9 @@ class DeviceArray:
     def fill(self, array: np.ndarray) -> DeviceArray:
         """Itself, with the elements of a NumPy array."""
         array = np.ascontiguousarray(array)
-        self.context.use()
-        self.context.stream.upload(self.pointer, array.ctypes.data, array.nbytes)
-        self.context.stream.synchronize()
+        with self.context:
+            self.context.stream.upload(self.pointer, array.ctypes.data, array.nbytes)
+            self.context.stream.synchronize()
         return self
 
     def on(self, stream: Stream | None) -> DeviceArray:
@@ -52,7 +52,8 @@ class DeviceArray:
         if stream is self.stream:
             return self
         if self.stream is not None:
-            stream.follow(self.stream) if stream is not None else self.stream.synchronize()
+            with self.context:
+                stream.follow(self.stream) if stream is not None else self.stream.synchronize()
         array = DeviceArray(self.context, self.pointer, self.dtype, self.shape, self)
         array.stream, array.host = stream, self.host
         return array
@@ -79,10 +80,10 @@ class DeviceArray:
         if self.host is not None:
             return self.host
         result = np.empty(self.shape, self.dtype)
-        self.context.use()
         stream = self.stream or self.context.stream
-        stream.download(result.ctypes.data, self.pointer, self.nbytes)
-        stream.synchronize()
+        with self.context:
+            stream.download(result.ctypes.data, self.pointer, self.nbytes)
+            stream.synchronize()
         if self.verify is not None:
             self.verify()
         return result
@@ -95,11 +96,11 @@ class DeviceArray:
         """The same elements in memory of their own."""
         made = DeviceArray(self.context, 0, self.dtype, self.shape, None)
         made.allocate(self.context.stream)
-        self.context.use()
-        if self.stream is not None:
-            self.stream.synchronize()
-        self.context.stream.copy(made.pointer, self.pointer, self.nbytes)
-        self.context.stream.synchronize()
+        with self.context:
+            if self.stream is not None:
+                self.stream.synchronize()
+            self.context.stream.copy(made.pointer, self.pointer, self.nbytes)
+            self.context.stream.synchronize()
         return made
 
     def __repr__(self) -> str:
@@ -122,10 +123,11 @@ class DeviceArray:
         """A capsule, in which the tensor is finished for what comes next on a stream: by default on
         every one."""
         if self.stream is not None and stream != self.stream.number:
-            if stream is None:
-                self.stream.synchronize()
-            elif stream != -1:
-                self.context.foreign(stream).follow(self.stream)
+            with self.context:  # the default stream is that of the current context
+                if stream is None:
+                    self.stream.synchronize()
+                elif stream != -1:
+                    self.context.foreign(stream).follow(self.stream)
         from whet.targets.cuda.dlpack import capsule
 
         return capsule(self)

@@ -345,6 +345,7 @@ class Context:
             self.used.synchronize()
             taken = time.perf_counter() - start
             watched.add(trace.Timing(step, taken, start, sizes=self.sizes), values)
+            self.device.context.resume()
 
     def _on_host(self, value: Value, values: dict[Value, Any]) -> Any:
         """A Value as NumPy has it."""
@@ -401,6 +402,7 @@ class Context:
                     values[value] = self._seen(value)
             timing = trace.Timing(found, seconds, starts[place], sizes=self.sizes)
             watched.add(timing, values)
+            self.device.context.resume()
 
     def _seen(self, value: Value) -> np.ndarray:
         kind, pointer = self.kind(value.tensor), self.launches.at(value)

@@ -209,7 +209,8 @@ def ways(context: Context, kernel: Template) -> list[bytes]:
     if found is None:
         return []
     matmul, slots = found
-    asked = Asked(context, matmul)
+    with context:
+        best = Asked(context, matmul).best()
     return [
         library.packed(
             NAME,
@@ -221,7 +222,7 @@ def ways(context: Context, kernel: Template) -> list[bytes]:
                 "workspace": int(way.workspace),
             },
         )
-        for way in asked.best()
+        for way in best
     ]
 
 
@@ -233,8 +234,8 @@ class Asked:
         if found is None:
             raise DeviceError("cublasLt is not there")
         self.library, self.matmul = found, matmul
-        context.use()
-        self.handle = _handle(context.found.number)
+        with context:
+            self.handle = _handle(context.found.number)
         m = matmul
         self.operation = self._made("MatmulDesc", COMPUTE_32F, TYPES["float32"])
         count, left, right, out = m.batch

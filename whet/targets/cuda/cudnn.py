@@ -142,7 +142,8 @@ def ways(context: Context, kernel: Template) -> list[bytes]:
     if found is None:
         return []
     filtering, slots = found
-    asked = Asked(context, filtering)
+    with context:
+        best = Asked(context, filtering).best()
     return [
         library.packed(
             NAME,
@@ -155,7 +156,7 @@ def ways(context: Context, kernel: Template) -> list[bytes]:
                 "workspace": int(way.memory),
             },
         )
-        for way in asked.best()
+        for way in best
     ]
 
 
@@ -167,8 +168,8 @@ class Asked:
         if found is None:
             raise DeviceError("cudnn is not there")
         self.library, self.filtering = found, filtering
-        context.use()
-        self.handle, self.lock = _handle(context.found.number)
+        with context:
+            self.handle, self.lock = _handle(context.found.number)
         f = filtering
         kind = TYPES[f.dtype]
         self.x = self._tensor(kind, f.x, f.x_strides)

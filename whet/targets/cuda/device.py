@@ -365,7 +365,6 @@ class Device:
 
     def trim(self) -> None:
         """Gives memory back to the device that nothing uses any more."""
-        self.context.use()
         self.context.trim()
 
 

@@ -142,7 +142,8 @@ def adopt(x: Any, context: Context, stream: Stream | None, what: str) -> DeviceA
         return None
     # What is on the caller's stream needs no other order than that.
     wanted = context.stream.number if stream is None else UNORDERED
-    capsule = x.__dlpack__(stream=wanted)
+    with context:  # PyTorch exports what is on the current device, for its streams alone
+        capsule = x.__dlpack__(stream=wanted)
     managed = _pointer(capsule, NAME)
     _rename(capsule, USED)
     owner = _Taken(managed)
@@ -221,9 +222,9 @@ class Exchange:
         array = _read(fields, context, x, what)
         if stream is None:
             found = ctypes.c_uint64()
-            context.use()
             self._current_stream(kind, number, ctypes.addressof(found))
-            context.stream.follow(context.foreign(found.value))
+            with context:
+                context.stream.follow(context.foreign(found.value))
         array.stream = stream
         return array
 

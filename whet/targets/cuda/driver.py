@@ -103,6 +103,8 @@ def _said(driver: Any, status: Any) -> str:
 
 _HANDLE, _SIZE = ctypes.c_void_p, ctypes.c_size_t
 _QUICK = {
+    "cuCtxPopCurrent": (_HANDLE,),
+    "cuCtxPushCurrent": (_HANDLE,),
     "cuCtxSetCurrent": (_HANDLE,),
     "cuEventRecord": (_HANDLE, _HANDLE),
     "cuGraphExecKernelNodeSetParams": (_HANDLE, _HANDLE, _HANDLE),
@@ -197,8 +199,18 @@ def find(number: int) -> Found:
     return Found(number, text, architecture, memory, release(version))
 
 
+_popped = ctypes.c_uint64()
+"""Where the driver says which context was current: that is known."""
+
+
 class Context:
-    """The primary context of a device, and its pool of memory."""
+    """The primary context of a device, and its pool of memory.
+
+    What the driver is asked for concerns the calling thread's current context, which is also what
+    PyTorch takes for the current device. Within `with context` it is this one, and afterwards again
+    what it was, so that neither a caller's device changes, nor, where an object ends in the middle
+    of a run, that of the run.
+    """
 
     _open: ClassVar[dict[int, Context]] = {}
     _lock = threading.Lock()
@@ -209,7 +221,11 @@ class Context:
         self.device = check(driver.cuDeviceGet(number), "opening the device")
         self.handle = check(driver.cuDevicePrimaryCtxRetain(self.device), "opening the device")
         self.number = int(self.handle)
-        self.use()
+        with self:
+            self._set_up()
+
+    def _set_up(self) -> None:
+        driver = api()
         self.stream = Stream(self)
         self.streams = [self.stream]
         """Those that no run is on: each takes memory, and making one takes time."""
@@ -244,8 +260,16 @@ class Context:
                 cls._open[number] = cls(number)
             return cls._open[number]
 
-    def use(self) -> None:
-        """Makes it the calling thread's context."""
+    def __enter__(self) -> Context:
+        if status := direct().cuCtxPushCurrent(self.number):
+            raise failure(status, "choosing the device")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        direct().cuCtxPopCurrent(ctypes.addressof(_popped))
+
+    def resume(self) -> None:
+        """Makes it the current one again, behind what a caller did in the middle of a run."""
         if status := direct().cuCtxSetCurrent(self.number):
             raise failure(status, "choosing the device")
 
@@ -263,8 +287,19 @@ class Context:
         """A stream of the caller's: its handle, or an object that has one."""
         number = handle_of(stream)
         if number not in self._foreign:
+            self._check_here(number)
             self._foreign[number] = Stream(self, number)
         return self._foreign[number]
+
+    def _check_here(self, number: int) -> None:
+        """Raises InvalidSetting for a stream of another device."""
+        with self:
+            made = check(api().cuStreamGetCtx(api().CUstream(number)), "asking a stream")
+        if int(made) != self.number:
+            raise InvalidSetting(
+                f"the stream {number:#x} is not one of cuda:{self.found.number}, where the session "
+                f"runs; in PyTorch, make it by torch.cuda.Stream(device={self.found.number})"
+            )
 
     def trim(self) -> None:
         """Gives memory that nothing uses back to the device."""
@@ -275,8 +310,8 @@ class Context:
 
     def free_bytes(self) -> int:
         """How much memory nobody has."""
-        self.use()
-        free, _ = check(api().cuMemGetInfo(), "asking for free memory")
+        with self:
+            free, _ = check(api().cuMemGetInfo(), "asking for free memory")
         return int(free)
 
 
@@ -300,9 +335,9 @@ class Stream:
         driver = api()
         self.context = context
         if number is None:
-            context.use()
             kind = driver.CUstream_flags.CU_STREAM_NON_BLOCKING
-            self.handle = check(driver.cuStreamCreate(kind), "making a stream")
+            with context:
+                self.handle = check(driver.cuStreamCreate(kind), "making a stream")
         else:
             self.handle = driver.CUstream(number)
         self.number, self.is_own = int(self.handle), number is None
@@ -337,8 +372,8 @@ class Stream:
     def follow(self, other: Stream) -> None:
         """What comes next here waits for what another stream was asked for so far."""
         if other._mark is None:
-            other.context.use()  # an event is of the context that it was made in
-            other._mark = Event()
+            with other.context:  # an event is of the context that it was made in
+                other._mark = Event()
         other._mark.record(other)
         self.wait_for(other._mark)
 
@@ -371,8 +406,8 @@ class Stream:
         for size in list(self._kept):
             while pointer := self.recall(size):
                 # Not in order with the stream, which may be one that the caller has ended.
-                self.context.use()
-                api().cuMemFree(pointer)
+                with self.context:
+                    api().cuMemFree(pointer)
 
     def __del__(self) -> None:
         if getattr(self, "is_own", False):

@@ -42,12 +42,12 @@ class Executable:
     def __init__(self, plan: Plan, device: Device, before: Plan | None = None) -> None:
         self.plan, self.device = plan, device
         self.segments = segments(plan.steps)
-        device.context.use()
         self.kernels = [step.kernel for step in plan.steps]
         others = before.kernels if before else []
         outside = {*plan.graph.inputs, *plan.graph.outputs}
         moving = {s.kernel for s in plan.steps if s.kernel and outside & {*s.reads, *s.writes}}
-        device.compile([*plan.kernels, *others], moving=moving)
+        with device.context:
+            device.compile([*plan.kernels, *others], moving=moving)
         self._free: list[Context] = []
         self.allocate: Callable[[int], Any] = device.heap.take
         """Where arenas come from."""
@@ -85,14 +85,14 @@ class Executable:
         """Computes the plan's outputs into the `out` arrays; `given` is what was prepared, the same
         object in each run with the same weights, `sizes` are the named sizes of this run. Arrays
         are NumPy's or this device's."""
-        self.device.context.use()
-        context = self._free.pop() if self._free else self._context()
-        try:
-            if self.layout is not None:
-                self._choose(context, self.bound(sizes))
-            return context.run(given, inputs, out, run_graph)
-        finally:
-            self._free.append(context)
+        with self.device.context:
+            context = self._free.pop() if self._free else self._context()
+            try:
+                if self.layout is not None:
+                    self._choose(context, self.bound(sizes))
+                return context.run(given, inputs, out, run_graph)
+            finally:
+                self._free.append(context)
 
     def _context(self) -> Context:
         """Another one; it does not know its executable, as both go with the last reference."""
@@ -114,16 +114,16 @@ class Executable:
         is_quick = self._is_direct and self._free and self.pace is None
         if not is_quick or trace.current.get() is not None:
             return None
-        stream = inputs[0].stream
-        self.device.context.use()
         try:
             context = self._free.pop()
         except IndexError:  # another thread has it
             return None
         try:
-            if self.layout is not None:
-                self._choose(context, self.bound(sizes))
-            return context.answer(given, inputs, stream) if context.is_graph else None
+            with self.device.context:
+                if self.layout is not None:
+                    self._choose(context, self.bound(sizes))
+                stream = inputs[0].stream
+                return context.answer(given, inputs, stream) if context.is_graph else None
         finally:
             self._free.append(context)
 
@@ -190,13 +190,13 @@ class Executable:
     def _take_over(self, bound: Bound, kernels: Sequence[Any]) -> None:
         """Loads code for some sizes, and makes the launches of each context."""
         device, code = self.device, []
-        device.context.use()
-        for kernel in kernels:
-            code.append(None if kernel is None else device.code(kernel))
-            give_way()
-        bound.code = code
-        for context in list(self._contexts):
-            context.prepare(bound, give_way)
+        with device.context:
+            for kernel in kernels:
+                code.append(None if kernel is None else device.code(kernel))
+                give_way()
+            bound.code = code
+            for context in list(self._contexts):
+                context.prepare(bound, give_way)
         bound.is_special = True
 
     def _choose(self, context: Context, bound: Bound) -> None:
@@ -209,8 +209,8 @@ class Executable:
 
             def make() -> None:
                 if (here := reference()) is not None:
-                    device.context.use()
-                    here.prepare(bound, give_way)
+                    with device.context:
+                        here.prepare(bound, give_way)
                     here.is_waiting = False
 
             device.later(make)

@@ -21,9 +21,12 @@ class Module:
     """Machine code on a device, until nothing refers to it."""
 
     def __init__(self, context: Context, cubin: bytes, name: str, shared: int) -> None:
-        driver = api()
         self.context = context
-        context.use()
+        with context:
+            self._load(cubin, name, shared)
+
+    def _load(self, cubin: bytes, name: str, shared: int) -> None:
+        driver = api()
         self.handle = check(driver.cuModuleLoadData(cubin), f"loading {name}")
         function = driver.cuModuleGetFunction(self.handle, name.encode())
         self.function = check(function, f"loading {name}")
@@ -41,9 +44,8 @@ class Module:
 
     def __del__(self) -> None:
         if hasattr(self, "handle"):
-            driver = api()
-            driver.cuCtxSetCurrent(self.context.handle)
-            driver.cuModuleUnload(self.handle)
+            with self.context:
+                api().cuModuleUnload(self.handle)
 
 
 @dataclass

@@ -176,7 +176,8 @@ def restored(context: Context, function: Function) -> Routine:
     maker = MAKERS.get(said["library"])
     if maker is None:
         raise DeviceError(f"{said['library']} is not known here")
-    return Routine(context, maker(context, said["version"], said["how"]))
+    with context:
+        return Routine(context, maker(context, said["version"], said["how"]))
 
 
 def usable(cubin: bytes) -> bool:

@@ -79,14 +79,14 @@ class Heap:
         """One on a device."""
 
         def allocate(size: int) -> int:
-            context.use()
-            status, pointer = api().cuMemAlloc(size)
+            with context:
+                status, pointer = api().cuMemAlloc(size)
             if int(status):
                 raise _refused(context, status, size)
             return int(pointer)
 
         heap = cls(allocate, lambda block: _free(context, block))
-        heap.settle = lambda: check(api().cuCtxSynchronize(), "running on the device")
+        heap.settle = lambda: _settle(context)
         return heap
 
     @property
@@ -186,8 +186,13 @@ def _refused(context: Context, status: Any, size: int) -> Exception:
 
 def _free(context: Context, pointer: int) -> None:
     """Once all that the device does is done."""
-    api().cuCtxSetCurrent(context.handle)
-    api().cuMemFree(pointer)
+    with context:
+        api().cuMemFree(pointer)
+
+
+def _settle(context: Context) -> None:
+    with context:
+        check(api().cuCtxSynchronize(), "running on the device")
 
 
 class Loan:
@@ -202,17 +207,18 @@ class Loan:
 
     def _borrow(self) -> int:
         context, found = self.stream.context, ctypes.c_uint64()
-        context.use()
         address, number = ctypes.addressof(found), self.stream.number
-        if status := direct().cuMemAllocAsync(address, self.size, number):
+        with context:
+            status = direct().cuMemAllocAsync(address, self.size, number)
+        if status:
             raise _refused(context, status, self.size)
         return found.value
 
     def __del__(self) -> None:
         pointer = getattr(self, "pointer", 0)
         if pointer and not self.stream.keep(self.size, pointer):
-            self.stream.context.use()
-            direct().cuMemFreeAsync(pointer, self.stream.number)
+            with self.stream.context:
+                direct().cuMemFreeAsync(pointer, self.stream.number)
 
 
 class Pinned:
@@ -220,9 +226,9 @@ class Pinned:
 
     def __init__(self, context: Context, size: int) -> None:
         self.context = context
-        context.use()
         doing = f"allocating {size:,} bytes of pinned memory"
-        self.pointer = int(check(api().cuMemHostAlloc(max(size, 1), 0), doing))
+        with context:
+            self.pointer = int(check(api().cuMemHostAlloc(max(size, 1), 0), doing))
         bytes_there: Any = (ctypes.c_uint8 * max(size, 1)).from_address(self.pointer)
         self.array: np.ndarray = np.ctypeslib.as_array(bytes_there)
 
@@ -230,6 +236,5 @@ class Pinned:
         pointer = getattr(self, "pointer", 0)
         if pointer:
             self.pointer = 0
-            driver = api()
-            driver.cuCtxSetCurrent(self.context.handle)
-            driver.cuMemFreeHost(pointer)
+            with self.context:
+                api().cuMemFreeHost(pointer)

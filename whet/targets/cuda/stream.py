@@ -33,13 +33,13 @@ class Inflow(Budget):
 
     def __init__(self, budget: int | str, device: Device) -> None:
         super().__init__(budget, device.context.free_bytes)
-        device.context.use()
         self.device = device
         self.running = threading.RLock()
         """Held while a run is asked for: two at once would mix their windows up."""
         self.copies = Stream(device.context)
-        self.arrived = [Event() for _ in range(ROOMS)]
-        self.used = [Event() for _ in range(ROOMS)]
+        with device.context:
+            self.arrived = [Event() for _ in range(ROOMS)]
+            self.used = [Event() for _ in range(ROOMS)]
         """When a room's weights are there, and when its kernels are done."""
         self.rooms: list[Piece] = []
         self.room = 0
