@@ -18,9 +18,9 @@ NOWHERE = 16
 """An address at which there is no memory."""
 
 
-def session_with_a_fault() -> Any:
+def session_with_a_fault(device: str = "cuda") -> Any:
     """One whose last kernel reads where nothing is."""
-    session = engine(64, 64).session(device="cuda", cache=False)
+    session = engine(64, 64).session(device=device, cache=False)
     x = drawn(1, 64, 64)
     close(session.run({"x": x})["y"], x)
     (stage,) = session._runner._stages.values()
@@ -70,11 +70,11 @@ def a_kernel_that_fails_at_once() -> None:
     assert "running loops" in text and "ILLEGAL_ADDRESS" in text, text
 
 
-def apart(check: Any) -> Any:
+def apart(check: Any, module: str = "tests.targets.cuda.faults") -> Any:
     """The check in a process of its own, which must end well, too."""
 
     def run() -> None:
-        command = [sys.executable, "-m", "tests.targets.cuda.faults", check.__name__]
+        command = [sys.executable, "-m", module, check.__name__]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, (done.stdout + done.stderr)[-2000:]
 

@@ -47,9 +47,9 @@ def problems() -> Iterator[Problem]:
             yield made
 
 
-def check(made: Problem, rank: int) -> tuple[str, list[str]]:
+def check(made: Problem, rank: int, number: int = 0) -> tuple[str, list[str]]:
     """What is wrong, if anything, and which libraries ran."""
-    device = LibraryDevice()
+    device = LibraryDevice(number=number)
     device.rank, device.ran = rank, []  # type: ignore[attr-defined]
     runner = Runner(device, ImportedWeights({}), 1)
     (got,) = runner.execute(made.graph, made.arrays)

@@ -64,6 +64,8 @@ def test_the_callers_context_stays(gpus: Driver, budget: str | None) -> None:
                     got = session.run(given, stream=stream)
                     stays()
                     kept.append(got["y"].copy())
+                    kept.append(session.run({**given, "x": got["y"]}, stream=2))
+                    stays()
                     kept.append(got["y"].__dlpack__(stream=1 - n))
                     check(got, drawn(turn))
                     stays()

@@ -200,6 +200,7 @@ def find(number: int) -> Found:
 
 
 _popped = ctypes.c_uint64()
+_POPPED = ctypes.addressof(_popped)
 """Where the driver says which context was current: that is known."""
 
 
@@ -266,7 +267,7 @@ class Context:
         return self
 
     def __exit__(self, *error: object) -> None:
-        direct().cuCtxPopCurrent(ctypes.addressof(_popped))
+        direct().cuCtxPopCurrent(_POPPED)
 
     def resume(self) -> None:
         """Makes it the current one again, behind what a caller did in the middle of a run."""
