@@ -37,6 +37,13 @@ def on(number: int, engine: whet.Engine, **options: Any) -> whet.Session:
     return engine.session(device=f"cuda:{number}", cache=False, **options)
 
 
+def stream_on(gpus: Driver, number: int) -> int:
+    """A stream of a caller's on a device."""
+    made = gpus.new()
+    gpus.owner[made] = Context.of(number).number
+    return made
+
+
 def tensors(
     gpus: Driver, number: int, inputs: dict[str, np.ndarray], kind: type[Tensor] = Tensor
 ) -> dict[str, Any]:
@@ -152,13 +159,22 @@ def test_pieces_that_come_back_wait_for_their_own_device(gpus: Driver) -> None:
 
 def test_a_stream_of_another_device_is_refused(gpus: Driver) -> None:
     session = on(1, whet.build(model()))
-    streams = [gpus.new() for _ in range(2)]
-    gpus.owner |= {s: Context.of(n).number for n, s in enumerate(streams)}
+    streams = [stream_on(gpus, n) for n in (0, 1)]
     given = tensors(gpus, 1, drawn(1))
     check(session.run(given, stream=streams[1]), drawn(1))
     with pytest.raises(InvalidSetting, match=r"is not one of cuda:1, .*device=1"):
         session.run(given, stream=streams[0])
     check(session.run(given, stream=0), drawn(1))
+
+
+def test_a_result_may_be_taken_over_by_a_stream_of_another_device(gpus: Driver) -> None:
+    """Waiting is allowed across devices."""
+    session = on(1, whet.build(model()))
+    given = tensors(gpus, 1, drawn(1))
+    y = session.run(given, stream=stream_on(gpus, 1))["y"]
+    before = gpus.counts["cuStreamWaitEvent"]
+    y.__dlpack__(stream=stream_on(gpus, 0))
+    assert gpus.counts["cuStreamWaitEvent"] == before + 1
 
 
 def test_weights_of_each_device_are_its_own(gpus: Driver) -> None:

@@ -127,7 +127,7 @@ class DeviceArray:
                 if stream is None:
                     self.stream.synchronize()
                 elif stream != -1:
-                    self.context.foreign(stream).follow(self.stream)
+                    Stream(self.context, stream).follow(self.stream)
         from whet.targets.cuda.dlpack import capsule
 
         return capsule(self)
