@@ -108,7 +108,7 @@ class Plan:
         and to it; those without room there have memory of their own. An input is there until all
         of its readers are done, an output from the step that writes it on, also where steps that
         do not need each other overlap."""
-        if self.sizes or self.rooms.members:
+        if not self.arena or not self.graph.inputs or self.sizes or self.rooms.members:
             return {}
         touched = {v for s in self.steps if not s.is_host for v in (*s.reads, *s.writes)}
         ends = [v for v in (*self.graph.inputs, *self.graph.outputs) if v in touched]

@@ -99,6 +99,8 @@ class Driver(types.ModuleType):
         """Kernels that fail, by what they are called here, and nodes whose kernels will."""
         self.contexts: list[int] = []
         self.current = threading.local()
+        self.lost: set[int] = set()
+        """Contexts that refuse everything."""
         self.waited: list[int] = []
         """The contexts that were waited for."""
         self.owner: dict[Any, int] = {}
@@ -177,8 +179,11 @@ class Driver(types.ModuleType):
     def direct_cuCtxSetCurrent(self, context: int) -> None:
         self.stack[-1] = context
 
-    def direct_cuCtxPushCurrent(self, context: int) -> None:
+    def direct_cuCtxPushCurrent(self, context: int) -> int:
+        if context in self.lost:
+            return Status.CUDA_ERROR_ILLEGAL_ADDRESS
         self.stack.append(context)
+        return 0
 
     def direct_cuCtxPopCurrent(self, place: int) -> None:
         ctypes.c_uint64.from_address(place).value = self.stack.pop()

@@ -15,7 +15,7 @@ from tests.targets.cuda.stub import Driver, Tensor, TorchTensor, stubbed
 from tests.targets.cuda.test_staged import Backwards, feeds, summed
 from tests.targets.cuda.test_stubbed import W, check, drawn, model
 from whet.engine.weights import ImportedWeights
-from whet.errors import InvalidSetting
+from whet.errors import DeviceError, InvalidSetting
 from whet.ir.evaluate import evaluate
 from whet.ir.graph import Graph, Input, make
 from whet.ir.sizes import symbol
@@ -175,6 +175,24 @@ def test_a_result_may_be_taken_over_by_a_stream_of_another_device(gpus: Driver) 
     before = gpus.counts["cuStreamWaitEvent"]
     y.__dlpack__(stream=stream_on(gpus, 0))
     assert gpus.counts["cuStreamWaitEvent"] == before + 1
+
+
+def test_one_device_is_lost(gpus: Driver) -> None:
+    """The other one goes on, and what ends on the lost one does so without a word."""
+    engine = whet.build(model())
+    sessions = [on(n, engine) for n in (0, 1)]
+    results = [
+        s.run(tensors(gpus, n, drawn(1)), stream=0)["y"].copy() for n, s in enumerate(sessions)
+    ]
+    gpus.lost.add(gpus.contexts[0])
+    with pytest.raises(DeviceError, match="ILLEGAL_ADDRESS"):
+        sessions[0].run(drawn(1))
+    check(sessions[1].run(drawn(1)), drawn(1))
+    del results[0], sessions[0]
+    gc.collect()
+    check(sessions[0].run(drawn(2)), drawn(2))
+    check(on(1, engine).run(drawn(3)), drawn(3))
+    gpus.lost.clear()
 
 
 def test_weights_of_each_device_are_its_own(gpus: Driver) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from types import SimpleNamespace
@@ -407,7 +408,7 @@ class Stream:
         for size in list(self._kept):
             while pointer := self.recall(size):
                 # Not in order with the stream, which may be one that the caller has ended.
-                with self.context:
+                with suppress(DeviceError), self.context:  # a device that is lost
                     api().cuMemFree(pointer)
 
     def __del__(self) -> None:

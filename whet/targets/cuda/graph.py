@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from whet.errors import DeviceError
 from whet.targets.cuda.compile import Function
 from whet.targets.cuda.driver import Context, Stream, api, check, direct, failure
 from whet.targets.cuda.library import RoutineCall, RoutineNode
@@ -44,7 +46,7 @@ class Module:
 
     def __del__(self) -> None:
         if hasattr(self, "handle"):
-            with self.context:
+            with suppress(DeviceError), self.context:
                 api().cuModuleUnload(self.handle)
 
 

@@ -6,10 +6,12 @@ import ctypes
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any, Protocol
 
 import numpy as np
 
+from whet.errors import DeviceError
 from whet.ir.sizes import Size
 from whet.targets.cuda.driver import ALIGNMENT, Context, Stream, api, check, direct, failure
 
@@ -186,7 +188,7 @@ def _refused(context: Context, status: Any, size: int) -> Exception:
 
 def _free(context: Context, pointer: int) -> None:
     """Once all that the device does is done."""
-    with context:
+    with suppress(DeviceError), context:  # one that is lost has nothing to give back
         api().cuMemFree(pointer)
 
 
@@ -217,7 +219,7 @@ class Loan:
     def __del__(self) -> None:
         pointer = getattr(self, "pointer", 0)
         if pointer and not self.stream.keep(self.size, pointer):
-            with self.stream.context:
+            with suppress(DeviceError), self.stream.context:
                 direct().cuMemFreeAsync(pointer, self.stream.number)
 
 
@@ -236,5 +238,5 @@ class Pinned:
         pointer = getattr(self, "pointer", 0)
         if pointer:
             self.pointer = 0
-            with self.context:
+            with suppress(DeviceError), self.context:
                 api().cuMemFreeHost(pointer)
