@@ -244,7 +244,7 @@ def test_many_threads(gpu: Driver) -> None:
     assert not errors
 
 
-def test_debug_tensors_and_traces(gpu: Driver) -> None:
+def test_traces(gpu: Driver) -> None:
     graph = branched()
     session = opened(graph)
     inputs = feeds(graph, 3)

@@ -89,6 +89,15 @@ def test_arrays_of_the_host(gpu: Driver) -> None:
     assert not np.isnan(out).any()
 
 
+def test_results_arrive_where_tensors_are_read_out(gpu: Driver) -> None:
+    session, seen = open_session(), list[np.ndarray]()
+    out = np.full((ROWS, COLUMNS), np.nan, np.float32)
+    got = session.run(drawn(1), out={"y": out}, debug={"s": lambda s: seen.append(s.copy())})
+    assert got["y"] is out
+    check(got, drawn(1))
+    np.testing.assert_array_equal(seen[0], drawn(1)["x"] + 2 * W)
+
+
 @pytest.mark.parametrize("kind", [Tensor, TorchTensor])
 @pytest.mark.parametrize("stream", [None, 77])
 def test_inputs_at_other_addresses_each_time(

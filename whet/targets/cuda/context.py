@@ -202,7 +202,7 @@ class Context:
             if self.pace:
                 self.pace.leave(number, stream)
         if stream is self.stream or any(isinstance(a, np.ndarray) for a in out.values()):
-            self._finish(values, out, on_device)
+            self._finish(out, on_device)
         else:
             self._promise(out, stream)
         if not self.outside:
@@ -297,15 +297,11 @@ class Context:
             if self.checking:
                 array.verify = self._verify
 
-    def _finish(self, values: Mapping[Value, Any], out: Mapping[Value, Any], waits: bool) -> None:
+    def _finish(self, out: Mapping[Value, Any], waits: bool) -> None:
         """Results go where they are wanted, once no kernel met an error."""
         arrived: list[tuple[np.ndarray, Pinned]] = []
         for value, array in out.items():
-            if (
-                isinstance(array, np.ndarray)
-                and values[value] is array
-                and value in self.launches.places
-            ):
+            if isinstance(array, np.ndarray) and value in self.launches.places:
                 pointer, pinned = self.staging.of(value, array.nbytes)
                 self.used.download(pinned.pointer, pointer, array.nbytes)
                 arrived.append((array, pinned))
