@@ -191,6 +191,7 @@ class PersistentCode(Code):
     def work(self) -> Work:
         """Tiles a grid apart."""
         blocks = self.blocks
+        # Behind the wait: where descriptors lie, the kernel before may have its own until then.
         descriptors = sum(side.make(self) for side in self.sides)
         self.text.line("pid = tl.program_id(0)")
         tiles = f"tl.range(pid, {self.count}, {blocks}, flatten=True)"
