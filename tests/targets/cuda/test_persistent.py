@@ -22,6 +22,7 @@ from whet.targets.cuda.autotune import MOST_OTHERS
 from whet.targets.cuda.compile import to_object, unpack
 from whet.targets.cuda.device import Device
 from whet.targets.cuda.templates.persistent import DESCRIPTOR, Persistent
+from whet.targets.cuda.text import LINE
 
 LARGE = 4096, 2048
 WIDE = 2048, 8192
@@ -98,6 +99,7 @@ def test_rows_may_be_of_several_axes() -> None:
     ("build", "shapes", "dtype"),
     [
         (MatMul(), ((2048, 768), (768, 768)), "float16"),
+        (MatMul(), ((4096, 128), (128, 4096)), "float16"),
         (MatMul(), ((1024, 65536), (65536, 1024)), "float16"),
         (MatMul(), (LARGE, WIDE), "float32"),
         (MatMul(), ((4096, 2052), (2052, 8192)), "float16"),
@@ -106,7 +108,17 @@ def test_rows_may_be_of_several_axes() -> None:
         (cut(8), ((4096, 2084), WIDE), "float16"),
         (MatMul(), ((2, *LARGE), (2, *WIDE)), "float16"),
     ],
-    ids=["small", "few tiles", "float32", "depth", "columns", "address", "stride", "batch"],
+    ids=[
+        "small",
+        "short",
+        "few tiles",
+        "float32",
+        "depth",
+        "columns",
+        "address",
+        "stride",
+        "batch",
+    ],
 )
 def test_others_are_not(
     build: Callable[..., Any], shapes: tuple[tuple[int, ...], ...], dtype: str
@@ -127,3 +139,14 @@ def test_it_compiles(name: str, turns: tuple[bool, bool]) -> None:
     assert blocks == architecture.multiprocessors
     assert function.slots[-1] == "scratch" and function.scratch == 2 * DESCRIPTOR * blocks
     assert function.shared <= architecture.shared_bytes
+
+
+@needs_triton
+def test_few_blocks_prefetch_all_of_a_weight() -> None:
+    sm90, depth, columns = Architecture.parse("sm90"), 1024, 4096
+    product = kernel(MatMul(), (8192, depth), (depth, columns))
+    source = codegen.to_triton(product, sm90, codegen.tiles(product, sm90)[1])
+    lines = 2 * depth * columns // LINE
+    each = -(-lines // sm90.multiprocessors)
+    assert f"(tl.program_id(0)) * {each} +" in source.text
+    assert len(unpack(to_object(source, sm90))) == 1

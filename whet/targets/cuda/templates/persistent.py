@@ -57,7 +57,7 @@ def matrices(kernel: Template, p: Problem) -> tuple[Matrix, Matrix] | None:
     """Both sides as descriptors may say where they lie; None where they cannot."""
     a, b = kernel.inputs
     assert a is not None and b is not None
-    if p.batch or kernel.sizes or NUMPY_DTYPES[a.dtype].itemsize != WIDTH:
+    if kernel.sizes or NUMPY_DTYPES[a.dtype].itemsize != WIDTH:
         return None
     depth = (Axis("depth", p.depth),)
     left = _matrix(a.buffer, p.offsets[0], p.rows, depth)
@@ -71,6 +71,7 @@ def _matrix(
     """A side whose elements lie evenly, and those of rows or of columns side by side."""
     base = substitute(offset, {axis.name: 0 for axis in (*rows, *columns)})
     steps = [_step(offset, axes) for axes in (rows, columns)]
+    # Where there are several products, the base depends on which it is.
     if not isinstance(base, int) or 1 not in steps:
         return None
     is_turned = steps[1] != 1
