@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -120,6 +121,34 @@ def small(dtypes: tuple[str, ...] = ("float16", "float32")) -> Iterator[Problem]
         "sliced", lambda a, b: MatMul()(Slice((0, 3), (20, 16), (2, 1))(a), b), (40, 20), (16, 30)
     )
     yield from attentions()
+
+
+def described(dtype: str = "float16") -> Iterator[Problem]:
+    """Products whose sides descriptors can say where they lie, no size a multiple of a tile's."""
+    rows, depth, columns = 520, 328, 680
+
+    def layer(a: Value, b: Value, bias: Value, residual: Value) -> Value:
+        return residual + Max()(MatMul()(a, b) + bias, 0.0)
+
+    ends = (columns,), (rows, columns)
+    for left, right in itertools.product(("straight", "turned"), repeat=2):
+
+        def build(a: Value, b: Value, *rest: Value, left: str = left, right: str = right) -> Value:
+            a = a if left == "straight" else transpose(a, 1, 0)
+            return layer(a, b if right == "straight" else transpose(b, 1, 0), *rest)
+
+        shapes = [(rows, depth), (depth, columns)]
+        shapes = [s if f == "straight" else s[::-1] for s, f in zip(shapes, (left, right))]
+        yield problem(f"{dtype}-{left}-{right}", build, *shapes, *ends, dtype=dtype)
+    cut = Slice((0, 16), (rows, depth), (1, 1))
+    wider = (rows, depth + 24), (depth, columns)
+    yield problem(f"{dtype}-cut", lambda a, b: MatMul()(cut(a), b), *wider, dtype=dtype)
+    yield problem(
+        f"{dtype}-rows-apart",
+        lambda a, b: transpose(MatMul()(a, b), 1, 0, 2) + 1.0,
+        *((8, rows // 8, depth), (depth, columns)),
+        dtype=dtype,
+    )
 
 
 def attentions() -> Iterator[Problem]:

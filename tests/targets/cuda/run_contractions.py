@@ -1,6 +1,7 @@
 """Runs products and convolutions through Triton's interpreter: python -m
-tests.targets.cuda.run_contractions [--parts N] [words]; sums are cut into that many parts, with 0
-into equal shares of all tiles for 7 multiprocessors, and with 1, in tiles of 48 columns."""
+tests.targets.cuda.run_contractions [--parts N | --persistent] [words]; sums are cut into that many
+parts, with 0 into equal shares of all tiles for 7 multiprocessors, and with 1, in tiles of 48
+columns; or blocks stay, and read through descriptors."""
 
 from __future__ import annotations
 
@@ -13,16 +14,20 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 def main(words: list[str]) -> int:
     """Prints each one that fails; returns how many."""
-    from tests.targets.cuda.contractions import BOUNDS, error_of, small
+    from tests.targets.cuda.contractions import BOUNDS, described, error_of, small
     from tests.targets.cuda.interpreter import Interpreted
+    from whet.targets.cuda.templates.persistent import Persistent
     from whet.targets.cuda.templates.tiling import Tile
 
-    device, failed, passed = Interpreted(), 0, 0
+    device, problems, failed, passed = Interpreted(), small(), 0, 0
     if words[:1] == ["--parts"]:
         parts = int(words[1])
         device = Interpreted("sm90x7", Tile(32, 48 if parts == 1 else 32, 16, parts, 4, 3))
         words = words[2:]
-    for p in small():
+    elif words[:1] == ["--persistent"]:
+        device, problems = Interpreted("sm90x7", Persistent(64, 192, 64, 1, 4, 3)), described()
+        words = words[1:]
+    for p in problems:
         if not all(word in p.name for word in words):
             continue
         try:

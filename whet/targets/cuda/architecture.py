@@ -43,6 +43,11 @@ class Architecture:
         """Whether a kernel may start before the one that it waits for has ended."""
         return self.major >= 9
 
+    @property
+    def has_tensor_memory_access(self) -> bool:
+        """Whether one thread asks for a whole tile, by a descriptor of the tensor that it is in."""
+        return self.major >= 9
+
     def runs(self, other: Architecture) -> bool:
         """Whether a device of this architecture runs machine code that was made for another: of the
         same capability, whatever the number of multiprocessors, or of an earlier one of its

@@ -16,6 +16,7 @@ from whet.targets.cuda.architecture import Architecture
 from whet.targets.cuda.source import Source
 from whet.targets.cuda.templates import TEMPLATES
 from whet.targets.cuda.templates.flash import FlashAttention
+from whet.targets.cuda.templates.persistent import Persistent
 from whet.targets.cuda.templates.tiling import STREAM
 from whet.targets.cuda.templates.warp_groups import Groups, runs
 
@@ -72,7 +73,7 @@ Until = tuple[Size, int] | None
 
 def takes_sizes(tile: Any) -> bool:
     """Whether code for a tile can be told sizes: not where blocks share them out by numbers."""
-    return getattr(tile, "split", 1) != STREAM and not isinstance(tile, Groups)
+    return getattr(tile, "split", 1) != STREAM and not isinstance(tile, Groups | Persistent)
 
 
 def ways(kernel: Template, architecture: Architecture) -> list[tuple[Any, Until]]:

@@ -136,6 +136,11 @@ class Code:
         )
         return Source(HEADER + arithmetic.helpers(body) + body, (launch,))
 
+    @property
+    def blocks(self) -> Size:
+        """How many blocks there are, for each part of the sum."""
+        return self.count
+
     def work(self) -> Work:
         """A tile, or a part of its sum, for each block."""
         text, t = self.text, self.tile
@@ -159,9 +164,9 @@ class Code:
         buffer, offset = self.problem.weight
         size = (size_bound(iter([offset])) + 1) * NUMPY_DTYPES[self.dtype].itemsize
         if size <= MOST_PREFETCHED:
-            parts, count = max(1, self.tile.split), self.number(self.count)
+            parts, count = max(1, self.tile.split), self.number(self.blocks)
             block = "tl.program_id(0)" + f" + tl.program_id(1) * {count}" * (parts > 1)
-            blocks, more = int(bounds(self.count)[0]) * parts, isinstance(self.count, Expr)
+            blocks, more = int(bounds(self.blocks)[0]) * parts, isinstance(self.blocks, Expr)
             self.text.prefetch(self.names[buffer], int(size), block, max(1, blocks), more)
 
     def emitter(self, x: int, r: int) -> Emitter:

@@ -13,8 +13,9 @@ from whet.plan.lower import broadcast_index, loop_index
 from whet.targets.cuda.architecture import Architecture
 from whet.targets.cuda.expressions import Emitter, Place, R, X
 from whet.targets.cuda.source import Source
-from whet.targets.cuda.templates import tiling
+from whet.targets.cuda.templates import persistent, tiling
 from whet.targets.cuda.templates.contraction import Code, Problem, integer, turns
+from whet.targets.cuda.templates.persistent import Persistent, PersistentCode
 from whet.targets.cuda.templates.stream import StreamCode
 from whet.targets.cuda.told import is_whole
 
@@ -44,12 +45,15 @@ class ProductTemplate:
         return product
 
     def tiles(self, kernel: Template, architecture: Architecture) -> list[tiling.Tile]:
-        return tiling.ranked(shape_of(problem_of(kernel), dtype_of(kernel)), architecture)
+        p = problem_of(kernel)
+        shape = shape_of(p, dtype_of(kernel))
+        return persistent.among(tiling.ranked(shape, architecture), kernel, p, shape, architecture)
 
     def generate(
         self, kernel: Template, architecture: Architecture, tile: tiling.Tile, name: str = "kernel"
     ) -> Source:
         code = StreamCode if tile.split == tiling.STREAM else Code
+        code = PersistentCode if isinstance(tile, Persistent) else code
         made = code(kernel, problem_of(kernel), tile, architecture, dtype_of(kernel))
         return made.generate(name)
 

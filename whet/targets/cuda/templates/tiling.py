@@ -114,10 +114,14 @@ def candidates(
                     yield replace(tile, split=STREAM)
 
 
+def count(shape: Shape, tile: Tile) -> int:
+    """How many tiles a product is cut into."""
+    return shape.batch * -(-shape.rows // tile.rows) * -(-shape.columns // tile.columns)
+
+
 def _may_stream(shape: Shape, tile: Tile, architecture: Architecture) -> bool:
     """Whether the last of a few waves of blocks may leave many multiprocessors idle."""
-    tiles = shape.batch * -(-shape.rows // tile.rows) * -(-shape.columns // tile.columns)
-    return 0.5 <= tiles / architecture.multiprocessors <= 8
+    return 0.5 <= count(shape, tile) / architecture.multiprocessors <= 8
 
 
 def streams(tile: Tile, architecture: Architecture, steps: int) -> int:
@@ -128,8 +132,7 @@ def streams(tile: Tile, architecture: Architecture, steps: int) -> int:
 
 def scratch(shape: Shape, tile: Tile) -> int:
     """Bytes of a product's partial sums."""
-    tiles = shape.batch * -(-shape.rows // tile.rows) * -(-shape.columns // tile.columns)
-    return 4 * tiles * tile.rows * tile.columns * tile.split
+    return 4 * count(shape, tile) * tile.rows * tile.columns * tile.split
 
 
 MOST_SCRATCH = 64 << 20
@@ -176,13 +179,13 @@ def _plain(shape: Shape) -> Iterator[Tile]:
 
 def cost(shape: Shape, tile: Tile, architecture: Architecture) -> float:
     """About how many nanoseconds the product takes."""
-    tiles = shape.batch * -(-shape.rows // tile.rows) * -(-shape.columns // tile.columns)
+    tiles = count(shape, tile)
     if tile.split == STREAM:
         return _stream_cost(shape, tile, architecture, tiles)
     blocks = tiles * tile.split
     each = -(-blocks // architecture.multiprocessors)
     steps = -(-shape.depth // (tile.depth * tile.split))
-    together = min(each, _resident(tile, shape, architecture))
+    together = min(each, resident(tile, shape, architecture))
     step = _step(shape, tile, together)
     result = tile.rows * tile.columns * shape.bytes / RESULT_RATE
     alone = steps * step + START + result
@@ -231,7 +234,7 @@ def _efficiency(tile: Tile) -> float:
     return min(1.0, 0.2 + 0.013 * area) * (0.185 if tile.rows < 64 else 1.0) * crowded
 
 
-def _resident(tile: Tile, shape: Shape, architecture: Architecture) -> int:
+def resident(tile: Tile, shape: Shape, architecture: Architecture) -> int:
     """How many blocks share a multiprocessor."""
     shared = tile.stages * (tile.rows + tile.columns) * tile.depth * shape.bytes + 1024
     registers = tile.rows * tile.columns // (tile.warps * 32) + 64
