@@ -208,6 +208,7 @@ NONE = {
     "a softmax over queries": lambda: (MatMul()(Softmax(2)(SCORES), V),),
     "probabilities that are read": lambda: (MatMul()(Softmax(-1)(SCORES), V), Softmax(-1)(SCORES)),
     "a scale for each key": lambda: (MatMul()(Softmax(-1)(SCORES * given("f", T)), V),),
+    "scores over zero": lambda: (MatMul()(Softmax(-1)(SCORES / constant(0.0, "float32")), V),),
     "scores bent before the softmax": lambda: (MatMul()(Softmax(-1)(Relu()(SCORES)), V),),
     "what is hidden keeps a weight": lambda: (
         MatMul()(Softmax(-1)(Where()(MASK, SCORES, constant(-1.0, "float32"))), V),

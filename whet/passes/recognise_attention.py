@@ -125,9 +125,12 @@ def _scaled(value: Value, number: Number) -> tuple[Value, float] | None:
     assert b is not None
     for x, other in ((a, b), (b, a)):
         factor = number(other)
-        if factor is None or x.shape != value.shape or (x is b and isinstance(value.op, Div)):
+        if factor is None or x.shape != value.shape:
             continue
-        return (x, float(factor)) if isinstance(value.op, Mul) else (x, 1 / factor)
+        if isinstance(value.op, Mul):
+            return x, float(factor)
+        if x is a and factor != 0:
+            return x, 1 / factor
     return None
 
 
