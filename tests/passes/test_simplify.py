@@ -249,8 +249,9 @@ def test_folds(name):
     assert fold_constants(graph(before)).outputs == (after,)
 
 
-def test_a_size_as_a_float_is_no_constant():
-    scale = Cast("float32")(reshape(Sizes((N,))()))
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16", "float8_e5m2"])
+def test_a_size_as_a_float_is_no_constant(dtype):
+    scale = Cast("float32")(Cast(dtype)(reshape(Sizes((N,))())))
     kept = graph(S / scale)
     (after,) = transformed(fold_constants, *kept.outputs)
     assert not isinstance(after.inputs[1], np.ndarray)
