@@ -175,6 +175,9 @@ STAYS = {
         shifted(given("q", 3, 1, dtype="uint8"), weight("rowzero", 3, 4, dtype="uint8")),
         Cast("int32")(weight("w", 4, 7, dtype="int8")),
     ),
+    "one number, to which its scale adds an axis": slice_axis(
+        Dequantize("float32")(given("s", dtype="uint8"), weight("oscale", 1)), 0, 0, 1
+    ),
     "integers that are wide": MatMul()(
         given("i", 3, 4, dtype="int32"), Cast("int32")(weight("w", 4, 7, dtype="int8"))
     ),

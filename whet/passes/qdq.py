@@ -289,8 +289,8 @@ MOVES = (Reshape, Transpose, Slice, Reverse, Broadcast, Gather)
 
 
 def _has_one_scale(x: Value) -> bool:
-    """Whether it is dequantised with one scale and zero point."""
-    if not isinstance(x.op, Dequantize) or x.inputs[0] is None:
+    """Whether it is dequantised with one scale and zero point, which add no axes."""
+    if not isinstance(x.op, Dequantize) or x.inputs[0] is None or x.inputs[0].shape != x.shape:
         return False
     parameters = (p for p in x.inputs[1:] if p is not None)
     return x.inputs[0].dtype in EIGHT_BITS and all(s == 1 for p in parameters for s in p.shape)
