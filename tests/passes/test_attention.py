@@ -227,6 +227,15 @@ NONE = {
             V,
         ),
     ),
+    "a mask that may stretch the scores": lambda: (
+        MatMul()(
+            Softmax(-1)(
+                MatMul()(given("q", N, H, S, D), swapped(given("k", N, H, T, D)))
+                + given("m", B, 1, S, T)
+            ),
+            given("v", N, H, T, D),
+        ),
+    ),
     "values of another batch": lambda: (
         MatMul()(Softmax(-1)(MatMul()(Q, swapped(K))), given("v", 1, 1, T, D)),
     ),

@@ -180,9 +180,11 @@ def _sum(value: Value, number: Number) -> Scores | None:
 
 
 def _keeps_shape(x: Value, value: Value) -> bool:
-    """Whether no axis of x is known to be stretched; named sizes have been found to fit."""
+    """Whether no axis of x is stretched; named sizes have been found to fit, where they do not
+    have to be a number: that they may be 1 in its place is for a run to tell."""
     return x.rank == value.rank and all(
-        a == b or (a != 1 and not is_different(a, b)) for a, b in zip(x.shape, value.shape)
+        a == b or not (a == 1 or isinstance(b, int) or is_different(a, b))
+        for a, b in zip(x.shape, value.shape)
     )
 
 
