@@ -208,6 +208,7 @@ NONE = {
     "a softmax over queries": lambda: (MatMul()(Softmax(2)(SCORES), V),),
     "probabilities that are read": lambda: (MatMul()(Softmax(-1)(SCORES), V), Softmax(-1)(SCORES)),
     "a scale for each key": lambda: (MatMul()(Softmax(-1)(SCORES * given("f", T)), V),),
+    "scores over zero": lambda: (MatMul()(Softmax(-1)(SCORES / constant(0.0, "float32")), V),),
     "scores bent before the softmax": lambda: (MatMul()(Softmax(-1)(Relu()(SCORES)), V),),
     "what is hidden keeps a weight": lambda: (
         MatMul()(Softmax(-1)(Where()(MASK, SCORES, constant(-1.0, "float32"))), V),
@@ -224,6 +225,15 @@ NONE = {
                 + given("m", B, 1, S, T)
             ),
             V,
+        ),
+    ),
+    "a mask that may stretch the scores": lambda: (
+        MatMul()(
+            Softmax(-1)(
+                MatMul()(given("q", N, H, S, D), swapped(given("k", N, H, T, D)))
+                + given("m", B, 1, S, T)
+            ),
+            given("v", N, H, T, D),
         ),
     ),
     "values of another batch": lambda: (

@@ -18,6 +18,9 @@ N = symbol("n", 1)
 B = weight("b", 8)
 
 
+SMALL = MatMul()(given("h", 3, 4, dtype="float16"), weight("w", 4, 8, dtype="float16") * 1e-3)
+
+
 def convolution(
     x: Value = X, out: int = 8, pad: int = 1, groups: int = 1, name: str = "w"
 ) -> Value:
@@ -51,6 +54,11 @@ FOLDS = {
     "half precision": (
         MatMul()(given("h", 3, 4, dtype="float16"), weight("w", 4, 8, dtype="float16"))
         * weight("g", 8, dtype="float16"),
+        0,
+    ),
+    "half precision, by a number that it has no reciprocal of": (SMALL / 1e-5, 0),
+    "half precision, by weights that it has no reciprocal of": (
+        SMALL / (weight("g", 8, dtype="float16") * 1e-5),
         0,
     ),
     "a scale in front": (convolution(X * weight("g", 4)), 0),

@@ -98,6 +98,9 @@ STOPS_AT = {
     "a product over other axes": MatMul()(FIRST, weight("w", 5, 7)),
     "a product of activations": MatMul()(FIRST, given("z", 5, 7)),
     "normalising moved axes": LayerNorm(1)(FIRST, weight("g", 5)),
+    "a scale for each of the moved rows": LayerNorm(1)(
+        transpose(Y, 0, 2, 1, 3), weight("g", 5, 4, 6)
+    ),
 }
 
 

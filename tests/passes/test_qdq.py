@@ -158,6 +158,26 @@ STAYS = {
     "sixteen bits": MatMul()(
         dequantized(given("s", 3, 4, dtype="int16"), zero=None), dequantized_weight(4, 7, axis=1)
     ),
+    "a zero point for each number that is summed": MatMul()(
+        shifted(Q, weight("kzero", 4, dtype="uint8")),
+        Cast("int32")(weight("w", 4, 4, dtype="int8")),
+    ),
+    "such zero points, and one of the weight": MatMul()(
+        shifted(Q, weight("kzero", 4, dtype="uint8")),
+        shifted(weight("w", 4, 4, dtype="int8"), constant(3, "int8")),
+    ),
+    "zero points of more than 8 bits": MatMul()(
+        Cast("int32")(Q),
+        Cast("int32")(weight("w", 4, 7, dtype="int8"))
+        - constant([[70000], [1], [2], [3]], "int32"),
+    ),
+    "a zero point that stretches": MatMul()(
+        shifted(given("q", 3, 1, dtype="uint8"), weight("rowzero", 3, 4, dtype="uint8")),
+        Cast("int32")(weight("w", 4, 7, dtype="int8")),
+    ),
+    "one number, to which its scale adds an axis": slice_axis(
+        Dequantize("float32")(given("s", dtype="uint8"), weight("oscale", 1)), 0, 0, 1
+    ),
     "integers that are wide": MatMul()(
         given("i", 3, 4, dtype="int32"), Cast("int32")(weight("w", 4, 7, dtype="int8"))
     ),
@@ -167,7 +187,7 @@ STAYS = {
 @pytest.mark.parametrize("name", STAYS)
 def test_stays(name):
     before = graph(STAYS[name])
-    assert run(before) is before
+    assert run(before, kzero=3) is before
 
 
 @pytest.mark.parametrize("name", ["convolution", "groups", "integers as QLinearConv reads them"])

@@ -32,6 +32,7 @@ from whet.passes.simplify import simplify
 
 X = given("x", 2, 3, 8)
 H = given("h", 2, 3, 8, dtype="float16")
+L = given("l", 2, 2048)
 ROOT2 = 1.4142135623730951
 E3, E5, E6 = (float(np.float32(e)) for e in (1e-3, 1e-5, 1e-6))
 
@@ -98,6 +99,7 @@ ANOTHER = {
     "exp over another sum": Exp()(X) / Reduce("sum", (2,))(Exp()(X * 2.0)),
     "a softmax over two axes": Exp()(X) / Reduce("sum", (1, 2))(Exp()(X)),
     "two plus exp": Log()(Exp()(X) + 2.0),
+    "truth values over false": Max()(given("b", 2, dtype="bool"), constant(False)),
 }
 
 
@@ -163,6 +165,8 @@ NO_NORMS = {
     "a sum in place of a mean": moments(X, (2,))[0]
     / Sqrt()(Reduce("sum", (2,))(moments(X, (2,))[0] * moments(X, (2,))[0]) + 1e-5),
     "over axes in the middle": layer_norm(X, (1,)),
+    "by a variance over one element less": moments(L, (1,))[0]
+    / Sqrt()(Reduce("sum", (1,))(moments(L, (1,))[0] * moments(L, (1,))[0]) / 2047.0 + 1e-5),
     "of another value": moments(X, (2,))[0] / Sqrt()(moments(X * 2.0 + 1.0, (2,))[1]),
     "an epsilon that is a tensor": moments(X, (2,))[0]
     / Sqrt()(reduce_mean(moments(X, (2,))[0] * moments(X, (2,))[0], (2,)) + given("e", 2, 3, 1)),

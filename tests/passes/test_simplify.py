@@ -38,7 +38,7 @@ from whet.ops.movement import (
     slice_axis,
     transpose,
 )
-from whet.ops.reduce import Reduce, Softmax
+from whet.ops.reduce import LayerNorm, Reduce, Softmax
 from whet.passes.fold import fold_constants
 from whet.passes.movement import MOVEMENT
 from whet.passes.simplify import simplify
@@ -49,6 +49,7 @@ J = given("i", 2, 3, dtype="int32")
 B = given("b", 2, 3, dtype="bool")
 S = given("s", N, 6)
 T = given("t", 2, 3, 4, 5)
+HALF = given("h", 2, 3, dtype="float16")
 INF = float("inf")
 
 
@@ -187,6 +188,10 @@ STAYS = {
     "int64 does not fit float32": Cast("int64")(Cast("float32")(given("l", 3, dtype="int64"))),
     "clip of relu below zero": Clip()(Relu()(X), -3.0, -1.0),
     "scales that round": X * 0.3 * 0.7,
+    "scales whose product is infinite": HALF * 3000.0 * 64.0,
+    "scales whose product is nothing": HALF * 2.0**-14 * 2.0**-14,
+    "integers whose product has no room": given("j", 3, dtype="int8") * 64 * 4,
+    "a row of ones, where there may be one row": given("s", N, 6) * full(1, X, 4, 1),
     "equal to both sides": Equal()(
         Where()(B, constant(1.0, "float32"), constant(1.0, "float32") + Exp()(X)),
         constant(1.0, "float32"),
@@ -206,6 +211,9 @@ STAYS = {
     "gather without a step": Gather(2)(T, constant([0, 1, 3])),
     "gather outside": Gather(1)(X, constant(7)),
     "reductions of two kinds": Reduce("max", (0,))(Reduce("sum", (1,))(X)),
+    "rows merged, with a scale for each": reshape(
+        LayerNorm(1)(reshape(T, 24, 5), given("g", 24, 5)), 2, 3, 4, 5
+    ),
     "rows merged with another tensor": reshape(reshape(X, 6) + given("v", 6), 2, 3),
 }
 
@@ -241,8 +249,9 @@ def test_folds(name):
     assert fold_constants(graph(before)).outputs == (after,)
 
 
-def test_a_size_as_a_float_is_no_constant():
-    scale = Cast("float32")(reshape(Sizes((N,))()))
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16", "float8_e5m2"])
+def test_a_size_as_a_float_is_no_constant(dtype):
+    scale = Cast("float32")(Cast(dtype)(reshape(Sizes((N,))())))
     kept = graph(S / scale)
     (after,) = transformed(fold_constants, *kept.outputs)
     assert not isinstance(after.inputs[1], np.ndarray)

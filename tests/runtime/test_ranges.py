@@ -356,3 +356,40 @@ def test_products_of_any_number_of_rows(depth: int, columns: int) -> None:
         }
         np.testing.assert_allclose(session.run(given)["y"], judged(engine, given), atol=1e-3)
     assert len(session.plans) == 1 and session.reference_ops == ()
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4, 7])
+def test_an_index_from_the_end_of_rows_that_repeat(rows: int) -> None:
+    """The last row but one of m rows written twice is (-2) % m."""
+    stored = {
+        "twice": np.array([2, 1]),
+        **{name: np.array([i]) for name, i in (("start", -2), ("end", -1), ("axis", 0))},
+    }
+    nodes = [
+        helper.make_node("Tile", ["x", "twice"], ["tiled"]),
+        helper.make_node("Slice", ["tiled", "start", "end", "axis"], ["y"]),
+    ]
+    proto = model(nodes, [value("x", ["m", 4])], [value("y", None)], stored)
+    x = np.arange(rows * 4, dtype=np.float32).reshape(rows, 4)
+    got = whet.build(proto).session("cpu", specialize="none").run({"x": x})["y"]
+    np.testing.assert_array_equal(got, np.tile(x, (2, 1))[-2:-1])
+
+
+def test_products_of_no_rows_come_back(rng: np.random.Generator) -> None:
+    """All rows but the first, of one, within a run that has results."""
+    stored = {
+        "w": rng.standard_normal((32, 16), np.float32),
+        **{name: np.array([i]) for name, i in (("start", 1), ("end", 1 << 40), ("axis", 0))},
+    }
+    nodes = [
+        helper.make_node("Slice", ["x", "start", "end", "axis"], ["rows"]),
+        helper.make_node("MatMul", ["rows", "w"], ["product"]),
+        helper.make_node("ReduceSum", ["product", "axis"], ["y"]),
+    ]
+    proto = model(nodes, [value("x", ["n", 32])], [value("y", None)], stored)
+    session = whet.build(proto).session("cpu", cache=False)
+    x = np.ones((1, 32), np.float32)
+    for _ in range(2):
+        assert not session.run({"x": x})["y"].any()
+    wait_for(session, n=1)
+    assert not session.run({"x": x})["y"].any()

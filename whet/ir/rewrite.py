@@ -19,7 +19,7 @@ from whet.ir.match import (
     no_number,
     scaling_operators,
 )
-from whet.ir.sizes import is_different
+from whet.ir.sizes import Size, is_different
 from whet.ir.types import TensorType
 
 MOST_STEPS = 200  # rewrites for each Value that a graph has; more means that rules undo each other
@@ -95,7 +95,12 @@ def _same_type(new: Value, old: Value) -> bool:
     a, b = new.type, old.type
     if a == b or not (isinstance(a, TensorType) and isinstance(b, TensorType)):
         return a == b
-    return a.dtype == b.dtype and a.rank == b.rank and not any(map(is_different, a.shape, b.shape))
+    return a.dtype == b.dtype and a.rank == b.rank and all(map(_replaces, a.shape, b.shape))
+
+
+def _replaces(new: Size, old: Size) -> bool:
+    """Whether one size may stand for another; a named one that was stretched to a number is 1."""
+    return new == old or not (isinstance(old, int) or is_different(new, old))
 
 
 def rule_for(*classes: type[Op]) -> Callable[[Callable[[Value], Built]], ClassRule]:

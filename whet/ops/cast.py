@@ -41,8 +41,10 @@ class Cast(Op):
 
     def reference(self, x: np.ndarray) -> np.ndarray:
         # Symbolic sizes stay what they are among integers; as floats they fail as Undecided.
-        if x.dtype == object and self.to in INTEGERS and not _is_text(x):
-            return x
+        if x.dtype == object and not _is_text(x):
+            if self.to in INTEGERS:
+                return x
+            x = x.astype(np.int64)
         return cast(x, self.to, self.saturate, self.round_mode)
 
     def lower(self, x: Value) -> Value:

@@ -137,14 +137,14 @@ def scale_after(y: Value, f: Value) -> Built:
 
 
 @rule(lambda y, f: contraction(y) / static(f))
-def divide_after(y: Value, f: Value) -> Value:
+def divide_after(y: Value, f: Value) -> Built:
     """A division of weights by weights: once, when the engine loads."""
-    return y * (1 / f)
+    return scale_after.build(y, 1 / widened(f))
 
 
 @rule(lambda y, c: contraction(y) * number(c))
 def number_after(y: Value, c: float) -> Built:
-    return scale_after.build(y, constant(c, y.dtype))
+    return scale_after.build(y, constant(c, widened(y).dtype))
 
 
 @rule(lambda y, b, f: once(contraction(y) + static(b)) * static(f))
@@ -154,7 +154,7 @@ def scale_after_shift(y: Value, b: Value, f: Value) -> Value | None:
 
 @rule(lambda y, b, f: once(contraction(y) + static(b)) / static(f))
 def divide_after_shift(y: Value, b: Value, f: Value) -> Value | None:
-    return y * (1 / f) + b / f if per_channel(f, y) is not None else None
+    return y / f + b / f if per_channel(f, y) is not None else None
 
 
 @rule(lambda y, b: contraction(y) - static(b))
@@ -191,7 +191,7 @@ def scale_before(x: Value, f: Value, w: Value, g: int, root: Value) -> Built:
 def number_before(x: Value, c: float, w: Value, root: Value) -> Built:
     if x.shape != root.inputs[0].shape:  # type: ignore[union-attr]
         return "the factor stretches the input"
-    return root.op(x, multiplied(w, constant(c, w.dtype)))
+    return root.op(x, multiplied(w, constant(c, widened(w).dtype)))
 
 
 def _scaled_inputs(w: Value, scale: Value, groups: int) -> Value:

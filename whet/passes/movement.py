@@ -206,13 +206,19 @@ def _treats_rows_alike(value: Value) -> bool:
         x, w = value.inputs
         return x is not None and w is not None and x.rank == value.rank and w.rank == 2
     if isinstance(value.op, LayerNorm | RMSNorm):
-        return value.op.axes == 1
+        return value.op.axes == 1 and scales_rows_alike(value)
     if isinstance(value.op, Softmax):
         return value.op.axis in (-1, value.rank - 1)
     if not isinstance(value.op, BROADCASTING):
         return False
     wide = [i for i in value.inputs if i is not None and i.rank > 1]
     return len(wide) == 1 and wide[0].shape == value.shape
+
+
+def scales_rows_alike(norm: Value) -> bool:
+    """Whether scale and bias of a norm vary along the normalised axes alone."""
+    axes = norm.op.axes  # type: ignore[attr-defined]
+    return all(p is None or p.rank <= axes for p in norm.inputs[1:])
 
 
 @rule_for(Concat)

@@ -58,10 +58,22 @@ class Shifted:
         elements = elements_of(self.zero, read)
         return elements is not None and not elements.any()
 
+    def zero_has_8_bits(self, read: ReadNumber) -> bool:
+        """Whether q less the zero point is known to have 16 bits at most."""
+        if self.zero is None or self.zero.dtype in EIGHT_BITS:
+            return True
+        elements = elements_of(self.zero, read)
+        return elements is not None and bool(((elements >= -128) & (elements <= 255)).all())
+
     @property
     def has_zero_per_column(self) -> bool:
         """Whether the zero point varies along the last axis at most."""
         return self.zero is None or all(size == 1 for size in self.zero.shape[:-1])
+
+    @property
+    def has_zero_per_row(self) -> bool:
+        """Whether the zero point does not vary along the last axis."""
+        return self.zero is None or not self.zero.rank or self.zero.shape[-1] == 1
 
     @property
     def has_one_zero(self) -> bool:
@@ -83,7 +95,7 @@ def elements_of(value: Value, read: ReadNumber) -> np.ndarray | None:
 
 def shifted(x: Value) -> Shifted | None:
     """What an importer writes for integers less their zero point, in int32."""
-    zero: Value | None = None
+    shape, zero = x.shape, None
     if isinstance(x.op, Transpose | Reshape):
         inner = shifted(only(x))
         if inner is None or not inner.has_one_zero:
@@ -96,20 +108,25 @@ def shifted(x: Value) -> Shifted | None:
     if not isinstance(x.op, Cast) or x.dtype != "int32":
         return None
     (q,) = x.inputs
-    return Shifted(q, zero) if q is not None and q.dtype in EIGHT_BITS else None
+    if q is None or q.dtype not in EIGHT_BITS or q.shape != shape:
+        return None
+    return Shifted(q, zero)
 
 
 def contracted(op: Convolution | MatMul, x: Shifted, w: Shifted, read: ReadNumber) -> Built:
     """The sum of products of x and w in int32, by a contraction of 8-bit integers."""
+    fits = x.has_one_zero if isinstance(op, Convolution) else x.has_zero_per_row
+    if not fits and not x.zero_is_known(read):
+        return "the input has a zero point for each channel"
     weight, is_shifted = w.q, w.zero is not None and not w.zero_is_known(read)
     if isinstance(op, MatMul) and (is_shifted or w.q.dtype == "uint8") and w.has_zero_per_column:
         return _with_row_sums(op, x, w, read)
     if w.zero is not None and is_shifted:
+        if not w.zero_has_8_bits(read):
+            return "the weight's zero point may be no 8-bit integer"
         weight = Cast("int16")(w.q) - Cast("int16")(w.zero)
     if x.zero_is_known(read) or x.zero is None:
         return replace(op, accumulate="int32")(x.q, weight)
-    if not x.has_one_zero and isinstance(op, Convolution):
-        return "the input has a zero point for each channel"
     given, plain = _padded(op, x.q, x.zero, read)
     total = replace(plain, accumulate="int32")(given, weight)
     return total - Cast("int32")(x.zero) * sums(op, weight)
@@ -272,8 +289,8 @@ MOVES = (Reshape, Transpose, Slice, Reverse, Broadcast, Gather)
 
 
 def _has_one_scale(x: Value) -> bool:
-    """Whether it is dequantised with one scale and zero point."""
-    if not isinstance(x.op, Dequantize) or x.inputs[0] is None:
+    """Whether it is dequantised with one scale and zero point, which add no axes."""
+    if not isinstance(x.op, Dequantize) or x.inputs[0] is None or x.inputs[0].shape != x.shape:
         return False
     parameters = (p for p in x.inputs[1:] if p is not None)
     return x.inputs[0].dtype in EIGHT_BITS and all(s == 1 for p in parameters for s in p.shape)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from whet.ir.graph import Constant, Graph, Pattern, Value, constant
-from whet.ir.match import ReadNumber, no_number
+from whet.ir.match import TOLERANCE, ReadNumber, no_number
 from whet.ir.rewrite import Rules, called, number, once, rewrite, rule, static
 from whet.ir.sizes import product
 from whet.ops.cast import Cast
@@ -119,8 +119,8 @@ def softplus(x: Value) -> Value:
 
 
 @rule(lambda x: Max()(x, 0), lambda x: Clip()(x, 0, math.inf))
-def relu(x: Value) -> Value:
-    return Relu()(x)
+def relu(x: Value) -> Value | None:
+    return Relu()(x) if x.dtype != "bool" else None
 
 
 @rule(
@@ -153,7 +153,7 @@ def mean(x: Pattern, axes: Pattern, c: Pattern) -> Pattern:
 
 def _is_mean(x: Value, axes: tuple[int, ...], c: float) -> bool:
     count = product(x.shape[a] for a in axes)
-    return isinstance(count, int) and abs(c * count - 1) < 1e-3
+    return isinstance(count, int) and abs(c * count - 1) <= TOLERANCE.get(x.dtype, 1e-6)
 
 
 def _are_last(axes: tuple[int, ...], rank: int) -> bool:

@@ -125,9 +125,12 @@ def _scaled(value: Value, number: Number) -> tuple[Value, float] | None:
     assert b is not None
     for x, other in ((a, b), (b, a)):
         factor = number(other)
-        if factor is None or x.shape != value.shape or (x is b and isinstance(value.op, Div)):
+        if factor is None or x.shape != value.shape:
             continue
-        return (x, float(factor)) if isinstance(value.op, Mul) else (x, 1 / factor)
+        if isinstance(value.op, Mul):
+            return x, float(factor)
+        if x is a and factor != 0:
+            return x, 1 / factor
     return None
 
 
@@ -177,9 +180,11 @@ def _sum(value: Value, number: Number) -> Scores | None:
 
 
 def _keeps_shape(x: Value, value: Value) -> bool:
-    """Whether no axis of x is known to be stretched; named sizes have been found to fit."""
+    """Whether no axis of x is stretched; named sizes have been found to fit, where they do not
+    have to be a number: that they may be 1 in its place is for a run to tell."""
     return x.rank == value.rank and all(
-        a == b or (a != 1 and not is_different(a, b)) for a, b in zip(x.shape, value.shape)
+        a == b or not (a == 1 or isinstance(b, int) or is_different(a, b))
+        for a, b in zip(x.shape, value.shape)
     )
 
 

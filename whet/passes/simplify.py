@@ -31,6 +31,7 @@ from whet.ops.elementwise import (
     Where,
 )
 from whet.ops.movement import broadcast_to
+from whet.ops.quantize import integer_range
 from whet.ops.reduce import LogSoftmax, Reduce, Softmax
 from whet.passes.movement import MOVEMENT
 
@@ -243,9 +244,20 @@ def scale_of_scale(y: Value, b: float, root: Value, matcher: Matcher) -> Value |
         return None
     for x, c in (y.inputs, y.inputs[::-1]):
         a = matcher.number(c) if c is not None else None
-        if a is not None and x is not None and (_is_power_of_two(a) or _is_power_of_two(b)):
+        if a is None or x is None or not (_is_power_of_two(a) or _is_power_of_two(b)):
+            continue
+        if _is_held(a * b, root.dtype):
             return x * (a * b)
     return None
+
+
+def _is_held(number: float, dtype: str) -> bool:
+    """Whether it is a finite number of the dtype, exactly."""
+    if dtype in INTEGERS:
+        low, high = integer_range(dtype)
+        return low <= number <= high
+    with np.errstate(over="ignore", under="ignore"):
+        return math.isfinite(number) and float(NUMPY_DTYPES[dtype].type(number)) == number
 
 
 RULES: Rules = [

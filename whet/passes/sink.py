@@ -36,7 +36,12 @@ from whet.ops.reduce import (
     Softmax,
 )
 from whet.passes.axes import Order, carried, gathered_groups, groups, inverse, moves_only_ones
-from whet.passes.movement import BROADCASTING, only, transpose_is_reshape
+from whet.passes.movement import (
+    BROADCASTING,
+    only,
+    scales_rows_alike,
+    transpose_is_reshape,
+)
 
 
 def transposed(value: Value) -> tuple[Value, Order] | None:
@@ -146,7 +151,7 @@ def through_norm(value: Value) -> Value | None:
     before = transposed(x) if x is not None else None
     assert isinstance(value.op, LayerNorm | RMSNorm)
     kept = tuple(range(value.rank - value.op.axes, value.rank))
-    if before is None or before[1][-len(kept) :] != kept:
+    if before is None or before[1][-len(kept) :] != kept or not scales_rows_alike(value):
         return None
     y, order = before
     return transpose(value.op(y, *others), *order)

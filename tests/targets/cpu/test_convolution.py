@@ -305,6 +305,12 @@ def test_only_who_asks_gets_transformed_weights() -> None:
 
 
 @pytest.mark.parametrize("level", LEVELS)
+def test_transformed_patches_have_room_on_a_stack(level: str) -> None:
+    c = Convolution(1, (32, 32), 1 << 20, 16, (3, 3))
+    assert not any(s.winograd for s in candidates(c, architecture(level), 2, transforms=True))
+
+
+@pytest.mark.parametrize("level", LEVELS)
 def test_schedules_that_are_alike_give_the_same_bits(level: str) -> None:
     arch = architecture(level)
     same = (1, 1)

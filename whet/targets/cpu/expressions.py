@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from whet.errors import CompileError
 from whet.ir.atoms import Atom, Call, Symbol
 from whet.ir.graph import Op
-from whet.ir.sizes import Expr, Size, coefficient
+from whet.ir.sizes import Expr, Size, bounds, coefficient
 from whet.ops.elementwise import Add, Cast, Ceil, Equal, Floor, Less, LessOrEqual, Mul, Round, Sign
 from whet.plan.kernel import (
     Apply,
@@ -151,7 +151,7 @@ class Emitter:
         """Floor division and remainder; without the correction where the dividend is not
         negative."""
         f = self.f
-        if isinstance(size, int) or size.bounds[0] >= 0:
+        if bounds(size)[0] >= 0:
             return (lambda: f.div(a, b)), (lambda: f.rem(a, b))
 
         def remainder() -> str:
@@ -226,7 +226,7 @@ class Emitter:
 
     def _divide_lanes(self, atom: Call, kind: str, a: str, b: str) -> str:
         f, dividend = self.f, atom.args[0]
-        if isinstance(dividend, int) or dividend.bounds[0] >= 0:
+        if bounds(dividend)[0] >= 0:
             return f.binary("udiv" if atom.function == "//" else "urem", kind, a, b)
         rest = f.binary("srem", kind, a, b)
         negative = f.compare("slt", kind, rest, literal(kind, 0))

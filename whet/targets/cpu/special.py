@@ -25,10 +25,13 @@ class Special(special.Special):
         return f"{super().__str__()}{order}, on {self.threads} threads"
 
     def chosen(self, architecture: Architecture) -> Kernel:
-        """The kernel, with the best schedule that reads the same weights."""
+        """The kernel, with the best schedule that reads the same weights; the one of every size
+        where there are no elements, of which no schedule can be better."""
         kernel = self.known
         if isinstance(kernel, Loops):
             return kernel
+        if any(i is not None and 0 in i.shape for i in kernel.inputs):
+            return self.kernel
         make = _chooser(kernel, self.threads)
         found: Kernel = kernel if make is None else make(kernel, architecture, self.ordered)
         return found

@@ -273,9 +273,10 @@ def _exchange_of(kind: type) -> Exchange | None:
 
 
 def _is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether the elements lie side by side; of none, strides say nothing."""
     step = 1
     for size, stride in zip(reversed(shape), reversed(strides)):
-        if size not in (0, 1) and stride != step:
+        if size != 1 and stride != step and 0 not in shape:
             return False
         step *= size
     return True

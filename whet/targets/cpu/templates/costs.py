@@ -67,15 +67,24 @@ def weighed(
     for tile in tiles:
         for schedule in walks(c, *tile, threads):
             costs.setdefault(schedule, DenseCost(c, schedule, architecture, threads).cycles)
-    few = architecture.vector_registers - 4
     if transforms and winograd.fits(c):
-        tiles += [(few, 1)] if winograd.patches(c) <= few else []
-        for tile in tiles:
-            for schedule in walks(c, *tile, threads):
-                filtered = replace(schedule, winograd=True, unroll=4, block=0)
-                cost = WinogradCost(c, filtered, architecture, threads)
-                costs.setdefault(filtered, cost.cycles)
+        for schedule in _transforming(c, tiles, architecture, threads):
+            cost = WinogradCost(c, schedule, architecture, threads)
+            costs.setdefault(schedule, cost.cycles)
     return {s: costs[s] for s in sorted(costs, key=lambda schedule: costs[schedule])}
+
+
+def _transforming(
+    c: Convolution, tiles: list[tuple[int, int]], architecture: Architecture, threads: int
+) -> Iterator[Schedule]:
+    """Schedules of Winograd's filtering whose patches have room on a thread's stack."""
+    few, lanes = architecture.vector_registers - 4, architecture.vector_bytes // 4
+    tiles = [*tiles, (few, 1)] if winograd.patches(c) <= few else tiles
+    for outputs, vectors in tiles:
+        if winograd.group_bytes(c, outputs, vectors * lanes) > winograd.STACK:
+            continue
+        for schedule in walks(c, outputs, vectors, threads):
+            yield replace(schedule, winograd=True, unroll=4, block=0)
 
 
 def alike(

@@ -49,6 +49,11 @@ def patches(c: Convolution) -> int:
     return c.batch * math.prod(-(-n // 2) for n in c.outputs)
 
 
+def group_bytes(c: Convolution, outputs: int, width: int) -> int:
+    """What so many patches and their sums, for a panel of a width, take at all points."""
+    return 4 * POINTS * outputs * (c.channels + width)
+
+
 def packing(c: Convolution, schedule: Schedule, architecture: Architecture) -> Packing:
     """[panel, point, channel, lane] of the weight transformed along both taps."""
     lanes = architecture.vector_bytes // 4
@@ -90,8 +95,7 @@ class Winograd:
         self.group_bytes = POINTS * self.point_bytes
         self.result_row = 4 * self.panels.width
         self.result_point = self.sizes[0] * self.result_row
-        group = self.group_bytes + POINTS * self.result_point
-        self.held = max(1, STACK // group)
+        self.held = max(1, STACK // group_bytes(c, self.sizes[0], self.panels.width))
         if not c.is_told:
             self.held = min(len(self.sizes), self.held)
         """Groups whose transformed patches are in memory at a time."""
