@@ -186,7 +186,7 @@ def plan(session: Any, engine: whet.Engine) -> None:
         start = time.thread_time()  # Python's own work, whatever else the machine does
         meet()
         taken.append(time.thread_time() - start)
-        work = len(bound(session, sizes)._memo)
+        work = bound(session, sizes).evaluated
     steps = len(session.plans[0].steps)
     per_300 = statistics.median(taken) * 300 / steps
     print(

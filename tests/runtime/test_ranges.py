@@ -121,7 +121,7 @@ def test_a_new_size_only_evaluates_expressions(
         session.run(words(rng, 1, length))
     assert session._runner.device.compiled == compiled
     # Expressions, not kernels, are what is evaluated: many buffers have the same size.
-    assert len(bound(session, batch=1, length=9)._memo) < 40
+    assert bound(session, batch=1, length=9).evaluated < 40
 
 
 def test_sizes_that_come_back_get_kernels(rng: np.random.Generator, attention: whet.Engine) -> None:

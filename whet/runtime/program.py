@@ -16,9 +16,9 @@ import numpy as np
 from whet.engine.weights import WeightStore
 from whet.errors import Error, InvalidInput, ShapeError, located
 from whet.ir.atoms import Undecided
-from whet.ir.evaluate import bind_sizes, check_guards, compute
+from whet.ir.evaluate import bind_sizes, compute
 from whet.ir.graph import Graph, Input, Value, make
-from whet.ir.sizes import substitute
+from whet.ir.sizes import Expr
 from whet.ir.types import TensorType, map_sizes
 from whet.plan import trace
 from whet.plan.likely import likely
@@ -36,7 +36,8 @@ from whet.runtime.kept import Kept
 from whet.runtime.memory import Memory
 from whet.runtime.planned import drafted
 from whet.runtime.prepared import Prepared
-from whet.runtime.ranges import Demands, Ranges, image_sizes, names_shown
+from whet.runtime.ranges import Demands, Guards, Ranges, image_sizes, names_shown
+from whet.targets.bound import evaluator
 
 logger = logging.getLogger("whet")
 
@@ -85,6 +86,7 @@ class Runner:
         kernels are told."""
         self._shown: dict[tuple[Graph, tuple[Any, ...]], dict[str, int]] = {}
         """The sizes that shapes show which were met before."""
+        self._guards: Kept[Graph, Guards] = Kept(MOST_STAGES)
         self._wide: Kept[Graph, Stage | None] = Kept(MOST_STAGES)
         """Graphs that are planned for a range of sizes; None where that cannot be."""
 
@@ -162,7 +164,7 @@ class Runner:
         sizes = dict(known)
         for value, array in zip(graph.inputs, arrays, strict=True):
             bind_sizes(value.type, array, sizes)
-        check_guards(graph.guards, sizes)
+        self._guards.made(graph, lambda: Guards(graph)).check(sizes)
         if shapes is not None and None not in shapes:
             if len(self._shown) >= MOST_MET:
                 self._shown.clear()
@@ -247,6 +249,10 @@ class Program:
         slow = any(makeshift(v) for v in (*source.values, *self.graph.values))
         self.is_makeshift = slow or bool(self.plan.reference_ops)
         """Whether some of it would be faster if its sizes were known."""
+        kinds = (v.type for v in self.graph.outputs if isinstance(v.type, TensorType))
+        self._open = list(dict.fromkeys(s for k in kinds for s in k.shape if isinstance(s, Expr)))
+        """The sizes of the outputs that runs tell."""
+        self._evaluate = evaluator(self._open)
         self._known_kinds: dict[tuple[tuple[str, int], ...], list[TensorType | None]] = {}
 
     def run(
@@ -306,7 +312,8 @@ class Program:
         found = self._known_kinds.get(key)
         if found is None:
             types = [value.type for value in self.graph.outputs]
-            found = [_known(t, sizes) if isinstance(t, TensorType) else None for t in types]
+            known = dict(zip(self._open, self._evaluate(sizes))) if self._open else {}
+            found = [_known(t, known) if isinstance(t, TensorType) else None for t in types]
             if len(self._known_kinds) >= MOST_STAGES:
                 self._known_kinds.clear()
             self._known_kinds[key] = found
@@ -321,11 +328,9 @@ class Program:
             )
 
 
-def _known(kind: TensorType, sizes: Mapping[str, int]) -> TensorType:
+def _known(kind: TensorType, numbers: Mapping[Any, int]) -> TensorType:
     """A type whose sizes are numbers."""
-    if kind.is_static:
-        return kind
-    return map_sizes(kind, lambda size: substitute(size, sizes))  # type: ignore[return-value]
+    return map_sizes(kind, lambda size: numbers.get(size, size))  # type: ignore[return-value]
 
 
 def _as_array(x: Any) -> Any:

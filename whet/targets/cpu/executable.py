@@ -278,9 +278,7 @@ class _Context:
                 # First: where it fails, the arguments are still those of the `bound` of before.
                 self.arena = self.executable.allocate(bound.arena)
             self.bound, self.inside = bound, None
-            base = self.arena.ctypes.data
-            self.arguments[self.executable.layout.inside] = base + bound.inside
-            self.arguments[bound.numbers[:, 0]] = bound.numbers[:, 1]
+            bound.fill(self.arguments, self.arena.ctypes.data)
             self.addresses.clear()
         if self.code is not code:
             self.code = code

@@ -18,7 +18,7 @@ import numpy as np
 
 from whet.errors import CompileError, DeviceError, InvalidInput
 from whet.ir.graph import Value
-from whet.ir.types import TensorType
+from whet.ir.types import TensorType, Type
 from whet.knobs import knobs
 from whet.plan.bind import adds_up
 from whet.plan.kernel import Kernel, Loops
@@ -355,13 +355,11 @@ class Device:
             array.stream = its
         return array
 
-    def learn(self, x: Any, array: Any, layouts: dlpack.Layouts) -> None:
+    def learn(self, x: Any, array: Any, kind: Type, layouts: dlpack.Layouts) -> None:
         """Remembers what a tensor was taken as."""
         if type(array) is DeviceArray and dlpack.is_torch(type(x)):
             self._quick_types.add(type(x))
-            if len(layouts) >= dlpack.MOST_LAYOUTS:
-                layouts.clear()
-            layouts[x.dtype, x.shape] = array.dtype, array.shape
+            dlpack.learn(x, array, kind, layouts)
 
     def trim(self) -> None:
         """Gives memory back to the device that nothing uses any more."""
