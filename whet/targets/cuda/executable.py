@@ -27,6 +27,7 @@ from whet.targets.cuda.bound import Bound, Layout
 from whet.targets.cuda.context import Context
 from whet.targets.cuda.device import Device, holds
 from whet.targets.cuda.memory import room
+from whet.targets.cuda.trials import Trials
 from whet.targets.special import Special
 
 MOST_BOUND = 256
@@ -90,7 +91,12 @@ class Executable:
         try:
             if self.layout is not None:
                 self._choose(context, self.bound(sizes))
-            return context.run(given, inputs, out, run_graph)
+            if not self.device.gate.is_up:
+                return context.run(given, inputs, out, run_graph)
+            with self.device.gate.passing() as streams:
+                results = context.run(given, inputs, out, run_graph)
+                streams.append(context.used)
+                return results
         finally:
             self._free.append(context)
 
@@ -123,7 +129,13 @@ class Executable:
         try:
             if self.layout is not None:
                 self._choose(context, self.bound(sizes))
-            return context.answer(given, inputs, stream) if context.is_graph else None
+            if not context.is_graph:
+                return None
+            if not self.device.gate.is_up:
+                return context.answer(given, inputs, stream)
+            with self.device.gate.passing() as streams:
+                streams.append(stream)
+                return context.answer(given, inputs, stream)
         finally:
             self._free.append(context)
 
@@ -183,11 +195,14 @@ class Executable:
 
         def swap() -> None:
             if (here := plan()) is not None:
-                here._take_over(bound, kernels)
+                here.take_over(bound, kernels)
+                if here.device.tune:
+                    trials = Trials(here, bound, kernels)
+                    here.device.measuring.compile(list, trials.run)
 
         self.device.background.compile(wanted, swap)
 
-    def _take_over(self, bound: Bound, kernels: Sequence[Any]) -> None:
+    def take_over(self, bound: Bound, kernels: Sequence[Any]) -> None:
         """Loads code for some sizes, and makes the launches of each context."""
         device, code = self.device, []
         device.context.use()
