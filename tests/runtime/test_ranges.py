@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections import Counter
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -165,6 +167,48 @@ def test_numbers_of_things_found_share_kernels(rng: np.random.Generator) -> None
         want = np.stack(np.nonzero(x)).astype(np.float32) ** 2
         np.testing.assert_array_equal(session.run({"x": x})["y"], want)
     assert session._runner.device.compiled == compiled
+
+
+def test_kernels_for_numbers_of_things_are_there_before_a_run(rng: np.random.Generator) -> None:
+    nodes = [
+        helper.make_node("NonZero", ["x"], ["places"]),
+        helper.make_node("Cast", ["places"], ["z"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["z", "z"], ["y"]),
+    ]
+    engine = whet.build(model(nodes, [value("x", [9])], [value("y", None)]))
+    session = engine.session(cache=False, specialize="none")
+    compiled = session._runner.device.compiled
+    for share in (0.5, 0.2, 0.0):
+        x = (rng.random(9) < share).astype(np.float32)
+        want = np.stack(np.nonzero(x)).astype(np.float32) ** 2
+        np.testing.assert_array_equal(session.run({"x": x})["y"], want)
+    assert session._runner.device.compiled == compiled
+
+
+def test_threads_that_meet_sizes_together_ask_for_kernels_once(
+    attention: whet.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow(Counter[Any]):
+        def __getitem__(self, key: Any) -> int:
+            found: int = super().__getitem__(key)
+            time.sleep(0.01)  # others count meanwhile
+            return found
+
+    session = attention.session(cache=False)
+    stage = session._runner.wide(session.graph)
+    assert stage is not None
+    stage._met = Slow()
+    asked: list[Any] = []
+    executable = stage.program.executable
+    monkeypatch.setattr(executable, "specialise", lambda *given: asked.append(given))
+    sizes = {"batch": 2, "length": 5}
+    threads = [Thread(target=stage._meet, args=(sizes, sizes)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(asked) == 1
+    assert dict(stage._met).popitem()[1] == 8
 
 
 def test_what_no_template_is_told_is_planned_for_its_sizes(rng: np.random.Generator) -> None:

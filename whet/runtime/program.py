@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 import weakref
 from collections import Counter
@@ -231,6 +232,7 @@ class Program:
         """The graph in the device's terms."""
         runner.reference_ops.update(dict.fromkeys(self.plan.reference_ops))
         self.given = needed(self.plan)
+        runner.prepared.note_reader(self, self.given)
         with runner.prepared.planning(self.given) as before:
             self.executable = runner.device.executable(self.plan, runner.threads, before)
             draft.keep()
@@ -353,6 +355,7 @@ class Stage:
         self.ranges = ranges or Ranges()
         self.model = model or graph
         self._met: Counter[StageKey] = Counter()
+        self._counting = threading.Lock()
         known = frozenset(self.ranges.names)
         graph = counted(graph, known)
         self.runner, self.graph = runner, graph
@@ -371,8 +374,10 @@ class Stage:
         }
         self.rest = replace(graph.substitute(inputs), inputs=tuple(inputs.values()))
         self.hosted = {v: _host_step(graph, v) for v in self.frontier}
-        if ranges is not None:
-            runner.wide(self.rest, ranges.inside().with_names(names_shown(self.rest), 0))
+        if runner.is_wide:
+            told = self.ranges.inside().with_names(names_shown(self.rest), 0)
+            runner.wide(self.rest, told)  # before a run meets it
+        runner.prepared.note_reader(self, (v for f in self.frontier for v in _static_inputs(f)))
         runner.reference_ops.update(
             dict.fromkeys(
                 name
@@ -428,11 +433,13 @@ class Stage:
         key = _stage_key(self.model, sizes)
         if key not in self._met:
             self.demands.check(told)
-            if len(self._met) > MOST_MET:
+        with self._counting:
+            if key not in self._met and len(self._met) > MOST_MET:
                 self._met.clear()
-        self._met[key] += 1
+            self._met[key] += 1
+            is_enough = self._met[key] == ENOUGH_RUNS
         runner = self.runner
-        if self._met[key] != ENOUGH_RUNS or not runner.is_lazy:
+        if not is_enough or not runner.is_lazy:
             return
         if self.program.is_makeshift and not self.frontier:
             stage = weakref.ref(self)  # a session that is dropped meanwhile wants no kernels
@@ -449,8 +456,7 @@ class Stage:
     def _compute(
         self, value: Value, known: Mapping[Value, Any], sizes: Mapping[str, int]
     ) -> tuple[Any, ...]:
-        static = [i for i in value.inputs if i is not None and i.is_static]
-        known = {**known, **self.runner.prepared.of(static)}
+        known = {**known, **self.runner.prepared.of(_static_inputs(value))}
         arrays = [None if i is None else _on_host(known[i]) for i in value.inputs]
         extra = [self.runner.run_graph] if value.op.runs_graphs else []
         start = time.perf_counter()
@@ -465,6 +471,11 @@ class Stage:
             timing = trace.Timing(self.hosted[value], taken, start, sizes=sizes)
             watched.add(timing, {**known, **dict(zip(value.siblings, results))})
         return results
+
+
+def _static_inputs(value: Value) -> list[Value]:
+    """Those of an operator that weights alone make."""
+    return [i for i in value.inputs if i is not None and i.is_static]
 
 
 def _host_step(graph: Graph, value: Value) -> Step:

@@ -116,9 +116,11 @@ class Executable:
         many sets of sizes get kernels: code is kept as long as the device.
         """
         bound, plan = self.bound(sizes), weakref.ref(self)
-        if bound.is_special or self._specials == MOST_SPECIAL:
-            return
-        self._specials += 1
+        with self._lock:
+            if bound.is_wanted or self._specials == MOST_SPECIAL:
+                return
+            bound.is_wanted = True
+            self._specials += 1
         kernels: list[Kernel | Special | None] = []
 
         def wanted() -> list[Kernel | Special]:

@@ -108,6 +108,8 @@ class Bound(bound.Bound):
         counters, scratch = self.table[layout.needs[taken]].max(axis=0, initial=0).tolist()
         self.room = aligned(self.arena), aligned(4 * counters), aligned(scratch)
         """The bytes of the arena, of counters and of scratch."""
+        self.is_wanted = False
+        """Whether code for the very sizes was asked for."""
         self.is_special = False
         """Whether there is code for the very sizes."""
         self.code: Code = ()

@@ -164,7 +164,7 @@ class Executable:
                 found = self._bound[key] = Bound(self.plan, self.layout, sizes)
                 while len(self._bound) > MOST_BOUND:
                     _, gone = self._bound.popitem(last=False)
-                    self._specials -= gone.is_special
+                    self._specials -= gone.is_wanted
             else:
                 self._bound.move_to_end(key)
             return found
@@ -181,9 +181,11 @@ class Executable:
         many sets of sizes get kernels.
         """
         bound, plan = self.bound(sizes), weakref.ref(self)
-        if bound.is_special or self._specials >= MOST_SPECIAL:
-            return
-        self._specials += 1
+        with self._lock:
+            if bound.is_wanted or self._specials >= MOST_SPECIAL:
+                return
+            bound.is_wanted = True
+            self._specials += 1
         kernels: list[Any] = []
 
         def wanted() -> list[Any]:
