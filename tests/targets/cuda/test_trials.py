@@ -122,9 +122,11 @@ def test_what_is_not_measured(
 def test_only_as_many_ways_as_there_is_time_for(
     gpu: Driver, rng: np.random.Generator, attention: whet.Engine, timed: None
 ) -> None:
-    session = attention.session(device="cuda", cache=False, tune=3 * trials.SECONDS_EACH + 1e-6)
+    session = attention.session(device="cuda", cache=False, tune=5.5 * trials.SECONDS_EACH)
     measured(session, attention, words(rng, 2, 9))
-    assert len(device_of(session).ways) == 3
+    kernels = {k for k in executable(session).kernels if isinstance(k, Template)}
+    assert len(kernels) > 2
+    assert [way.rank for way in device_of(session).ways] == [1, 1]
 
 
 def test_runs_while_ways_are_measured(

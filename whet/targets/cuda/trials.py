@@ -43,8 +43,8 @@ ROUNDS = 3
 """Slices of each way, of which the shortest counts."""
 LEAST_GAIN = 0.02
 """Of a kernel's time, for which another way is taken."""
-SECONDS_EACH = (1 + ROUNDS) * PAUSE
-"""What a way takes to be measured, nearly all of it pauses."""
+SECONDS_EACH = (2 + ROUNDS) * PAUSE
+"""What a way takes to be loaded and measured, nearly all of it pauses."""
 
 
 def was_measured(device: Device, special: Special) -> bool:
@@ -90,9 +90,7 @@ class Trials:
             give_way()
         worth = [k for k in new if reach[k] >= FEWEST_BYTES]
         worth.sort(key=lambda k: -self.counts[k] * reach[k])
-        ranks = range(1, 1 + MOST_OTHERS)
-        ways = [Way(k.kernel, k.sizes, rank) for rank in ranks for k in worth]
-        compiled = self.device.compile_ways(ways[: int(self.device.tune / SECONDS_EACH)])
+        compiled = self.device.compile_ways(affordable(worth, self.device.tune))
         found: dict[Special, list[bytes]] = {}
         for way, code in compiled.items():
             found.setdefault(Special(way.kernel, way.sizes), []).append(code)
@@ -120,6 +118,19 @@ class Trials:
                 gained |= fastest > 0
                 _choose(device, special, codes[fastest])
         return gained
+
+
+def affordable(kernels: Sequence[Special], seconds: float) -> list[Way]:
+    """Other ways to run kernels, as many as can be measured in so many seconds, of each kernel the
+    likely best first."""
+    most, found = int(seconds / SECONDS_EACH), list[Way]()
+    for rank in range(1, 1 + MOST_OTHERS):
+        for special in kernels:
+            most -= 2 if rank == 1 else 1  # the way that runs now is measured as well
+            if most < 0:
+                return found
+            found.append(Way(special.kernel, special.sizes, rank))
+    return found
 
 
 def _has_ways(kernel: Any) -> bool:
