@@ -22,10 +22,11 @@ from whet.plan.kernel import Template
 from whet.targets.background import PAUSE
 from whet.targets.cuda import trials
 from whet.targets.cuda.architecture import Architecture
+from whet.targets.cuda.autotune import MOST_OTHERS
 from whet.targets.cuda.compile import unpack
 from whet.targets.cuda.gate import Gate
 from whet.targets.cuda.tactics import TURNS
-from whet.targets.cuda.trials import MOST_OTHERS, SHARE, SLICE, Slices
+from whet.targets.cuda.trials import SHARE, SLICE, Slices
 from whet.targets.cuda.ways import Way
 from whet.targets.cuda.workers import Job
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from whet.errors import CompileError, DeviceError
 from whet.plan.kernel import Template
 from whet.targets.background import PAUSE, give_way
+from whet.targets.cuda.autotune import FEWEST_BYTES, MOST_OTHERS
 from whet.targets.cuda.driver import Event
 from whet.targets.cuda.graph import Graph
 from whet.targets.cuda.tactics import TURNS, Bench, Loaded, extents, load
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
     from whet.targets.cuda.executable import Executable
 
 logger = logging.getLogger("whet.cuda")
-
-MOST_OTHERS = 5  # ways to run a kernel, besides the first
-FEWEST_BYTES = 64 << 10  # that a kernel reaches: below, every way is as fast
 
 SLICE = 60e-6
 """Seconds of launches that are measured at a time, unless one takes longer."""
