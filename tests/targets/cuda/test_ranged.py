@@ -24,8 +24,10 @@ from tests.targets.cuda.needs import needs_triton
 from tests.targets.cuda.stub import FEW, Driver, Tensor, TorchTensor, stubbed
 from whet.errors import InvalidInput
 from whet.targets.cuda import bound as bounds
+from whet.targets.cuda import context as contexts
 from whet.targets.cuda import executable as executables
-from whet.targets.cuda.context import Context
+from whet.targets.cuda.context import EASY_ROOM, Context
+from whet.targets.cuda.driver import Context as GpuContext
 
 ROOT = Path(__file__).resolve().parents[3]
 SEED = secrets.randbits(32)
@@ -186,8 +188,9 @@ def test_launches_between_host_steps_are_told_apart(gpu: Driver, rng: np.random.
 
 
 def test_larger_sizes_move_the_arena(
-    gpu: Driver, rng: np.random.Generator, attention: whet.Engine
+    gpu: Driver, rng: np.random.Generator, attention: whet.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(contexts, "EASY_ROOM", 1 << 20)
     session = open_session(attention)
     small = words(rng, 1, 5)
     for _ in range(2):
@@ -203,6 +206,26 @@ def test_larger_sizes_move_the_arena(
         if {name.split()[0] for name in gpu.launched} == {"special"}:
             return
         assert time.monotonic() < deadline, "launches were not made anew for the new arena"
+
+
+def test_small_sizes_share_an_arena(
+    gpu: Driver, rng: np.random.Generator, attention: whet.Engine
+) -> None:
+    session, rooms = open_session(attention, specialize="none"), set[int]()
+    for batch, length in ((1, 5), (8, 900), (2, 90)):
+        check(session, attention, words(rng, batch, length))
+        rooms.add(id(executable(session)._free[0].room))
+    assert len(rooms) == 1
+    asked: list[int] = []
+
+    def allocate(size: int) -> int:
+        asked.append(size)
+        GpuContext.of(0).use()
+        return gpu.cuMemAlloc(size)[1]
+
+    own = open_session(attention, specialize="none", allocator=allocate)
+    check(own, attention, words(rng, 1, 5))
+    assert max(asked) < EASY_ROOM, "a caller's memory is taken as it is needed"
 
 
 def test_profiles_say_how_large_the_arena_gets(gpu: Driver, rng: np.random.Generator) -> None:
