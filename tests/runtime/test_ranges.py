@@ -15,9 +15,14 @@ from onnx import TensorProto, helper
 import whet
 from tests.levels import LEVELS, architecture
 from tests.runtime.models import convolutions, model, value
+from whet.errors import ShapeError
 from whet.ir.evaluate import evaluate
+from whet.ir.graph import Graph
+from whet.ir.guards import Guard
+from whet.ir.sizes import symbol
 from whet.plan import plan as planning
 from whet.runtime.program import Runner
+from whet.runtime.ranges import Guards, Ranges
 from whet.targets.cpu.bound import Bound
 from whet.targets.cpu.device import Device
 
@@ -209,6 +214,28 @@ def test_threads_that_meet_sizes_together_ask_for_kernels_once(
         thread.join()
     assert len(asked) == 1
     assert dict(stage._met).popitem()[1] == 8
+
+
+def test_sizes_outside_of_the_bounds_are_not_served() -> None:
+    ranges = Ranges({"n": symbol("n", 2, 8)})
+    assert [ranges.serve({"n": n}) for n in (1, 2, 8, 9)] == [False, True, True, False]
+
+
+def test_guards_are_asked_as_far_as_sizes_are_known() -> None:
+    n, m, later = symbol("n"), symbol("m"), symbol("later")
+    guards = (Guard(n, m, "a"), Guard(12 // m, n, "b", broadcast=True), Guard(later, 3, "c"))
+    known = Guards(Graph((), (), guards=guards[:2]))
+    known.check({"n": 1, "m": 1})
+    for at, node in (({"n": 2, "m": 3}, "a"), ({"n": 5, "m": 5}, "b"), ({"n": 1, "m": 0}, "a")):
+        with pytest.raises(ShapeError, match=f'node "{node}"'):
+            known.check(at)
+    some = Guards(Graph((), (), guards=guards))
+    some.check({"n": 3, "m": 3, "later": 3} | {"n": 1, "m": 1})
+    some.check({"n": 1, "m": 1})
+    with pytest.raises(ShapeError, match='node "a"'):
+        some.check({"n": 1, "m": 2})
+    with pytest.raises(ShapeError, match='node "c"'):
+        some.check({"n": 1, "m": 1, "later": 4})
 
 
 def test_what_no_template_is_told_is_planned_for_its_sizes(rng: np.random.Generator) -> None:

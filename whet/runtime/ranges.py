@@ -167,7 +167,7 @@ class Guards:
             return
         try:
             numbers = iter(self._evaluate(sizes))
-        except KeyError:  # some sizes are known later
+        except (KeyError, ZeroDivisionError):  # some sizes are known later; or another is broken
             check_guards(self.guards, sizes)
             return
         for guard, left, right in zip(self.guards, numbers, numbers):
