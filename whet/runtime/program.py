@@ -8,7 +8,6 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from typing import Any, cast
 
@@ -18,7 +17,7 @@ from whet.engine.weights import WeightStore
 from whet.errors import Error, InvalidInput, ShapeError, located
 from whet.ir.atoms import Undecided
 from whet.ir.evaluate import bind_sizes, compute
-from whet.ir.graph import Graph, Input, Value, make
+from whet.ir.graph import Graph, Value
 from whet.ir.sizes import Expr
 from whet.ir.types import TensorType, map_sizes
 from whet.plan import trace
@@ -31,7 +30,9 @@ from whet.runtime.ahead import (
     frontier_of,
     meanings,
     needed,
+    ranges_behind,
     ready_values,
+    rest_of,
 )
 from whet.runtime.kept import Kept
 from whet.runtime.memory import Memory
@@ -367,16 +368,10 @@ class Stage:
         first = first_part(graph, ready)
         self.carried = first.outputs
         self.program = runner.program(first)
-        siblings = [s for v in self.frontier for s in v.siblings]
-        inputs = {
-            v: make(Input(f"stage {n}", v.type), ())[0]
-            for n, v in enumerate((*self.carried, *siblings))
-        }
-        self.rest = replace(graph.substitute(inputs), inputs=tuple(inputs.values()))
+        self.rest = rest_of(graph, first, self.frontier)
         self.hosted = {v: _host_step(graph, v) for v in self.frontier}
         if runner.is_wide:
-            told = self.ranges.inside().with_names(names_shown(self.rest), 0)
-            runner.wide(self.rest, told)  # before a run meets it
+            runner.wide(self.rest, ranges_behind(self.rest, self.ranges))  # before a run meets it
         runner.prepared.note_reader(self, (v for f in self.frontier for v in _static_inputs(f)))
         runner.reference_ops.update(
             dict.fromkeys(
