@@ -139,6 +139,12 @@ def bound(session: Any, sizes: Sizes) -> Any:
     return stage.program.executable.bound(stage.ranges.values(sizes))
 
 
+def is_making(session: Any, sizes: Sizes) -> bool:
+    """Whether kernels for some sizes are being made, or other ways to run them measured."""
+    measuring = getattr(session._runner.device, "measuring", None)
+    return not bound(session, sizes).is_special or (measuring is not None and measuring.is_busy)
+
+
 def report(model: Path, device: str, threads: int, rounds: int, walk: int) -> None:
     """Measures one model, and prints as it goes."""
     measure(whet.build(model), model, Runs(device), threads, rounds, walk)
@@ -186,7 +192,7 @@ def plan(session: Any, engine: whet.Engine) -> None:
         start = time.thread_time()  # Python's own work, whatever else the machine does
         meet()
         taken.append(time.thread_time() - start)
-        work = len(bound(session, sizes)._memo)
+        work = bound(session, sizes).evaluated
     steps = len(session.plans[0].steps)
     per_300 = statistics.median(taken) * 300 / steps
     print(
@@ -213,7 +219,7 @@ def at(
     print(f"    first run {first / steady:.2f} x the steady one, {steady * 1e3:.2f} ms (aim 1.5)")
     meanwhile: list[float] = []
     deadline = time.monotonic() + PATIENCE
-    while not bound(lazy, sizes).is_special and time.monotonic() < deadline:
+    while is_making(lazy, sizes) and time.monotonic() < deadline:
         meanwhile.append(seconds_of(run_lazy))
     if not bound(lazy, sizes).is_special:
         print(f"    no kernels of their own after {PATIENCE:.0f} s")

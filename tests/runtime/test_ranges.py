@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections import Counter
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -13,9 +15,14 @@ from onnx import TensorProto, helper
 import whet
 from tests.levels import LEVELS, architecture
 from tests.runtime.models import convolutions, model, value
+from whet.errors import ShapeError
 from whet.ir.evaluate import evaluate
+from whet.ir.graph import Graph
+from whet.ir.guards import Guard
+from whet.ir.sizes import symbol
 from whet.plan import plan as planning
 from whet.runtime.program import Runner
+from whet.runtime.ranges import Guards, Ranges
 from whet.targets.cpu.bound import Bound
 from whet.targets.cpu.device import Device
 
@@ -121,7 +128,7 @@ def test_a_new_size_only_evaluates_expressions(
         session.run(words(rng, 1, length))
     assert session._runner.device.compiled == compiled
     # Expressions, not kernels, are what is evaluated: many buffers have the same size.
-    assert len(bound(session, batch=1, length=9)._memo) < 40
+    assert bound(session, batch=1, length=9).evaluated < 40
 
 
 def test_sizes_that_come_back_get_kernels(rng: np.random.Generator, attention: whet.Engine) -> None:
@@ -165,6 +172,70 @@ def test_numbers_of_things_found_share_kernels(rng: np.random.Generator) -> None
         want = np.stack(np.nonzero(x)).astype(np.float32) ** 2
         np.testing.assert_array_equal(session.run({"x": x})["y"], want)
     assert session._runner.device.compiled == compiled
+
+
+def test_kernels_for_numbers_of_things_are_there_before_a_run(rng: np.random.Generator) -> None:
+    nodes = [
+        helper.make_node("NonZero", ["x"], ["places"]),
+        helper.make_node("Cast", ["places"], ["z"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["z", "z"], ["y"]),
+    ]
+    engine = whet.build(model(nodes, [value("x", [9])], [value("y", None)]))
+    session = engine.session(cache=False, specialize="none")
+    compiled = session._runner.device.compiled
+    for share in (0.5, 0.2, 0.0):
+        x = (rng.random(9) < share).astype(np.float32)
+        want = np.stack(np.nonzero(x)).astype(np.float32) ** 2
+        np.testing.assert_array_equal(session.run({"x": x})["y"], want)
+    assert session._runner.device.compiled == compiled
+
+
+def test_threads_that_meet_sizes_together_ask_for_kernels_once(
+    attention: whet.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow(Counter[Any]):
+        def __getitem__(self, key: Any) -> int:
+            found: int = super().__getitem__(key)
+            time.sleep(0.01)  # others count meanwhile
+            return found
+
+    session = attention.session(cache=False)
+    stage = session._runner.wide(session.graph)
+    assert stage is not None
+    stage._met = Slow()
+    asked: list[Any] = []
+    executable = stage.program.executable
+    monkeypatch.setattr(executable, "specialise", lambda *given: asked.append(given))
+    sizes = {"batch": 2, "length": 5}
+    threads = [Thread(target=stage._meet, args=(sizes, sizes)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(asked) == 1
+    assert dict(stage._met).popitem()[1] == 8
+
+
+def test_sizes_outside_of_the_bounds_are_not_served() -> None:
+    ranges = Ranges({"n": symbol("n", 2, 8)})
+    assert [ranges.serve({"n": n}) for n in (1, 2, 8, 9)] == [False, True, True, False]
+
+
+def test_guards_are_asked_as_far_as_sizes_are_known() -> None:
+    n, m, later = symbol("n"), symbol("m"), symbol("later")
+    guards = (Guard(n, m, "a"), Guard(12 // m, n, "b", broadcast=True), Guard(later, 3, "c"))
+    known = Guards(Graph((), (), guards=guards[:2]))
+    known.check({"n": 1, "m": 1})
+    for at, node in (({"n": 2, "m": 3}, "a"), ({"n": 5, "m": 5}, "b"), ({"n": 1, "m": 0}, "a")):
+        with pytest.raises(ShapeError, match=f'node "{node}"'):
+            known.check(at)
+    some = Guards(Graph((), (), guards=guards))
+    some.check({"n": 3, "m": 3, "later": 3} | {"n": 1, "m": 1})
+    some.check({"n": 1, "m": 1})
+    with pytest.raises(ShapeError, match='node "a"'):
+        some.check({"n": 1, "m": 2})
+    with pytest.raises(ShapeError, match='node "c"'):
+        some.check({"n": 1, "m": 1, "later": 4})
 
 
 def test_what_no_template_is_told_is_planned_for_its_sizes(rng: np.random.Generator) -> None:

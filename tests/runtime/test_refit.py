@@ -24,6 +24,7 @@ from whet.errors import (
     OutOfMemory,
     RefitError,
 )
+from whet.ops.elementwise import Neg
 from whet.runtime.cache import Cache
 from whet.targets.cpu.device import Device
 
@@ -403,6 +404,24 @@ def test_weights_of_a_late_region() -> None:
     before = prepared.generation
     for changed, kept in (({"elsewhere"}, 1), ({"elsewhere", "shape"}, 0)):
         assert len(prepared.renewed(before.weights, changed)._regions) == kept
+
+
+def test_what_nobody_reads_any_more_is_not_made_anew() -> None:
+    class Reader:
+        pass
+
+    session = whet.build(convolutions()).session(device="cpu", cache=False)
+    prepared, reader = session._runner.prepared, Reader()
+    given = session._runner._compiled[0].program.given
+    weight = next(v for v in given if v.op.symbols == frozenset() and v.dtype == "float32")
+    extra = Neg()(weight)
+    prepared.note_reader(reader, [extra])
+    prepared.of([extra])
+    weights, every = prepared.weights, {"elsewhere"}
+    assert {extra, *given} == prepared.renewed(weights, every).arrays.keys()
+    del reader
+    gc.collect()
+    assert {*given} == prepared.renewed(weights, every).arrays.keys()
 
 
 def test_sessions_share_what_is_prepared() -> None:

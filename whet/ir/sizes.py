@@ -361,6 +361,11 @@ def is_less(a: Size, b: Size) -> bool:
     return False
 
 
+def is_at_most(a: Size, b: Size) -> bool:
+    """Whether a <= b is proved."""
+    return is_less(a, b + 1)
+
+
 def _use_symbolic_highs(size: Size) -> Size:
     """A lower bound of `size`: symbols that count negatively are set to their symbolic upper
     bound."""

@@ -111,6 +111,11 @@ class Op(Keyed):
     def __post_init__(self) -> None:
         """What an operator does once its attributes are there."""
 
+    def accepts_all(self, *kinds: Any) -> bool:
+        """Input types -> whether `infer` is proved to raise for none of the numbers that sizes in
+        them and in the attributes may be: then no run has to ask."""
+        return False
+
     def __setattr__(self, name: str, value: Any) -> None:
         raise FrozenInstanceError(f"cannot assign to field {name!r}")
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from whet.errors import ShapeError
 from whet.ir.graph import Op, Value, operator
-from whet.ir.sizes import is_less
+from whet.ir.sizes import is_at_most, is_less
 from whet.ir.types import FLOATS, TensorType, dtype_name
 from whet.ops.elementwise import Array, require_equal, same_dtype
 from whet.ops.movement import checked_indices, normalize_axis
@@ -25,6 +25,10 @@ class GatherElements(Op):
     def infer(self, data: TensorType, indices: TensorType) -> TensorType:
         _check_elements(data, indices, self.axis)
         return data.with_shape(*indices.shape)
+
+    def accepts_all(self, data: TensorType, indices: TensorType) -> bool:
+        pairs = enumerate(zip(data.shape, indices.shape))
+        return all(is_at_most(b, a) for i, (a, b) in pairs if i != self.axis % data.rank)
 
     def reference(self, data: Array, indices: Array) -> Array:
         return data[_element_positions(data, indices, self.axis)]
@@ -65,6 +69,9 @@ class GatherND(Op):
         if self.batch + depth > data.rank:
             raise ShapeError(f"{depth} indices are too many for {data}")
         return data.with_shape(*indices.shape[:-1], *data.shape[self.batch + depth :])
+
+    def accepts_all(self, data: TensorType, indices: TensorType) -> bool:
+        return data.shape[: self.batch] == indices.shape[: self.batch]
 
     def reference(self, data: Array, indices: Array) -> Array:
         return data[_tuple_positions(data, indices, self.batch)]

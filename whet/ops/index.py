@@ -25,6 +25,9 @@ class Iota(Op):
     def infer(self) -> TensorType:
         return TensorType(self.dtype, (self.size,))
 
+    def accepts_all(self) -> bool:
+        return True
+
     def reference(self) -> np.ndarray:
         return np.arange(as_int(self.size)).astype(NUMPY_DTYPES[self.dtype])
 

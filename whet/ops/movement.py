@@ -8,7 +8,7 @@ import numpy as np
 
 from whet.errors import IndexOutOfRange, ShapeError
 from whet.ir.graph import Op, Value, operator
-from whet.ir.sizes import Size, is_less, product
+from whet.ir.sizes import Size, is_at_most, is_less, product
 from whet.ir.types import TensorType
 from whet.ops.elementwise import Array, broadcast_sizes, require_equal, same_dtype
 
@@ -98,6 +98,12 @@ class Broadcast(Op):
                 raise ShapeError(f"{x} does not stretch to {list(self.shape)}")
         return TensorType(x.dtype, self.shape)
 
+    def accepts_all(self, x: TensorType) -> bool:
+        pairs = zip(reversed(x.shape), reversed(self.shape))
+        return all(is_at_most(0, size) for size in self.shape) and all(
+            size in (1, wanted) for size, wanted in pairs
+        )
+
     def reference(self, x: Array) -> Array:
         return np.broadcast_to(x, tuple(map(int, self.shape)))
 
@@ -118,6 +124,9 @@ class Slice(Op):
             check_slice(size, start, count, step)
         return TensorType(x.dtype, self.sizes)
 
+    def accepts_all(self, x: TensorType) -> bool:
+        return all(map(is_inside, x.shape, self.starts, self.sizes, self.steps))
+
     def reference(self, x: Array) -> Array:
         for axis, (start, size, step) in enumerate(zip(self.starts, self.sizes, self.steps)):
             if (start, size, step) != (0, x.shape[axis], 1):
@@ -135,6 +144,16 @@ def check_slice(size: Size, start: Size, count: Size, step: int) -> None:
         raise ShapeError(
             f"a slice of {count} elements from {start} by {step} leaves an axis of {size}"
         )
+
+
+def is_inside(size: Size, start: Size, count: Size, step: int) -> bool:
+    """Whether it is proved that `check_slice` accepts a slice."""
+    if not (is_at_most(0, start) and is_at_most(0, count)):
+        return False
+    last = start + (count - 1) * step
+    if step == 1:
+        return is_less(last, size)
+    return is_less(start, size) and is_at_most(0, last) and is_less(last, size)
 
 
 @operator
@@ -156,6 +175,9 @@ class Pad(Op):
                 raise ShapeError(f"padding by {side} is negative; slice instead")
         same_dtype(x, fill)
         return x.with_shape(*(b + s + a for b, s, a in zip(self.before, x.shape, self.after)))
+
+    def accepts_all(self, x: TensorType, fill: TensorType) -> bool:
+        return all(is_at_most(0, side) for side in (*self.before, *self.after))
 
     def reference(self, x: Array, fill: Array) -> Array:
         if self.mode == "constant":

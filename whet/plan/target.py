@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from whet.ir.graph import Op, Value
-from whet.ir.types import TensorType
+from whet.ir.types import TensorType, Type
 from whet.plan.kernel import Kernel, View
 
 if TYPE_CHECKING:
@@ -167,8 +167,8 @@ class Device(Protocol):
         """Takes an input that is like one it has learnt of, on a caller's stream, and gives None
         for all others; itself None where the device has no such way."""
 
-    def learn(self, x: Any, array: Any, layouts: Any) -> None:
-        """Is told what an input was taken as."""
+    def learn(self, x: Any, array: Any, kind: Type, layouts: Any) -> None:
+        """Is told what an input of a type was taken as."""
 
     def reserve(self, kinds: Sequence[TensorType], arena: int) -> None:
         """Is told of all tensors that are about to be kept, and of what a run needs besides."""

@@ -2,48 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from whet.errors import ShapeError
 from whet.ir.atoms import Undecided
-from whet.ir.graph import Graph, Input, Parameter, Value, topological
+from whet.ir.graph import Graph, Input, Parameter, Value, make, topological
 from whet.ir.types import TensorType, Type
 from whet.ops.select import Prefix
-from whet.plan.kernel import size_symbols
+from whet.plan.kernel import Kernel, size_symbols
 from whet.plan.likely import likely
 from whet.plan.plan import Plan
 from whet.plan.target import Device
 from whet.progress import phase
 from whet.runtime.planned import planned
 from whet.runtime.prepared import is_given
-from whet.runtime.ranges import Ranges
+from whet.runtime.ranges import Ranges, image_sizes, names_shown
 
 NO_RANGES = Ranges()
 
 
 def compile_ahead(graph: Graph, device: Device, ranges: Ranges = NO_RANGES) -> dict[str, bytes]:
     """The code of all kernels that can be known before a run, by cache key; nothing is run. With
-    `ranges`, of those that are told sizes as they run."""
-    try:
-        plan = plan_ahead(graph, device, ranges)
-    except (Undecided, ShapeError):
-        return {}  # as `Runner.wide` finds: each set of sizes has a plan of its own
-    before = planned(Graph((), needed(plan, prepared_only=True)), device, prepare=True)
+    `ranges`, of those that are told sizes as they run; those behind sizes that data tells are, too.
+    """
+    found: dict[Kernel, None] = {}
+    # As `Runner.wide` finds: else each set of sizes has a plan of its own.
+    with suppress(Undecided, ShapeError):
+        for plan in plans_ahead(graph, device, ranges):
+            before = planned(Graph((), needed(plan, prepared_only=True)), device, prepare=True)
+            found.update(dict.fromkeys([*before.kernels, *plan.kernels]))
     with phase(f"compile for {device.architecture}", 1) as step:
-        made = device.objects([*before.kernels, *plan.kernels])
+        made = device.objects(list(found))
         step()
     return {device.key(kernel): code for kernel, code in made.items()}
 
 
 def plan_ahead(graph: Graph, device: Device, ranges: Ranges = NO_RANGES) -> Plan:
-    """The plan of all that can be known before a run; nothing is compiled."""
+    """The plan of all whose sizes can be known before a run; nothing is compiled."""
+    return next(plans_ahead(graph, device, ranges))
+
+
+def plans_ahead(graph: Graph, device: Device, ranges: Ranges = NO_RANGES) -> Iterator[Plan]:
+    """The same, then the plans of what comes behind sizes that data tells."""
     known = frozenset(ranges.names)
-    with likely(ranges.likely):
+    with likely({**image_sizes(graph), **ranges.likely}):
         graph = counted(graph.bind(ranges.sizes), known)
         ready = ready_values(graph, known)
-        return planned(first_part(graph, ready) if frontier_of(graph, ready) else graph, device)
+        frontier = frontier_of(graph, ready)
+        first = first_part(graph, ready) if frontier else graph
+        plan = planned(first, device)
+    yield plan
+    if frontier and device.capabilities.ranges:
+        rest = rest_of(graph, first, frontier)
+        yield from plans_ahead(rest, device, ranges_behind(rest, ranges))
+
+
+def ranges_behind(rest: Graph, ranges: Ranges) -> Ranges:
+    """The sizes that runs tell of what comes after a part: any number of things may be found."""
+    return ranges.inside().with_names(names_shown(rest), 0)
 
 
 def needed(plan: Plan, prepared_only: bool = False) -> tuple[Value, ...]:
@@ -124,6 +143,16 @@ def first_part(graph: Graph, ready: set[Value]) -> Graph:
     outputs.update(dict.fromkeys(carried(graph.outputs)))
     first = replace(graph, outputs=tuple(outputs), output_names=tuple(names.values()))
     return replace(first, guards=(), late=None)
+
+
+def rest_of(graph: Graph, first: Graph, frontier: Sequence[Value]) -> Graph:
+    """What of a graph comes after the first part and the frontier, whose results it reads."""
+    siblings = [s for v in frontier for s in v.siblings]
+    inputs = {
+        v: make(Input(f"stage {n}", v.type), ())[0]
+        for n, v in enumerate((*first.outputs, *siblings))
+    }
+    return replace(graph.substitute(inputs), inputs=tuple(inputs.values()))
 
 
 def meanings(graph: Graph, device: Device) -> dict[Value, Value]:

@@ -211,13 +211,13 @@ class Engine:
         them before its first run ends; "none": never. `deterministic`: a run has the same bits
         before and after. `progress` is told of phases and steps, and can cancel. `tune`: on a
         GPU, new kernels of known sizes are made and measured in other ways, too, until compiling
-        has taken so many seconds; not those made in the background (WHET_TUNE). `weight_budget`:
-        how much of what is prepared from weights may be in memory at once, in bytes, "500M", "50%"
-        of it, or "auto"; the rest lies in a file beside the kernel cache, for a GPU in the host's
-        memory, and comes in ahead of the kernels that read it. Such runs come one after the other.
-        `allocator` gives memory for intermediate results, such as a whet.Arena; on a GPU an
-        address, or what has `__cuda_array_interface__`. Raises DeviceError where there is no such
-        device.
+        has taken so many seconds; those of sizes that come back for so many seconds beside runs; 0:
+        none (WHET_TUNE). `weight_budget`: how much of what is prepared from weights may be in
+        memory at once, in bytes, "500M", "50%" of it, or "auto"; the rest lies in a file beside the
+        kernel cache, for a GPU in the host's memory, and comes in ahead of the kernels that read
+        it. Such runs come one after the other. `allocator` gives memory for intermediate results,
+        such as a whet.Arena; on a GPU an address, or what has `__cuda_array_interface__`. Raises
+        DeviceError where there is no such device.
         """
         from whet.targets.cpu import host
 

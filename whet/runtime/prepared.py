@@ -107,7 +107,8 @@ class Prepared:
         self.device, self.threads, self.stream = device, threads, stream
         self.current = Generation(weights)
         self._recipes: dict[Value, Recipe] = {}
-        self._planned: dict[Value, None] = {}
+        self._wanted: WeakKeyDictionary[Any, tuple[Value, ...]] = WeakKeyDictionary()
+        """What each program or stage that is there reads."""
         self._lock = threading.RLock()
         self.seen = threading.local()
         """The generation that a thread's run began with, while there is one."""
@@ -146,8 +147,16 @@ class Prepared:
         else:
             yield None
         with self._lock:
-            self._planned.update(dict.fromkeys(values))
             self._recipes = {**recipes, **self._recipes}
+
+    def note_reader(self, reader: Any, values: Iterable[Value]) -> None:
+        """As long as the reader is there, the Values are made anew with each set of weights."""
+        with self._lock:
+            self._wanted[reader] = tuple(values)
+
+    def _planned(self) -> dict[Value, None]:
+        """What is read by what is there."""
+        return {value: None for values in list(self._wanted.values()) for value in values}
 
     def paced(self, executable: Any, values: Sequence[Value]) -> AbstractContextManager[Any]:
         """What an executable's runs lie within, so that the weights they read come and go."""
@@ -230,8 +239,9 @@ class Prepared:
         results = executable.run(given, (), room, self._runner().run_graph)
         if self.stream is not None:
             self.stream.let_go(room.values())
+        planned = self._planned()
         for value in read:
-            if isinstance(value.op, Weight) and value not in self._planned:
+            if isinstance(value.op, Weight) and value not in planned:
                 generation.weights.release(value.op.name)
         return {v: results[recipe.outputs[v]] for v in values}
 
@@ -257,16 +267,17 @@ class Prepared:
     def renewed(self, weights: WeightStore, changed: Set[str]) -> Generation:
         """All that was prepared, for other weights, of which `changed` differ; not in use yet."""
         with self._lock:
+            planned = self._planned()
             kept = {
                 v: array
                 for v, array in self.current.arrays.items()
-                if not changed & weights_behind(v)
+                if v in planned and not changed & weights_behind(v)
             }
             new = Generation(weights, kept)
             new.keep_stages(self.current, changed)
             if not weights.missing:
                 with self.pinned(new):
-                    self.of([v for v in self._planned if v not in kept])
+                    self.of([v for v in planned if v not in kept])
             return new
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 import weakref
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from typing import Any, cast
 
@@ -16,9 +16,9 @@ import numpy as np
 from whet.engine.weights import WeightStore
 from whet.errors import Error, InvalidInput, ShapeError, located
 from whet.ir.atoms import Undecided
-from whet.ir.evaluate import bind_sizes, check_guards, compute
-from whet.ir.graph import Graph, Input, Value, make
-from whet.ir.sizes import substitute
+from whet.ir.evaluate import bind_sizes, compute
+from whet.ir.graph import Graph, Value
+from whet.ir.sizes import Expr
 from whet.ir.types import TensorType, map_sizes
 from whet.plan import trace
 from whet.plan.likely import likely
@@ -30,13 +30,16 @@ from whet.runtime.ahead import (
     frontier_of,
     meanings,
     needed,
+    ranges_behind,
     ready_values,
+    rest_of,
 )
 from whet.runtime.kept import Kept
 from whet.runtime.memory import Memory
 from whet.runtime.planned import drafted
 from whet.runtime.prepared import Prepared
-from whet.runtime.ranges import Demands, Ranges, image_sizes, names_shown
+from whet.runtime.ranges import Demands, Guards, Ranges, image_sizes, names_shown
+from whet.targets.bound import evaluator
 
 logger = logging.getLogger("whet")
 
@@ -85,6 +88,7 @@ class Runner:
         kernels are told."""
         self._shown: dict[tuple[Graph, tuple[Any, ...]], dict[str, int]] = {}
         """The sizes that shapes show which were met before."""
+        self._guards: Kept[Graph, Guards] = Kept(MOST_STAGES)
         self._wide: Kept[Graph, Stage | None] = Kept(MOST_STAGES)
         """Graphs that are planned for a range of sizes; None where that cannot be."""
 
@@ -162,7 +166,7 @@ class Runner:
         sizes = dict(known)
         for value, array in zip(graph.inputs, arrays, strict=True):
             bind_sizes(value.type, array, sizes)
-        check_guards(graph.guards, sizes)
+        self._guards.made(graph, lambda: Guards(graph)).check(sizes)
         if shapes is not None and None not in shapes:
             if len(self._shown) >= MOST_MET:
                 self._shown.clear()
@@ -229,6 +233,7 @@ class Program:
         """The graph in the device's terms."""
         runner.reference_ops.update(dict.fromkeys(self.plan.reference_ops))
         self.given = needed(self.plan)
+        runner.prepared.note_reader(self, self.given)
         with runner.prepared.planning(self.given) as before:
             self.executable = runner.device.executable(self.plan, runner.threads, before)
             draft.keep()
@@ -247,6 +252,10 @@ class Program:
         slow = any(makeshift(v) for v in (*source.values, *self.graph.values))
         self.is_makeshift = slow or bool(self.plan.reference_ops)
         """Whether some of it would be faster if its sizes were known."""
+        kinds = (v.type for v in self.graph.outputs if isinstance(v.type, TensorType))
+        self._open = list(dict.fromkeys(s for k in kinds for s in k.shape if isinstance(s, Expr)))
+        """The sizes of the outputs that runs tell."""
+        self._evaluate = evaluator(self._open)
         self._known_kinds: dict[tuple[tuple[str, int], ...], list[TensorType | None]] = {}
 
     def run(
@@ -306,7 +315,8 @@ class Program:
         found = self._known_kinds.get(key)
         if found is None:
             types = [value.type for value in self.graph.outputs]
-            found = [_known(t, sizes) if isinstance(t, TensorType) else None for t in types]
+            known = dict(zip(self._open, self._evaluate(sizes))) if self._open else {}
+            found = [_known(t, known) if isinstance(t, TensorType) else None for t in types]
             if len(self._known_kinds) >= MOST_STAGES:
                 self._known_kinds.clear()
             self._known_kinds[key] = found
@@ -321,11 +331,9 @@ class Program:
             )
 
 
-def _known(kind: TensorType, sizes: Mapping[str, int]) -> TensorType:
+def _known(kind: TensorType, numbers: Mapping[Any, int]) -> TensorType:
     """A type whose sizes are numbers."""
-    if kind.is_static:
-        return kind
-    return map_sizes(kind, lambda size: substitute(size, sizes))  # type: ignore[return-value]
+    return map_sizes(kind, lambda size: numbers.get(size, size))  # type: ignore[return-value]
 
 
 def _as_array(x: Any) -> Any:
@@ -348,6 +356,7 @@ class Stage:
         self.ranges = ranges or Ranges()
         self.model = model or graph
         self._met: Counter[StageKey] = Counter()
+        self._counting = threading.Lock()
         known = frozenset(self.ranges.names)
         graph = counted(graph, known)
         self.runner, self.graph = runner, graph
@@ -359,15 +368,11 @@ class Stage:
         first = first_part(graph, ready)
         self.carried = first.outputs
         self.program = runner.program(first)
-        siblings = [s for v in self.frontier for s in v.siblings]
-        inputs = {
-            v: make(Input(f"stage {n}", v.type), ())[0]
-            for n, v in enumerate((*self.carried, *siblings))
-        }
-        self.rest = replace(graph.substitute(inputs), inputs=tuple(inputs.values()))
+        self.rest = rest_of(graph, first, self.frontier)
         self.hosted = {v: _host_step(graph, v) for v in self.frontier}
-        if ranges is not None:
-            runner.wide(self.rest, ranges.inside().with_names(names_shown(self.rest), 0))
+        if runner.is_wide:
+            runner.wide(self.rest, ranges_behind(self.rest, self.ranges))  # before a run meets it
+        runner.prepared.note_reader(self, (v for f in self.frontier for v in _static_inputs(f)))
         runner.reference_ops.update(
             dict.fromkeys(
                 name
@@ -423,11 +428,13 @@ class Stage:
         key = _stage_key(self.model, sizes)
         if key not in self._met:
             self.demands.check(told)
-            if len(self._met) > MOST_MET:
+        with self._counting:
+            if key not in self._met and len(self._met) > MOST_MET:
                 self._met.clear()
-        self._met[key] += 1
+            self._met[key] += 1
+            is_enough = self._met[key] == ENOUGH_RUNS
         runner = self.runner
-        if self._met[key] != ENOUGH_RUNS or not runner.is_lazy:
+        if not is_enough or not runner.is_lazy:
             return
         if self.program.is_makeshift and not self.frontier:
             stage = weakref.ref(self)  # a session that is dropped meanwhile wants no kernels
@@ -444,8 +451,7 @@ class Stage:
     def _compute(
         self, value: Value, known: Mapping[Value, Any], sizes: Mapping[str, int]
     ) -> tuple[Any, ...]:
-        static = [i for i in value.inputs if i is not None and i.is_static]
-        known = {**known, **self.runner.prepared.of(static)}
+        known = {**known, **self.runner.prepared.of(_static_inputs(value))}
         arrays = [None if i is None else _on_host(known[i]) for i in value.inputs]
         extra = [self.runner.run_graph] if value.op.runs_graphs else []
         start = time.perf_counter()
@@ -460,6 +466,11 @@ class Stage:
             timing = trace.Timing(self.hosted[value], taken, start, sizes=sizes)
             watched.add(timing, {**known, **dict(zip(value.siblings, results))})
         return results
+
+
+def _static_inputs(value: Value) -> list[Value]:
+    """Those of an operator that weights alone make."""
+    return [i for i in value.inputs if i is not None and i.is_static]
 
 
 def _host_step(graph: Graph, value: Value) -> Step:

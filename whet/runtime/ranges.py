@@ -12,7 +12,7 @@ import numpy as np
 from whet.errors import Error, ShapeError, located
 from whet.ir.atoms import Symbol
 from whet.ir.attributes import Nested, uses_sizes
-from whet.ir.evaluate import bind_sizes
+from whet.ir.evaluate import bind_sizes, check_guards
 from whet.ir.graph import Graph, Input, Parameter, Value
 from whet.ir.sizes import Expr, Size, substitute, symbol
 from whet.ir.types import OptionalType, SequenceType, TensorType, Type, map_sizes
@@ -49,7 +49,7 @@ class Ranges:
 
     def serve(self, sizes: Mapping[str, int]) -> bool:
         """Whether the sizes of a run lie within the bounds."""
-        return all(sizes[name] >= _symbol(size).low for name, size in self.sizes.items())
+        return all(_holds(_symbol(size), sizes[name]) for name, size in self.sizes.items())
 
     def inside(self) -> Ranges:
         """The same for graphs in which sizes have the names that they have in kernels."""
@@ -70,6 +70,12 @@ def _symbol(size: Expr) -> Symbol:
     ((atom,),) = (mono for mono, _ in size.terms)
     assert isinstance(atom, Symbol)
     return atom
+
+
+def _holds(size: Symbol, number: int) -> bool:
+    """Whether a number lies within a size's own bounds."""
+    most = size.high if isinstance(size.high, int) else None
+    return size.low <= number and (most is None or number <= most)
 
 
 def _name(size: Expr) -> str:
@@ -148,13 +154,39 @@ GUARDED = (
 """Operators of whose sizes the graph's guards say all."""
 
 
+class Guards:
+    """What a graph's guards ask of the sizes that its inputs show."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.guards = graph.guards
+        self._evaluate = evaluator([side for g in self.guards for side in (g.left, g.right)])
+
+    def check(self, sizes: Mapping[str, int]) -> None:
+        """Raises ShapeError for the first one that is broken."""
+        if not self.guards:
+            return
+        try:
+            numbers = iter(self._evaluate(sizes))
+        except (KeyError, ZeroDivisionError):  # some sizes are known later; or another is broken
+            check_guards(self.guards, sizes)
+            return
+        for guard, left, right in zip(self.guards, numbers, numbers):
+            if left != right and not (guard.broadcast and 1 in (left, right)):
+                guard.check(sizes)
+
+
 class Demands:
-    """What a graph's operators ask of sizes beyond its guards: that one is not below another."""
+    """What a graph's operators ask of sizes beyond its guards, unless it is proved: that one is not
+    below another."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         firsts = dict.fromkeys(value.siblings[0] for value in graph.values)
-        open_ones = [v for v in firsts if not isinstance(v.op, GUARDED) and _is_open(v)]
+        open_ones = [
+            v
+            for v in firsts
+            if not isinstance(v.op, GUARDED) and _is_open(v) and not _accepts_all(v)
+        ]
         # The layers of a network ask the same over and over: the first of them speaks for all.
         asked: dict[Any, Value] = {}
         for v in open_ones:
@@ -186,6 +218,11 @@ class Demands:
                 op.infer(*(None if i is None else at(i.type) for i in value.inputs))
             except Error as error:
                 raise located(error, self.graph.node(value)) from error.__cause__
+
+
+def _accepts_all(value: Value) -> bool:
+    """Whether an operator is proved to ask nothing of any sizes."""
+    return value.op.accepts_all(*(None if i is None else i.type for i in value.inputs))
 
 
 def _open_attributes(value: Value) -> dict[str, Any]:

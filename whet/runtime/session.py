@@ -279,7 +279,7 @@ class Session:
             array = None if quick is None else quick(x, layouts, stream)
             if array is None:
                 is_known, array = False, accept(what, x, kind, device, stream)
-                device.learn(x, array, layouts)
+                device.learn(x, array, kind, layouts)
             arrays.append(array)
         return arrays, is_known
 

@@ -102,6 +102,6 @@ class Background:
                 cause = None if isinstance(error, Error) else error
                 logger.warning("kernels for later runs are not there: %s", error, exc_info=cause)
             finally:
+                del device, kernels, then  # who waits until all is done finds nothing held
                 with self._lock:
                     self._open -= 1
-            del device, kernels, then

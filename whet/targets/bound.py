@@ -4,6 +4,7 @@ it."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -63,12 +64,20 @@ class Layout:
         self._index = {size: n for n, size in enumerate(self.evaluated)}
         self.open_at = np.array([n for n, _ in self.open], np.int64)
         self.open_from = self.indices(size for _, size in self.open)
-        self.sizes_at = np.array([place for place, _ in self.sizes], np.int64)
         self.sizes_from = self.indices(size for _, size in self.sizes)
+        self.filled = np.array([*self.inside, *(place for place, _ in self.sizes)], np.int64)
+        """Arguments that sizes tell: those that point into the arena, and those that are sizes."""
+        members = (tuple(map(self._index.__getitem__, room)) for room in plan.rooms.members)
+        self.rooms = replace(plan.rooms, members=tuple(members))
+        """The rooms, with the places of their sizes among what is evaluated."""
 
     def indices(self, sizes: Iterable[Size]) -> np.ndarray:
         """Where some of what is evaluated stands."""
         return np.array([self._index[size] for size in sizes], np.int64)
+
+    def place(self, size: Size) -> int | None:
+        """Where a size stands among what is evaluated; None where it is not."""
+        return self._index.get(size)
 
     def _block(self, number: int, buffers: Sequence[Value], slots: Sequence[Slot]) -> None:
         for slot in slots:
@@ -127,26 +136,32 @@ class Bound:
 
     def __init__(self, plan: Plan, layout: Layout, sizes: Sizes) -> None:
         self.sizes, self._plan = dict(sizes), plan
+        self._layout, self._memo = layout, dict[Size, int]()
         values = layout.evaluate(sizes)
-        self._memo: dict[Size, int] = dict(zip(layout.evaluated, values))
         self.table = _table(values)
         """The numbers of all that is evaluated, in the layout's order."""
         self._rooms, self.arena = np.zeros(0, np.int64), plan.arena
         starts = layout.starts_of
         if plan.rooms.members:
-            places, self.arena = plan.rooms.layout(self.value)
+            places, self.arena = layout.rooms.layout(values.__getitem__)
             self._rooms = np.array(places, np.int64)
             starts = self._rooms[starts]
-        self.inside = starts + layout.fixed
-        """How far into the arena the arguments point that do."""
-        self.inside[layout.open_at] += self.table[layout.open_from]
-        self.numbers = np.stack((layout.sizes_at, self.table[layout.sizes_from]), axis=1)
-        """Arguments that are sizes, and which."""
+        inside = starts + layout.fixed
+        inside[layout.open_at] += self.table[layout.open_from]
+        self.arguments = np.concatenate((inside, self.table[layout.sizes_from]))
+        """Those that sizes tell, in the layout's order; the first ones as distances in the
+        arena."""
         self.outside: Mapping[Value, Sequence[tuple[int, int]]] = layout.outside  # type: ignore[assignment]
         """Arguments that point to what a run is given, and how far."""
         if layout.told:
             evaluated = {v: [(p, self.value(o)) for p, o in layout.outside[v]] for v in layout.told}
             self.outside = {**self.outside, **evaluated}
+
+    def fill(self, arguments: np.ndarray, arena: int) -> None:
+        """Writes what sizes tell into arguments."""
+        found = self.arguments.copy()
+        found[: len(self._layout.inside)] += arena
+        arguments[self._layout.filled] = found
 
     @property
     def offsets(self) -> dict[Value, int]:
@@ -159,6 +174,9 @@ class Bound:
         """A size as a number."""
         if isinstance(size, int):
             return size
+        place = self._layout.place(size)
+        if place is not None:
+            return int(self.table[place])
         if size not in self._memo:
             self._memo[size] = int(substitute(size, self.sizes))
         return self._memo[size]
@@ -167,7 +185,7 @@ class Bound:
         """A type whose sizes are numbers."""
         return map_sizes(kind, self.value)  # type: ignore[return-value]
 
-    @cached_property
+    @property
     def evaluated(self) -> int:
         """How many expressions it took: the work of planning a new size."""
-        return len(self._memo)
+        return len(self._layout.evaluated) + len(self._memo)

@@ -36,6 +36,7 @@ from whet.targets.cuda import device as gpus
 from whet.targets.cuda import driver
 from whet.targets.cuda.compile import Function, pack
 from whet.targets.cuda.launches import Configuration
+from whet.targets.cuda.ways import Way
 from whet.targets.special import Special
 
 TOTAL = 1 << 33
@@ -508,10 +509,15 @@ class StubDevice(gpus.Device):
 
     def compile(self, kernels: Sequence[Any], idle: bool = False, moving: Any = ()) -> None:
         for kernel in kernels:
-            if isinstance(kernel, Special):
+            if isinstance(kernel, Special) and self._found(self.key(kernel)) is None:
                 made = self._made(self._steps[kernel.kernel], dict(kernel.sizes))
                 self._objects[kernel] = made
         super().compile(kernels, idle, moving)
+
+    def compile_ways(self, ways: Sequence[Way]) -> dict[Way, bytes]:
+        self.ways = [*getattr(self, "ways", []), *ways]
+        steps = {way: self._steps[way.kernel] for way in ways}
+        return {w: pack([self._function(s, dict(w.sizes), rank=w.rank)]) for w, s in steps.items()}
 
     def _made(self, step: Step, sizes: Mapping[str, int] = {}) -> bytes:
         """A kernel's code; for open sizes there are two ways to run it."""
@@ -522,11 +528,15 @@ class StubDevice(gpus.Device):
         return pack([self._function(step, {}, few), self._function(step, {})])
 
     def _function(
-        self, step: Step, sizes: Mapping[str, int], until: tuple[Any, int] | None = None
+        self,
+        step: Step,
+        sizes: Mapping[str, int],
+        until: tuple[Any, int] | None = None,
+        rank: int = 0,
     ) -> Function:
         told = [] if sizes or step.kernel is None else [symbol(name) for name in step.kernel.sizes]
         kind = "special" if sizes else "few" if until else "many" if told else "k"
-        name = f"{kind} {len(self.stub.kernels)}"
+        name = f"{f'way{rank}' if rank else kind} {len(self.stub.kernels)}"
         count = len(step.reads) + len(step.writes)
         self.stub.kernels[name] = count + 1 + len(told), behaviour(step, sizes)
         if self.stub.faulty & set(step.nodes):
@@ -555,7 +565,8 @@ def stubbed(devices: int = 1) -> Iterator[Driver]:
         try:
             yield made
         finally:
-            while any(device.background.is_busy for device in list(StubDevice.opened)):
+            threads = [t for d in list(StubDevice.opened) for t in (d.background, d.measuring)]
+            while any(thread.is_busy for thread in threads):
                 time.sleep(0.01)
             _forget()
 

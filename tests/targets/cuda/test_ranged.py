@@ -14,16 +14,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import helper
 
 import whet
-from tests.runtime.models import convolutions
+from tests.runtime.models import convolutions, model, value
 from tests.runtime.test_ranges import judged, pixels, transformer, words
 from tests.targets.cuda import sizes
 from tests.targets.cuda.needs import needs_triton
 from tests.targets.cuda.stub import FEW, Driver, Tensor, TorchTensor, stubbed
+from whet.errors import InvalidInput
 from whet.targets.cuda import bound as bounds
+from whet.targets.cuda import context as contexts
 from whet.targets.cuda import executable as executables
-from whet.targets.cuda.context import Context
+from whet.targets.cuda.context import EASY_ROOM, Context
+from whet.targets.cuda.driver import Context as GpuContext
 
 ROOT = Path(__file__).resolve().parents[3]
 SEED = secrets.randbits(32)
@@ -44,6 +48,16 @@ def rng() -> np.random.Generator:
 @pytest.fixture(scope="module")
 def attention() -> whet.Engine:
     return whet.build(transformer(np.random.default_rng(4)))
+
+
+def determinants() -> Any:
+    """Kernels before and after an operator that none computes."""
+    nodes = [
+        helper.make_node("Mul", ["x", "x"], ["square"]),
+        helper.make_node("Det", ["square"], ["det"]),
+        helper.make_node("Exp", ["det"], ["y"]),
+    ]
+    return model(nodes, [value("x", ["batch", 7, 7])], [value("y", None)], {})
 
 
 def open_session(engine: whet.Engine, **options: Any) -> whet.Session:
@@ -144,9 +158,39 @@ def test_the_short_way_is_taken_for_sizes_that_come_back(
     check(session, attention, words(rng, 2, 10))
 
 
-def test_larger_sizes_move_the_arena(
-    gpu: Driver, rng: np.random.Generator, attention: whet.Engine
+def test_a_tensor_of_a_new_size_is_taken_as_those_before(
+    gpu: Driver, rng: np.random.Generator, attention: whet.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    session = open_session(attention, specialize="none")
+    session.run({"x": TorchTensor(gpu, words(rng, 2, 9)["x"])}, stream=5)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("DLPack was asked")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TorchTensor, "__dlpack__", refuse)
+        for length in range(10, 14):
+            inputs = words(rng, 2, length)
+            got = session.run({"x": TorchTensor(gpu, inputs["x"])}, stream=5)["y"]
+            want = judged(attention, inputs)
+            np.testing.assert_allclose(np.asarray(got), want, atol=1e-4, rtol=1e-4)
+    for bad in ((2, 9, 31), (2, 32)):
+        with pytest.raises(InvalidInput, match="input 'x' is"):
+            session.run({"x": TorchTensor(gpu, np.zeros(bad, np.float32))}, stream=5)
+
+
+def test_launches_between_host_steps_are_told_apart(gpu: Driver, rng: np.random.Generator) -> None:
+    engine = whet.build(determinants())
+    session = open_session(engine, specialize="none")
+    assert len(executable(session).segments) == 3
+    for batch in (2, 5, 3, 7):
+        check(session, engine, {"x": rng.random((batch, 7, 7), np.float32)})
+
+
+def test_larger_sizes_move_the_arena(
+    gpu: Driver, rng: np.random.Generator, attention: whet.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contexts, "EASY_ROOM", 1 << 20)
     session = open_session(attention)
     small = words(rng, 1, 5)
     for _ in range(2):
@@ -162,6 +206,26 @@ def test_larger_sizes_move_the_arena(
         if {name.split()[0] for name in gpu.launched} == {"special"}:
             return
         assert time.monotonic() < deadline, "launches were not made anew for the new arena"
+
+
+def test_small_sizes_share_an_arena(
+    gpu: Driver, rng: np.random.Generator, attention: whet.Engine
+) -> None:
+    session, rooms = open_session(attention, specialize="none"), set[int]()
+    for batch, length in ((1, 5), (8, 900), (2, 90)):
+        check(session, attention, words(rng, batch, length))
+        rooms.add(id(executable(session)._free[0].room))
+    assert len(rooms) == 1
+    asked: list[int] = []
+
+    def allocate(size: int) -> int:
+        asked.append(size)
+        GpuContext.of(0).use()
+        return gpu.cuMemAlloc(size)[1]
+
+    own = open_session(attention, specialize="none", allocator=allocate)
+    check(own, attention, words(rng, 1, 5))
+    assert max(asked) < EASY_ROOM, "a caller's memory is taken as it is needed"
 
 
 def test_profiles_say_how_large_the_arena_gets(gpu: Driver, rng: np.random.Generator) -> None:

@@ -28,6 +28,8 @@ class Bound(bound.Bound):
         self._most_threads = executable.threads
         self.code = executable.code
         """Addresses of the steps' code; replaced as a whole."""
+        self.is_wanted = False
+        """Whether code for the very sizes was asked for."""
         self.is_special = False
         """Whether that is code for the very sizes."""
 

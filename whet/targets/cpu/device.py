@@ -18,7 +18,7 @@ import numpy as np
 
 from whet.errors import CompileError, OutOfMemory
 from whet.ir.graph import Value
-from whet.ir.types import TensorType
+from whet.ir.types import TensorType, Type
 from whet.knobs import knobs
 from whet.plan.kernel import Kernel, Template
 from whet.plan.plan import Plan, nbytes
@@ -149,7 +149,7 @@ class Device:
             return None
         return x if x.flags.c_contiguous else None
 
-    def learn(self, x: Any, array: Any, layouts: dict[Any, None]) -> None:
+    def learn(self, x: Any, array: Any, kind: Type, layouts: dict[Any, None]) -> None:
         """Remembers an array that was taken as it is."""
         if array is x and type(x) is np.ndarray:
             if len(layouts) >= MOST_LAYOUTS:

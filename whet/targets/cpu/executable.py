@@ -116,9 +116,11 @@ class Executable:
         many sets of sizes get kernels: code is kept as long as the device.
         """
         bound, plan = self.bound(sizes), weakref.ref(self)
-        if bound.is_special or self._specials == MOST_SPECIAL:
-            return
-        self._specials += 1
+        with self._lock:
+            if bound.is_wanted or self._specials == MOST_SPECIAL:
+                return
+            bound.is_wanted = True
+            self._specials += 1
         kernels: list[Kernel | Special | None] = []
 
         def wanted() -> list[Kernel | Special]:
@@ -278,9 +280,7 @@ class _Context:
                 # First: where it fails, the arguments are still those of the `bound` of before.
                 self.arena = self.executable.allocate(bound.arena)
             self.bound, self.inside = bound, None
-            base = self.arena.ctypes.data
-            self.arguments[self.executable.layout.inside] = base + bound.inside
-            self.arguments[bound.numbers[:, 0]] = bound.numbers[:, 1]
+            bound.fill(self.arguments, self.arena.ctypes.data)
             self.addresses.clear()
         if self.code is not code:
             self.code = code

@@ -15,7 +15,7 @@ from whet.targets.bound import Sizes, Slot
 from whet.targets.cuda.architecture import Architecture
 from whet.targets.cuda.compile import Function
 from whet.targets.cuda.memory import aligned
-from whet.targets.cuda.tactics import Loaded, shared_by, shared_of
+from whet.targets.cuda.tactics import MOST_SPREAD, Loaded, shared_by, shared_of
 from whet.targets.cuda.told import SAFE
 
 if TYPE_CHECKING:
@@ -41,13 +41,15 @@ class Layout(bound.Layout):
         more = [0, *(size for function in functions for size in function.sizes)]
         blocks = ((n, slots_of(function)) for n, function, _ in self.functions)
         super().__init__(plan, blocks, more)
-        self.rooms = plan.rooms.members
+        self.members = plan.rooms.members
+        self.steps = np.array([step for step, _, _ in self.functions], np.int64)
+        """The step of each function."""
         self.grids = self.indices(n for f in functions for n in f.grid).reshape(-1, 3)
-        self.counters = self.indices(f.counters for f in functions)
-        self.scratch = self.indices(f.scratch for f in functions)
+        self.needs = self.indices(n for f in functions for n in (f.counters, f.scratch))
+        self.needs = self.needs.reshape(-1, 2)
         self.reach = self.indices(size for f in functions for size in f.reach)
-        self.shared = np.array([f.shared for f in functions], np.int64)
-        self.spread = np.array([f.spread and f.waits for f in functions], bool)
+        self.shared = _shared(functions, architecture)
+        """The shared memory of each, by how many blocks a multiprocessor has."""
         # Where a step's functions are ways to do it, the first one whose limit holds is taken.
         ways = [s for s in steps.values() if any(functions[n].until for n in s)]
         flat = [n for s in ways for n in s]
@@ -64,8 +66,20 @@ class Layout(bound.Layout):
     @property
     def most(self) -> float:
         """The bytes of the arena at the largest sizes there may be."""
-        rooms = self.rooms
+        rooms = self.members
         return sum(max(m.bounds[1] if isinstance(m, Expr) else m for m in room) for room in rooms)
+
+
+def _shared(functions: Sequence[Function], architecture: Architecture) -> np.ndarray:
+    """Shared memory for up to MOST_SPREAD blocks of each function on a multiprocessor, and for
+    more."""
+    shared = np.array([f.shared for f in functions], np.int64)
+    spread = np.array([f.spread and f.waits for f in functions], bool)
+    found = []
+    for each in range(MOST_SPREAD + 2):
+        grids = np.full((len(functions), 1), each * architecture.multiprocessors)
+        found.append(shared_by(shared, spread, grids, architecture))
+    return np.stack(found, axis=1)
 
 
 def slots_of(function: Function) -> list[Slot]:
@@ -81,16 +95,21 @@ class Bound(bound.Bound):
         super().__init__(plan, layout, sizes)
         taken = self._taken(layout)
         grids = self.table[layout.grids[taken]]
-        memory = shared_by(layout.shared[taken], layout.spread[taken], grids, layout.architecture)
-        found = zip(taken.tolist(), grids.tolist(), memory.tolist())
-        self.launches = [launch for launch in found if 0 not in launch[1]]
-        """The numbers of the functions that run, in order, their blocks and shared memory."""
+        if not grids.all():
+            has_blocks = grids.all(axis=1)
+            taken, grids = taken[has_blocks], grids[has_blocks]
+        self.functions, self.grids = taken, grids
+        """The numbers of the functions that run, in order, and their blocks,"""
+        each = -(-grids.prod(axis=1) // layout.architecture.multiprocessors)
+        self.shared = layout.shared[taken, np.minimum(each, MOST_SPREAD + 1)]
+        """and shared memory."""
         self.fits = int(self.table[layout.reach].max(initial=0)) < SAFE
         """Whether indices of 32 bits are enough."""
-        counters = 4 * int(self.table[layout.counters[taken]].max(initial=0))
-        scratch = int(self.table[layout.scratch[taken]].max(initial=0))
-        self.room = aligned(self.arena), aligned(counters), aligned(scratch)
+        counters, scratch = self.table[layout.needs[taken]].max(axis=0, initial=0).tolist()
+        self.room = aligned(self.arena), aligned(4 * counters), aligned(scratch)
         """The bytes of the arena, of counters and of scratch."""
+        self.is_wanted = False
+        """Whether code for the very sizes was asked for."""
         self.is_special = False
         """Whether there is code for the very sizes."""
         self.code: Code = ()

@@ -32,6 +32,9 @@ _numbers = itertools.count()
 LEAST_ROOM = 1 << 20
 """Bytes of an arena that grows."""
 
+EASY_ROOM = 16 << 20
+"""The same where the device has the memory to give: growing takes longer than most small runs."""
+
 MOST_AHEAD = 1 << 30
 """Bytes of an arena for the largest sizes there may be that are taken before they are needed."""
 
@@ -137,7 +140,8 @@ class Context:
         before = (0, 0, 0) if self.room is None else self.room.sizes
         arena, counters, scratch = map(max, before, bound.room)
         bounded = largest <= MOST_AHEAD
-        arena = max(arena, aligned(int(largest))) if bounded else _doubled(arena)
+        least = EASY_ROOM if allocate == self.device.heap.take else LEAST_ROOM
+        arena = max(arena, aligned(int(largest))) if bounded else max(_doubled(arena), least)
         self.used.synchronize()  # what runs still has the memory that is about to go
         self._take_room((arena, _doubled(counters), _doubled(scratch)), allocate)
         self.used.follow(self.stream)

@@ -18,7 +18,7 @@ import numpy as np
 
 from whet.errors import CompileError, DeviceError, InvalidInput
 from whet.ir.graph import Value
-from whet.ir.types import TensorType
+from whet.ir.types import TensorType, Type
 from whet.knobs import knobs
 from whet.plan.bind import adds_up
 from whet.plan.kernel import Kernel, Loops
@@ -26,19 +26,21 @@ from whet.plan.plan import Plan, nbytes
 from whet.plan.target import Capabilities, Footprint, Limits, Tactic
 from whet.progress import phase
 from whet.targets.background import Background, give_way
-from whet.targets.cuda import codegen, dlpack, driver, library, limits
+from whet.targets.cuda import codegen, dlpack, driver, library, limits, trials
 from whet.targets.cuda.architecture import Architecture
 from whet.targets.cuda.arithmetic import POINTER
 from whet.targets.cuda.array import DeviceArray
 from whet.targets.cuda.autotune import Autotuner
 from whet.targets.cuda.compile import Function, to_object, unpack
 from whet.targets.cuda.footprint import footprint
+from whet.targets.cuda.gate import Gate
 from whet.targets.cuda.legalize import check_sizes, emits, legalize
 from whet.targets.cuda.memory import Heap, Loan, aligned
 from whet.targets.cuda.source import Source
 from whet.targets.cuda.tactics import Loaded, load
 from whet.targets.cuda.templates import TEMPLATES
 from whet.targets.cuda.two_steps import in_two_steps
+from whet.targets.cuda.ways import Way
 from whet.targets.cuda.workers import MOST_WORKERS, Job, compile_all
 from whet.targets.special import Special
 
@@ -92,6 +94,7 @@ class Device:
         self.planned_for = self.about
         self.compiled = 0
         self.background = Background(self)
+        self.measuring, self.gate = Background(self), Gate()
         self._objects: dict[Kernel | Special, bytes] = {}
         self._code: WeakValueDictionary[Kernel | Special, Loaded] = WeakValueDictionary()
         """What is on the GPU: as long as something runs it."""
@@ -133,6 +136,21 @@ class Device:
                     self._objects[kernel] = self.object(kernel)
                 found = self._code[kernel] = self._load(kernel, self._objects[kernel])
             return found
+
+    def object_of(self, kernel: Kernel | Special) -> bytes:
+        """The code that runs take."""
+        return self._objects[kernel]
+
+    def replace(self, kernel: Special, code: bytes) -> None:
+        """Lets other code take the place of a kernel's; what runs it now keeps the old one."""
+        with self._lock:
+            if self._objects.get(kernel) != code:
+                self._objects[kernel] = code
+                self._code.pop(kernel, None)
+
+    def compile_ways(self, ways: Sequence[Way]) -> dict[Way, bytes]:
+        """The code of other ways to run kernels, as far as there are any."""
+        return trials.compiled(ways, self)
 
     def functions(self, kernel: Kernel | Special) -> list[Function]:
         """What is known of a kernel's code before it is on the device."""
@@ -355,13 +373,11 @@ class Device:
             array.stream = its
         return array
 
-    def learn(self, x: Any, array: Any, layouts: dlpack.Layouts) -> None:
+    def learn(self, x: Any, array: Any, kind: Type, layouts: dlpack.Layouts) -> None:
         """Remembers what a tensor was taken as."""
         if type(array) is DeviceArray and dlpack.is_torch(type(x)):
             self._quick_types.add(type(x))
-            if len(layouts) >= dlpack.MOST_LAYOUTS:
-                layouts.clear()
-            layouts[x.dtype, x.shape] = array.dtype, array.shape
+            dlpack.learn(x, array, kind, layouts)
 
     def trim(self) -> None:
         """Gives memory back to the device that nothing uses any more."""

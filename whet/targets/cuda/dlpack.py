@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from whet.errors import InvalidInput
-from whet.ir.types import NUMPY_DTYPES, dtype_name
+from whet.ir.types import NUMPY_DTYPES, TensorType, Type, dtype_name
 from whet.targets.cuda.array import DeviceArray
 from whet.targets.cuda.driver import Context, Stream
 
@@ -229,8 +229,9 @@ class Exchange:
         return array
 
 
-Layouts = dict[tuple[Any, Any], tuple[np.dtype[Any], tuple[int, ...]]]
-"""The dtypes and shapes of PyTorch's tensors that one input took, and what they are to NumPy."""
+Layouts = dict[tuple[Any, Any], tuple[np.dtype[Any], tuple[Any, ...]]]
+"""The dtypes and shapes of PyTorch's tensors that one input took, and what they are to NumPy; for
+no shape the one that the input has, whose sizes may be open."""
 
 
 def is_torch(kind: type) -> bool:
@@ -240,7 +241,7 @@ def is_torch(kind: type) -> bool:
 
 def known(x: Any, context: Context, layouts: Layouts) -> DeviceArray | None:
     """PyTorch's tensor on this GPU where one like it was taken before; None for all else."""
-    layout = layouts.get((x.dtype, x.shape))
+    layout = layouts.get((x.dtype, x.shape)) or _alike(x, layouts)
     if (
         layout is None
         or not x.is_cuda
@@ -248,7 +249,28 @@ def known(x: Any, context: Context, layouts: Layouts) -> DeviceArray | None:
         or not x.is_contiguous()
     ):
         return None
-    return DeviceArray(context, x.data_ptr(), *layout, x)
+    dtype, shape = layout
+    return DeviceArray(context, x.data_ptr(), dtype, shape, x)
+
+
+def learn(x: Any, array: DeviceArray, kind: Type, layouts: Layouts) -> None:
+    """Remembers what PyTorch's tensor was taken as, for an input of a type."""
+    if len(layouts) >= MOST_LAYOUTS:
+        layouts.clear()
+    layouts[x.dtype, x.shape] = array.dtype, array.shape
+    if isinstance(kind, TensorType):
+        layouts[x.dtype, None] = array.dtype, kind.shape
+
+
+def _alike(x: Any, layouts: Layouts) -> tuple[np.dtype[Any], tuple[int, ...]] | None:
+    """What a tensor of a new shape is to NumPy, where the input takes it."""
+    found, shape = layouts.get((x.dtype, None)), tuple(x.shape)
+    if found is None or len(shape) != len(found[1]) or len(layouts) >= MOST_LAYOUTS:
+        return None
+    if any(size != n for size, n in zip(found[1], shape) if isinstance(size, int)):
+        return None
+    layouts[x.dtype, x.shape] = found[0], shape
+    return found[0], shape
 
 
 _DEVICE = struct.Struct("=ii")

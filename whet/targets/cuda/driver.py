@@ -432,11 +432,14 @@ class Event:
         if status := direct().cuEventRecord(self.number, stream.number):
             raise failure(status, "marking a place in a stream")
 
+    def synchronize(self) -> None:
+        """Waits until all before it is done."""
+        check(api().cuEventSynchronize(self.handle), "running on the device")
+
     def seconds_since(self, earlier: Event) -> float:
         """The device's own time between two events; waits for the later one."""
-        driver = api()
-        check(driver.cuEventSynchronize(self.handle), "running on the device")
-        elapsed = check(driver.cuEventElapsedTime(earlier.handle, self.handle), "timing")
+        self.synchronize()
+        elapsed = check(api().cuEventElapsedTime(earlier.handle, self.handle), "timing")
         return float(elapsed) * 1e-3
 
     def __del__(self) -> None:

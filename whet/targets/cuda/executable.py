@@ -27,6 +27,7 @@ from whet.targets.cuda.bound import Bound, Layout
 from whet.targets.cuda.context import Context
 from whet.targets.cuda.device import Device, holds
 from whet.targets.cuda.memory import room
+from whet.targets.cuda.trials import Trials
 from whet.targets.special import Special
 
 MOST_BOUND = 256
@@ -90,7 +91,12 @@ class Executable:
             try:
                 if self.layout is not None:
                     self._choose(context, self.bound(sizes))
-                return context.run(given, inputs, out, run_graph)
+                if not self.device.gate.is_up:
+                    return context.run(given, inputs, out, run_graph)
+                with self.device.gate.passing() as streams:
+                    results = context.run(given, inputs, out, run_graph)
+                    streams.append(context.used)
+                    return results
             finally:
                 self._free.append(context)
 
@@ -122,8 +128,14 @@ class Executable:
             with self.device.context:
                 if self.layout is not None:
                     self._choose(context, self.bound(sizes))
+                if not context.is_graph:
+                    return None
                 stream = inputs[0].stream
-                return context.answer(given, inputs, stream) if context.is_graph else None
+                if not self.device.gate.is_up:
+                    return context.answer(given, inputs, stream)
+                with self.device.gate.passing() as streams:
+                    streams.append(stream)
+                    return context.answer(given, inputs, stream)
         finally:
             self._free.append(context)
 
@@ -152,7 +164,7 @@ class Executable:
                 found = self._bound[key] = Bound(self.plan, self.layout, sizes)
                 while len(self._bound) > MOST_BOUND:
                     _, gone = self._bound.popitem(last=False)
-                    self._specials -= gone.is_special
+                    self._specials -= gone.is_wanted
             else:
                 self._bound.move_to_end(key)
             return found
@@ -169,9 +181,11 @@ class Executable:
         many sets of sizes get kernels.
         """
         bound, plan = self.bound(sizes), weakref.ref(self)
-        if bound.is_special or self._specials >= MOST_SPECIAL:
-            return
-        self._specials += 1
+        with self._lock:
+            if bound.is_wanted or self._specials >= MOST_SPECIAL:
+                return
+            bound.is_wanted = True
+            self._specials += 1
         kernels: list[Any] = []
 
         def wanted() -> list[Any]:
@@ -183,11 +197,14 @@ class Executable:
 
         def swap() -> None:
             if (here := plan()) is not None:
-                here._take_over(bound, kernels)
+                here.take_over(bound, kernels)
+                if here.device.tune:
+                    trials = Trials(here, bound, kernels)
+                    here.device.measuring.compile(list, trials.run)
 
         self.device.background.compile(wanted, swap)
 
-    def _take_over(self, bound: Bound, kernels: Sequence[Any]) -> None:
+    def take_over(self, bound: Bound, kernels: Sequence[Any]) -> None:
         """Loads code for some sizes, and makes the launches of each context."""
         device, code = self.device, []
         with device.context:

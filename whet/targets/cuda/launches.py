@@ -173,6 +173,17 @@ class Configuration(ctypes.Structure):
     )
 
 
+CONFIGURATION = np.dtype(
+    {
+        "names": ("grid", "shared", "stream"),
+        "formats": (("u4", 3), "u4", "u8"),
+        "offsets": [getattr(Configuration, n).offset for n in ("grid", "shared", "stream")],
+        "itemsize": ctypes.sizeof(Configuration),
+    }
+)
+"""What runs write of it, as NumPy has it: all launches at once."""
+
+
 class Attribute(ctypes.Structure):
     """CUlaunchAttribute."""
 
@@ -191,19 +202,24 @@ class Ranged:
     def __init__(
         self, plan: Plan, segments: list[tuple[int, int]], layout: Layout, words: Words
     ) -> None:
-        self.plan, self.layout, self._segments = plan, layout, segments
+        self.plan, self.layout = plan, layout
+        self._ends = [end for _, end in segments]
         self.given: Given = lambda: None
         self.bound: Bound | None = None
         self.room: Room | None = None
         self.arguments = np.zeros(max(layout.length, 1), np.int64)
         self.pointers = self.arguments.ctypes.data + 8 * np.arange(max(layout.length, 1))
-        named = {name: [place for place, _ in at] for name, at in layout.named.items()}
-        self.counters, self.scratch = named.get("counters", []), named.get("scratch", [])
+        self._counters, self._scratch = (
+            np.array([place for place, _ in layout.named.get(name, ())], np.int64)
+            for name in ("counters", "scratch")
+        )
         for place, number in layout.named.get("error", ()):
             self.arguments[place] = words[number]
         self.places = {value: self._place(value) for value in layout.outside}
         self.configurations = (Configuration * max(len(layout.functions), 1))()
         base, size = ctypes.addressof(self.configurations), ctypes.sizeof(Configuration)
+        fields: np.ndarray = np.frombuffer(memoryview(self.configurations), CONFIGURATION)
+        self._grids, self._shared, self._streams = (fields[n] for n in ("grid", "shared", "stream"))
         starts = self.pointers.ctypes.data + 8 * np.array(layout.starts, np.int64)
         self.calls: list[tuple[int, int, int]] = []
         """Of each function its configuration, its code, and its arguments."""
@@ -230,18 +246,16 @@ class Ranged:
         """Fills in what some sizes tell."""
         if bound is self.bound and room is self.room:
             return
+        if room is not self.room:
+            self.arguments[self._counters] = room.counters
+            self.arguments[self._scratch] = room.scratch
         self.bound, self.room = bound, room
-        self.arguments[self.layout.inside] = room.arena + bound.inside
-        self.arguments[bound.numbers[:, 0]] = bound.numbers[:, 1]
-        self.arguments[self.counters], self.arguments[self.scratch] = room.counters, room.scratch
-        self.taken = [[] for _ in self._segments]
-        segment = 0
-        for number, grid, memory in bound.launches:
-            while self.layout.functions[number][0] >= self._segments[segment][1]:
-                segment += 1
-            self.taken[segment].append(number)
-            found = self.configurations[number]
-            found.grid[:], found.shared = grid, memory
+        bound.fill(self.arguments, room.arena)
+        taken = bound.functions
+        self._grids[taken], self._shared[taken] = bound.grids, bound.shared
+        ends = self.layout.steps[taken].searchsorted(self._ends).tolist()
+        found = taken.tolist()
+        self.taken = [found[begin:end] for begin, end in zip([0, *ends], ends)]
 
     def at(self, value: Value) -> int | None:
         """Where launches find or leave a Value; None where none touches it."""
@@ -266,8 +280,7 @@ class Ranged:
         """Lets all launches be on a stream."""
         if stream.number != self.stream:
             self.stream = stream.number
-            for configuration in self.configurations:
-                configuration.stream = stream.number
+            self._streams[:] = stream.number
 
     def _name(self, function: int) -> str:
         step = self.plan.steps[self.layout.functions[function][0]]

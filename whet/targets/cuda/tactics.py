@@ -177,22 +177,24 @@ class Bench:
         if not hasattr(self, "words"):
             self.words = self.heap.take(ALIGNMENT)
             self.counters, self.scratch = self.heap.take(1), self.heap.take(1)
-            self.context.stream.zero(self.counters.pointer, self.counters.size)
+            self.stream.zero(self.counters.pointer, self.counters.size)
         if self.noise.size < read:
             self.noise = self.heap.take(max(REGION, read))
             rng = np.random.default_rng(0)
             piece = rng.normal(size=1 << 20).astype(np.float16)
-            for at in range(0, self.noise.size, piece.nbytes):
+            first = min(piece.nbytes, self.noise.size)
+            self.stream.upload(self.noise.pointer, piece.ctypes.data, first)
+            for at in range(piece.nbytes, self.noise.size, piece.nbytes):
                 size = min(piece.nbytes, self.noise.size - at)
-                self.context.stream.upload(self.noise.pointer + at, piece.ctypes.data, size)
+                self.stream.copy(self.noise.pointer + at, self.noise.pointer, size)
         if self.room.size < written:
             self.room = self.heap.take(max(REGION, written))
-        self.context.stream.synchronize()
+        self.stream.synchronize()
 
     def _zeros(self, counters: int, scratch: int) -> None:
         if self.counters.size < counters:
             self.counters = self.heap.take(counters)
-            self.context.stream.zero(self.counters.pointer, self.counters.size)
+            self.stream.zero(self.counters.pointer, self.counters.size)
         if self.scratch.size < scratch:
             self.scratch = self.heap.take(scratch)
-        self.context.stream.synchronize()
+        self.stream.synchronize()

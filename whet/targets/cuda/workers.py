@@ -24,6 +24,7 @@ from whet.targets.cuda import codegen
 from whet.targets.cuda.architecture import Architecture
 from whet.targets.cuda.compile import to_object, unpack
 from whet.targets.cuda.source import Source
+from whet.targets.cuda.ways import Way
 from whet.targets.special import Special
 
 _JOB, _RESULT = struct.Struct("<I"), struct.Struct("<BI")
@@ -76,6 +77,8 @@ class Job:
         """What Triton is given."""
         if isinstance(self.source, Source):
             return self.source
+        if isinstance(self.source, Way):
+            return self.source.text(architecture)
         assert self.kernel is not None
         return codegen.to_triton(self.kernel, architecture, self.tile)
 

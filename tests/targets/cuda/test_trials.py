@@ -1,0 +1,275 @@
+"""Ways to run kernels that are measured beside runs, on a GPU that is not there."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import whet
+from tests.runtime.test_ranges import transformer, words
+from tests.targets.cuda.needs import needs_triton
+from tests.targets.cuda.stub import Driver, StubDevice, stubbed
+from tests.targets.cuda.test_ranged import check, executable, wait_for
+from whet.errors import CompileError
+from whet.plan.kernel import Template
+from whet.targets.background import PAUSE
+from whet.targets.cuda import trials
+from whet.targets.cuda.architecture import Architecture
+from whet.targets.cuda.autotune import MOST_OTHERS
+from whet.targets.cuda.compile import unpack
+from whet.targets.cuda.gate import Gate
+from whet.targets.cuda.tactics import TURNS
+from whet.targets.cuda.trials import SHARE, SLICE, Slices
+from whet.targets.cuda.ways import Way
+from whet.targets.cuda.workers import Job
+
+SEED = secrets.randbits(32)
+FASTEST = 2
+
+
+@pytest.fixture
+def gpu() -> Iterator[Driver]:
+    with stubbed() as driver:
+        yield driver
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    print(f"the seed is {SEED}")
+    return np.random.default_rng(SEED)
+
+
+@pytest.fixture(scope="module")
+def attention() -> whet.Engine:
+    return whet.build(transformer(np.random.default_rng(4)))
+
+
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels of any size are measured, and those of one rank are the fastest."""
+
+    def compare(_: Slices, kernel: Template, codes: list[bytes]) -> list[float]:
+        names = [unpack(code)[0].name for code in codes]
+        return [1.0 if name.startswith(f"way{FASTEST}") else 2.0 for name in names]
+
+    monkeypatch.setattr(trials, "FEWEST_BYTES", 0)
+    monkeypatch.setattr(Slices, "compare", compare)
+
+
+def kinds(gpu: Driver, run: Any) -> set[str]:
+    """What kinds of kernels a run launches."""
+    gpu.launched.clear()
+    run()
+    return {name.split()[0] for name in gpu.launched}
+
+
+def device_of(session: whet.Session) -> StubDevice:
+    return session._runner.device  # type: ignore[return-value]
+
+
+def measured(session: whet.Session, engine: whet.Engine, inputs: dict[str, Any]) -> None:
+    """Runs until the session has done all that it does behind runs."""
+    for _ in range(2):
+        check(session, engine, inputs)
+    batch, length, _ = inputs["x"].shape
+    wait_for(session, batch=batch, length=length)
+    deadline = time.monotonic() + 60
+    while device_of(session).measuring.is_busy or device_of(session).background.is_busy:
+        assert time.monotonic() < deadline, "measuring takes too long"
+        time.sleep(0.01)
+
+
+def test_the_fastest_way_takes_over_and_is_remembered(
+    gpu: Driver, rng: np.random.Generator, timed: None, tmp_path: Path
+) -> None:
+    cache = whet.Cache(tmp_path / "cache")
+    inputs = words(rng, 2, 9)
+    for is_new in (True, False):
+        attention = whet.build(transformer(np.random.default_rng(4)))
+        session = attention.session(device="cuda", cache=cache)
+        measured(session, attention, inputs)
+        asked = getattr(device_of(session), "ways", [])
+        assert bool(asked) is is_new
+        assert {way.rank for way in asked} == (set(range(1, 1 + MOST_OTHERS)) if is_new else set())
+        found = kinds(gpu, lambda s=session, e=attention: check(s, e, inputs))
+        templates = [isinstance(k, Template) for k in executable(session).kernels]
+        assert any(templates)
+        want = {f"way{FASTEST}"} | ({"special"} if not all(templates) else set())
+        assert found == want
+
+
+@pytest.mark.parametrize("options", [{"tune": 0}, {"deterministic": True}])
+def test_what_is_not_measured(
+    gpu: Driver,
+    rng: np.random.Generator,
+    attention: whet.Engine,
+    timed: None,
+    options: dict[str, Any],
+) -> None:
+    session = attention.session(device="cuda", cache=False, **options)
+    inputs = words(rng, 2, 9)
+    measured(session, attention, inputs)
+    assert not hasattr(device_of(session), "ways")
+    assert kinds(gpu, lambda: check(session, attention, inputs)) <= {"special", "few", "many", "k"}
+
+
+def test_only_as_many_ways_as_there_is_time_for(
+    gpu: Driver, rng: np.random.Generator, attention: whet.Engine, timed: None
+) -> None:
+    session = attention.session(device="cuda", cache=False, tune=5.5 * trials.SECONDS_EACH)
+    measured(session, attention, words(rng, 2, 9))
+    kernels = {k for k in executable(session).kernels if isinstance(k, Template)}
+    assert len(kernels) > 2
+    assert [way.rank for way in device_of(session).ways] == [1, 1]
+
+
+def test_runs_while_ways_are_measured(
+    gpu: Driver, rng: np.random.Generator, attention: whet.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trials, "FEWEST_BYTES", 0)
+    session = attention.session(device="cuda", cache=False)
+    inputs, seen = words(rng, 2, 9), set[bool]()
+    for _ in range(2):
+        check(session, attention, inputs)
+    device, deadline = device_of(session), time.monotonic() + 60
+    while device.measuring.is_busy or device.background.is_busy:
+        check(session, attention, inputs)
+        seen.add(device.gate.is_up)
+        assert time.monotonic() < deadline, "measuring takes too long"
+    assert seen == {True, False}
+    check(session, attention, inputs)
+
+
+def test_a_device_that_refuses_changes_nothing(
+    gpu: Driver, rng: np.random.Generator, attention: whet.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise MemoryError("no memory for noise")
+
+    monkeypatch.setattr(trials, "FEWEST_BYTES", 0)
+    monkeypatch.setattr(Slices, "compare", refuse)
+    session = attention.session(device="cuda", cache=False)
+    inputs = words(rng, 2, 9)
+    measured(session, attention, inputs)
+    assert not device_of(session).gate.is_up
+    assert kinds(gpu, lambda: check(session, attention, inputs)) == {"special"}
+
+
+def test_a_slice_is_short_and_pauses_are_long(
+    gpu: Driver, rng: np.random.Generator, attention: whet.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = attention.session(device="cuda", cache=False, tune=0)
+    inputs = words(rng, 2, 9)
+    measured(session, attention, inputs)
+    device, kernels = device_of(session), executable(session).kernels
+    kernel = next(k for k in kernels if isinstance(k, Template))
+    special: Any = device.specialised(kernel, {"batch": 2, "length": 9}, False)
+    device.compile([special], idle=True)
+    pauses, closed = list[float](), list[bool]()
+    bench = Slices(device, pauses.append)
+
+    def elapsed(first: int, last: int) -> tuple[int, float]:
+        closed.append(not gate_is_free(device.gate))
+        return 0, 1e3 * SLICE / 4.5 * (len(gpu.launched) - launched)
+
+    monkeypatch.setattr(gpu, "cuEventElapsedTime", elapsed, raising=False)
+    launched = len(gpu.launched)
+    graph, turns = bench._graph(special.known, device.object_of(special)) or (None, 0)
+    assert turns == 4 <= TURNS
+    assert graph is not None and len(graph.calls) == turns
+    launched = len(gpu.launched)
+    seconds = bench._slice(graph)
+    assert all(closed), "runs may not be on the device meanwhile"
+    assert gate_is_free(device.gate)
+    assert seconds == pytest.approx(SLICE * turns / 4.5)
+    assert all(pause >= PAUSE for pause in pauses)
+    launched -= 4 * turns * 1000  # a slice that takes long
+    assert bench._slice(graph) * (1 / SHARE) == pytest.approx(pauses[-1])
+
+
+def gate_is_free(gate: Gate) -> bool:
+    """Whether another thread may pass."""
+    passed = threading.Event()
+
+    def go() -> None:
+        with gate.passing():
+            passed.set()
+
+    thread = threading.Thread(target=go, daemon=True)
+    thread.start()
+    return passed.wait(0.2)
+
+
+def test_memory_stays_while_ways_are_compared(
+    gpu: Driver, attention: whet.Engine, rng: np.random.Generator
+) -> None:
+    """A way that needs more scratch takes other memory; those before keep theirs."""
+    session = attention.session(device="cuda", cache=False, tune=0)
+    measured(session, attention, words(rng, 2, 9))
+    device = device_of(session)
+    kernel = next(k for k in executable(session).kernels if isinstance(k, Template))
+    special: Any = device.specialised(kernel, {"batch": 2, "length": 9}, False)
+    device.compile([special], idle=True)
+    bench = Slices(device, lambda _: None)
+    graph, _ = bench._graph(special.known, device.object_of(special)) or (None, 0)
+    before = bench.scratch.pointer
+    bench._zeros(0, 1 << 24)
+    assert bench.scratch.pointer != before
+    assert graph is not None and before in {held[-1].pointer for held in bench._held}
+
+
+def test_a_measurement_waits_for_the_run_before(gpu: Driver, monkeypatch: Any) -> None:
+    waited = list[int]()
+    monkeypatch.setattr(
+        gpu, "cuEventSynchronize", lambda e: (waited.append(int(e)), (0,))[1], raising=False
+    )
+    with stub_context() as stream:
+        gate = Gate()
+        with gate.up(), gate.closed():
+            assert not waited, "there was no run yet"
+        with gate.up():
+            with gate.passing() as streams:
+                streams.append(stream)
+            assert gpu.counts["cuEventRecord"] == 1
+            with gate.closed():
+                assert len(waited) == 1
+
+
+def stub_context() -> Any:
+    from contextlib import nullcontext
+
+    from whet.targets.cuda.driver import Context, Stream
+
+    context = Context.of(0)
+    context.use()
+    return nullcontext(Stream(context))
+
+
+@needs_triton
+def test_ways_have_other_tiles(rng: np.random.Generator) -> None:
+    architecture = Architecture.parse("sm90")
+    from whet.targets.cuda.device import Device
+
+    engine = whet.build(transformer(rng))
+    from whet.ir.graph import Graph
+    from whet.plan.legalize import legal
+    from whet.plan.plan import make_plan
+    from whet.runtime.ranges import ranges_of
+
+    device = Device(architecture)
+    graph: Graph = engine.graph.bind(ranges_of(engine.graph, ()).sizes)
+    plan = make_plan(legal(graph, device), device.capabilities)
+    kernel = next(s.kernel for s in plan.steps if isinstance(s.kernel, Template))
+    sizes = tuple((name, 8) for name in kernel.sizes)
+    texts = [Job(Way(kernel, sizes, rank)).text(architecture).text for rank in range(3)]
+    assert len(set(texts)) == 3
+    job = Job(Way(kernel, sizes, 1000))
+    job.compile(architecture)
+    assert isinstance(job.error, CompileError) and not job.code
