@@ -220,8 +220,8 @@ def test_small_sizes_share_an_arena(
 
     def allocate(size: int) -> int:
         asked.append(size)
-        GpuContext.of(0).use()
-        return gpu.cuMemAlloc(size)[1]
+        with GpuContext.of(0):
+            return gpu.cuMemAlloc(size)[1]
 
     own = open_session(attention, specialize="none", allocator=allocate)
     check(own, attention, words(rng, 1, 5))

@@ -24,6 +24,7 @@ from whet.targets.cuda import trials
 from whet.targets.cuda.architecture import Architecture
 from whet.targets.cuda.autotune import MOST_OTHERS
 from whet.targets.cuda.compile import unpack
+from whet.targets.cuda.driver import Context, Stream
 from whet.targets.cuda.gate import Gate
 from whet.targets.cuda.tactics import TURNS
 from whet.targets.cuda.trials import SHARE, SLICE, Slices
@@ -173,7 +174,8 @@ def test_a_slice_is_short_and_pauses_are_long(
     special: Any = device.specialised(kernel, {"batch": 2, "length": 9}, False)
     device.compile([special], idle=True)
     pauses, closed = list[float](), list[bool]()
-    bench = Slices(device, pauses.append)
+    with device.context:
+        bench = Slices(device, pauses.append)
 
     def elapsed(first: int, last: int) -> tuple[int, float]:
         closed.append(not gate_is_free(device.gate))
@@ -181,17 +183,20 @@ def test_a_slice_is_short_and_pauses_are_long(
 
     monkeypatch.setattr(gpu, "cuEventElapsedTime", elapsed, raising=False)
     launched = len(gpu.launched)
-    graph, turns = bench._graph(special.known, device.object_of(special)) or (None, 0)
+    with device.context:
+        graph, turns = bench._graph(special.known, device.object_of(special)) or (None, 0)
     assert turns == 4 <= TURNS
     assert graph is not None and len(graph.calls) == turns
     launched = len(gpu.launched)
-    seconds = bench._slice(graph)
+    with device.context:
+        seconds = bench._slice(graph)
     assert all(closed), "runs may not be on the device meanwhile"
     assert gate_is_free(device.gate)
     assert seconds == pytest.approx(SLICE * turns / 4.5)
     assert all(pause >= PAUSE for pause in pauses)
     launched -= 4 * turns * 1000  # a slice that takes long
-    assert bench._slice(graph) * (1 / SHARE) == pytest.approx(pauses[-1])
+    with device.context:
+        assert bench._slice(graph) * (1 / SHARE) == pytest.approx(pauses[-1])
 
 
 def gate_is_free(gate: Gate) -> bool:
@@ -217,10 +222,12 @@ def test_memory_stays_while_ways_are_compared(
     kernel = next(k for k in executable(session).kernels if isinstance(k, Template))
     special: Any = device.specialised(kernel, {"batch": 2, "length": 9}, False)
     device.compile([special], idle=True)
-    bench = Slices(device, lambda _: None)
-    graph, _ = bench._graph(special.known, device.object_of(special)) or (None, 0)
-    before = bench.scratch.pointer
-    bench._zeros(0, 1 << 24)
+    with device.context:
+        bench = Slices(device, lambda _: None)
+    with device.context:
+        graph, _ = bench._graph(special.known, device.object_of(special)) or (None, 0)
+        before = bench.scratch.pointer
+        bench._zeros(0, 1 << 24)
     assert bench.scratch.pointer != before
     assert graph is not None and before in {held[-1].pointer for held in bench._held}
 
@@ -230,8 +237,8 @@ def test_a_measurement_waits_for_the_run_before(gpu: Driver, monkeypatch: Any) -
     monkeypatch.setattr(
         gpu, "cuEventSynchronize", lambda e: (waited.append(int(e)), (0,))[1], raising=False
     )
-    with stub_context() as stream:
-        gate = Gate()
+    with Context.of(0) as context:
+        gate, stream = Gate(), Stream(context)
         with gate.up(), gate.closed():
             assert not waited, "there was no run yet"
         with gate.up():
@@ -240,16 +247,6 @@ def test_a_measurement_waits_for_the_run_before(gpu: Driver, monkeypatch: Any) -
             assert gpu.counts["cuEventRecord"] == 1
             with gate.closed():
                 assert len(waited) == 1
-
-
-def stub_context() -> Any:
-    from contextlib import nullcontext
-
-    from whet.targets.cuda.driver import Context, Stream
-
-    context = Context.of(0)
-    context.use()
-    return nullcontext(Stream(context))
 
 
 @needs_triton

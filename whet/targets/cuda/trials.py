@@ -100,9 +100,8 @@ class Trials:
             return False
         device, gained = self.device, False
         until = time.monotonic() + device.tune
-        device.context.use()
-        bench = Slices(device)
-        with device.gate.up():
+        with device.context, device.gate.up():
+            bench = Slices(device)
             for special, others in ways.items():
                 if time.monotonic() > until or self._executable() is None:
                     break
