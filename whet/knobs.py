@@ -113,6 +113,7 @@ class Knobs:
     cache_size = Knob(2 * 2**30, a_size, "how large it may get")
     threads = Knob[int | None](None, a_count, "how many threads a session uses")
     tune = Knob(7.0, a_time, "seconds of compiling in which a GPU measures other kernels as well")
+    compile_workers = Knob[int | None](None, a_count, "how many processes compile for a GPU")
     dump = Knob[Path | None](None, Path, "folder for every stage of every kernel")
     debug = Knob(False, a_flag, "the command line shows where errors come from")
     check = Knob(False, a_flag, "check the graph after each pass")

@@ -20,6 +20,7 @@ from whet.plan.kernel import Kernel, Template
 from whet.runtime.devices import compiler_for
 from whet.runtime.program import Runner
 from whet.targets.cuda import autotune, codegen, cublas, cudnn, driver, workers
+from whet.targets.cuda import device as devices
 from whet.targets.cuda.architecture import Architecture
 from whet.targets.cuda.autotune import FEWEST_SECONDS, MOST_OTHERS, Autotuner
 from whet.targets.cuda.workers import Job, compile_all
@@ -200,6 +201,45 @@ def test_the_gpu_at_hand_measures_what_an_engine_keeps(
         assert device.architecture == SM90 and device.tune == 2.5
         other: Any = compiler_for("sm90")
         assert other.tune == 0, "what is built without a GPU is the same everywhere"
+
+
+def test_what_measures_has_a_current_context(gpu: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def compile_all(jobs: Any, architecture: Any, step: Any, others: Any, idle: bool) -> None:
+        seen.append((gpu.stack[-1], others is not None))
+        for job in jobs:
+            job.code = b"code"
+
+    monkeypatch.setattr(devices, "compile_all", compile_all)
+    monkeypatch.setattr(Autotuner, "chosen", lambda self: seen.append(gpu.stack[-1]) or {})
+    kernel = square(1024)
+    assert devices.Device(SM90, tune=1.0).objects([kernel]) == {kernel: b"code"}
+    (current, measures), after = seen
+    assert current and measures and after == current and gpu.stack[-1] != current
+
+
+def test_as_many_workers_as_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, bool]] = []
+
+    class Crew:
+        def __init__(self, *given: Any) -> None: ...
+
+        def compile(self, jobs: Any, helpers: int, step: Any, waits: bool, work: Any) -> None:
+            asked.append((helpers, waits))
+
+    monkeypatch.setattr(workers, "Crew", Crew)
+    jobs = [Job(square(64))] * 9
+    for processors in (1, 2, 6, 16):
+        monkeypatch.setattr(workers, "_processors", lambda n=processors: n)
+        compile_all(jobs, SM90)
+        compile_all(jobs, SM90, idle=True)
+    # In turns: for a run that waits, and idle.
+    assert asked[::2] == [(0, False), (1, False), (5, False), (8, True)]
+    assert asked[1::2] == [(1, True), (1, True), (4, True), (4, True)]
+    with knobs.override(compile_workers=4):
+        compile_all(jobs, SM90)
+    assert asked[-1] == (4, True)
 
 
 def twice(x: Any) -> Any:

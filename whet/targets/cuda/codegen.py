@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -68,6 +69,10 @@ APART = 4
 MOST_ROWS = 1 << 16
 """Rows of a result beyond which the same tile is best."""
 
+ALIKE = 1.25
+"""Tiles that the cost model tells apart by less serve each other's samples: each way takes time to
+compile before the first run, and sizes that come back get tiles of their own."""
+
 Until = tuple[Size, int] | None
 
 
@@ -77,32 +82,49 @@ def takes_sizes(tile: Any) -> bool:
 
 
 def ways(kernel: Template, architecture: Architecture) -> list[tuple[Any, Until]]:
-    """For a range of sizes a few tiles, each with how many results it is best up to. The samples
-    are of one batch, where anything else is open, too: then rows are as long as they get."""
-    template: Any
-    template, results = TEMPLATES[type(kernel.op)], product(a.size for a in kernel.axes)
+    """For a range of sizes a few tiles, each with how many results it is best up to: as few as
+    serve all samples about as well as the best of each. The samples are of one batch, where
+    anything else is open, too: then rows are as long as they get."""
+    results = product(a.size for a in kernel.axes)
+    chosen: list[tuple[list[Any], int]] = []
+    for known, count in _samples(kernel, results):
+        good = _good(known, architecture)
+        both = [tile for tile in chosen[-1][0] if tile in set(good)] if chosen else []
+        if both:
+            chosen[-1] = both, count
+        else:
+            chosen.append((good, count))
+    # Between two samples the middle of their ratio divides.
+    limits = [math.isqrt(a * b) for (_, a), (_, b) in pairwise(chosen)]
+    untils: list[Until] = [*((results, limit) for limit in limits), None]
+    return [(tiles[0], until) for (tiles, _), until in zip(chosen, untils)]
+
+
+def _samples(kernel: Template, results: Size) -> Iterator[tuple[Template, int]]:
+    """The kernel at sizes further and further apart, with how many results it has."""
     symbols: list[frozenset[Symbol]]
     symbols = [getattr(axis.size, "symbols", frozenset()) for axis in kernel.axes]
     lows = {s.name: max(s.low, 1) for found in symbols for s in found}
     batch = {s.name for s in symbols[0]} if any(symbols[1:]) else set()
-    chosen: list[tuple[Any, int]] = []
+    last = 0
     for sample in SAMPLES:
         values = {n: 1 if n in batch else sample for n in kernel.sizes}
         sizes = {name: max(value, lows.get(name, 1)) for name, value in values.items()}
         count = int(substitute(results, sizes))
-        if chosen and count < APART * chosen[-1][1]:
+        if last and count < APART * last:
             continue
-        known = bound(kernel, sizes)
+        known, last = bound(kernel, sizes), count
         assert isinstance(known, Template)
-        tile = next(t for t in template.tiles(known, architecture) if takes_sizes(t))
-        if chosen and chosen[-1][0] == tile:
-            chosen[-1] = tile, count
-        else:
-            chosen.append((tile, count))
+        yield known, count
         if count > MOST_ROWS * int(known.axes[-1].size):
             break
-    # Between two samples the middle of their ratio divides.
-    limits = [math.isqrt(a * b) for (_, a), (_, b) in pairwise(chosen)]
-    return [(tile, (results, limit)) for (tile, _), limit in zip(chosen, limits)] + [
-        (chosen[-1][0], None)
-    ]
+
+
+def _good(known: Template, architecture: Architecture) -> list[Any]:
+    """Tiles that serve a sample about as well as the best, which is the first."""
+    template: Any = TEMPLATES[type(known.op)]
+    if hasattr(template, "close"):
+        good = [t for t in template.close(known, architecture, ALIKE) if takes_sizes(t)]
+        if good:
+            return good
+    return [next(t for t in template.tiles(known, architecture) if takes_sizes(t))]

@@ -32,7 +32,7 @@ _numbers = itertools.count()
 LEAST_ROOM = 1 << 20
 """Bytes of an arena that grows."""
 
-EASY_ROOM = 16 << 20
+EASY_ROOM = 32 << 20
 """The same where the device has the memory to give: growing takes longer than most small runs."""
 
 MOST_AHEAD = 1 << 30

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from functools import cached_property
 from hashlib import blake2b
@@ -41,7 +41,7 @@ from whet.targets.cuda.tactics import Loaded, load
 from whet.targets.cuda.templates import TEMPLATES
 from whet.targets.cuda.two_steps import in_two_steps
 from whet.targets.cuda.ways import Way
-from whet.targets.cuda.workers import MOST_WORKERS, Job, compile_all
+from whet.targets.cuda.workers import Job, compile_all
 from whet.targets.special import Special
 
 
@@ -213,12 +213,13 @@ class Device:
         if known and self.tune:
             until, counts = time.monotonic() + self.tune, Counter[Any](kernels)
             tuner = Autotuner(self.context, known, counts, self.architecture, until, moving)
-        if jobs:
-            with phase("compile kernels", len(jobs)) as step:
-                compile_all(list(jobs.values()), self.architecture, step, tuner, idle=idle)
-        if tuner is not None:
-            jobs |= tuner.chosen()
-            self.trim()
+        with nullcontext() if tuner is None else self.context:
+            if jobs:
+                with phase("compile kernels", len(jobs)) as step:
+                    compile_all(list(jobs.values()), self.architecture, step, tuner, idle=idle)
+            if tuner is not None:
+                jobs |= tuner.chosen()
+                self.trim()
         for kernel, job in jobs.items():
             self._keep(kernel, job)
         self._objects.update({k: found[k] or jobs[k].code for k in missing})
@@ -229,7 +230,7 @@ class Device:
         return {kernel: self._objects[kernel] for kernel in dict.fromkeys(kernels)}
 
     def compile_for_others(
-        self, kernels: Sequence[Kernel], workers: int = MOST_WORKERS
+        self, kernels: Sequence[Kernel], workers: int | None = None
     ) -> list[tuple[Kernel, CompileError]]:
         """Fills the cache for machines that have such a device; gives what cannot be compiled."""
         new = [k for k in dict.fromkeys(kernels) if self._found(self.key(k)) is None]

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import IO, Any, Protocol
 
 from whet.errors import CompileError
+from whet.knobs import knobs
 from whet.plan.kernel import Kernel, Template
 from whet.targets.crew import READY, Crew, exactly
 from whet.targets.cuda import codegen
@@ -30,7 +31,8 @@ from whet.targets.special import Special
 _JOB, _RESULT = struct.Struct("<I"), struct.Struct("<BI")
 
 FEWEST_FOR_WORKERS = 4
-MOST_WORKERS = 4
+MOST_WORKERS = 8
+MOST_IDLE = 4  # that make way for others, and still fill caches
 
 
 @dataclass(eq=False)
@@ -126,11 +128,11 @@ def compile_all(
     architecture: Architecture,
     step: Callable[[], None] = lambda: None,
     others: Others | None = None,
-    workers: int = MOST_WORKERS,
+    workers: int | None = None,
     idle: bool = False,
 ) -> None:
     """Compiles all jobs, here and in as many worker processes as there are spare processors; then
-    others, as many as there is time for.
+    others, as many as there is time for. `workers` are those of WHET_COMPILE_WORKERS.
 
     `step` is called once for each of the jobs that must be done; what it raises ends the workers.
     Raises the first CompileError of these jobs, once all are done. With `idle` only workers
@@ -142,16 +144,16 @@ def compile_all(
 
     queue = Queue(jobs, others)
     crew = Crew("cuda", queue.pop, lambda job: job.compile(architecture), ask, idle)
-    # A process that has compiled Gluon ends with a page of complaints, as of Triton 3.9.
-    apart = idle or any(job.may_be_gluon(architecture) for job in jobs)
-    helpers, spare = 0, _processors() - 1
+    most, there, helpers = workers or knobs.compile_workers or MOST_WORKERS, _processors(), 0
     if idle:
-        helpers = min(spare, workers, len(jobs))
+        helpers = max(1, min(there - 1, most, MOST_IDLE, len(jobs)))
     elif len(jobs) >= FEWEST_FOR_WORKERS or others is not None:
-        helpers = min(spare, workers)
-    waits = apart or (helpers > 0 and _processors() > workers)
-    meanwhile = (lambda: False) if others is None else others.work
-    crew.compile(jobs, max(helpers, apart) if idle else helpers + apart, step, waits, meanwhile)
+        helpers = min(there - 1, most)
+    waits = idle or (helpers > 0 and there > most)
+    if not waits and any(job.may_be_gluon(architecture) for job in jobs):
+        # A process that has compiled Gluon ends with a page of complaints, as of Triton 3.9.
+        helpers, waits = helpers + 1, True
+    crew.compile(jobs, helpers, step, waits, others.work if others else lambda: False)
 
 
 def _processors() -> int:

@@ -81,6 +81,11 @@ class ConvolutionTemplate:
     def tiles(self, kernel: Template, architecture: Architecture) -> list[tiling.Tile]:
         return tiling.ranked(shape_of(problem_of(kernel), dtype_of(kernel)), architecture)
 
+    def close(
+        self, kernel: Template, architecture: Architecture, factor: float
+    ) -> list[tiling.Tile]:
+        return tiling.close(shape_of(problem_of(kernel), dtype_of(kernel)), architecture, factor)
+
     def generate(
         self, kernel: Template, architecture: Architecture, tile: tiling.Tile, name: str = "kernel"
     ) -> Source:

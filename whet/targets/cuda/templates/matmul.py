@@ -49,6 +49,11 @@ class ProductTemplate:
         shape = shape_of(p, dtype_of(kernel))
         return persistent.among(tiling.ranked(shape, architecture), kernel, p, shape, architecture)
 
+    def close(
+        self, kernel: Template, architecture: Architecture, factor: float
+    ) -> list[tiling.Tile]:
+        return tiling.close(shape_of(problem_of(kernel), dtype_of(kernel)), architecture, factor)
+
     def generate(
         self, kernel: Template, architecture: Architecture, tile: tiling.Tile, name: str = "kernel"
     ) -> Source:

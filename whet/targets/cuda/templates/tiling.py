@@ -72,6 +72,14 @@ def ranked(shape: Shape, architecture: Architecture) -> list[Tile]:
     return list(best.values())
 
 
+def close(shape: Shape, architecture: Architecture, factor: float) -> list[Tile]:
+    """Tiles that cost at most so many times as much as the best, the best first."""
+    costs = {t: cost(shape, t, architecture) for t in candidates(shape, architecture)}
+    most = factor * min(costs.values())
+    found = sorted((c, -t.stages, n, t) for n, (t, c) in enumerate(costs.items()) if c <= most)
+    return [t for *_, t in found]
+
+
 def candidates(
     shape: Shape, architecture: Architecture, depths: tuple[int, ...] = (32, 64, 128)
 ) -> Iterator[Tile]:
