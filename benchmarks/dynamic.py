@@ -12,6 +12,7 @@ are PyTorch's tensors on its stream, and a run ends when the device is done.
 from __future__ import annotations
 
 import argparse
+import gc
 import statistics
 import sys
 import time
@@ -52,6 +53,28 @@ def take_turns(rounds: int, *runs: Callable[[], Any]) -> list[float]:
         for run, taken in zip(runs, times):
             taken.append(seconds_of(run))
     return [statistics.median(taken) for taken in times]
+
+
+class Collections:
+    """How long Python's garbage collector takes within a block, which looks at all objects of the
+    process, most of them of other libraries."""
+
+    def __enter__(self) -> Collections:
+        self.begin = self.longest = 0.0
+        gc.callbacks.append(self._note)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        gc.callbacks.remove(self._note)
+
+    def _note(self, phase: str, info: Mapping[str, int]) -> None:
+        if phase == "start":
+            self.begin = time.perf_counter()
+        else:
+            self.longest = max(self.longest, time.perf_counter() - self.begin)
+
+    def __str__(self) -> str:
+        return f"{1e3 * self.longest:.0f} ms"
 
 
 class Runs:
@@ -219,8 +242,9 @@ def at(
     print(f"    first run {first / steady:.2f} x the steady one, {steady * 1e3:.2f} ms (aim 1.5)")
     meanwhile: list[float] = []
     deadline = time.monotonic() + PATIENCE
-    while is_making(lazy, sizes) and time.monotonic() < deadline:
-        meanwhile.append(seconds_of(run_lazy))
+    with Collections() as collections:
+        while is_making(lazy, sizes) and time.monotonic() < deadline:
+            meanwhile.append(seconds_of(run_lazy))
     if not bound(lazy, sizes).is_special:
         print(f"    no kernels of their own after {PATIENCE:.0f} s")
         return
@@ -231,7 +255,7 @@ def at(
     print(
         f"    {len(meanwhile)} runs while kernels are made, {sum(meanwhile):.1f} s: p99 "
         f"{late:.2f} x the steady median (aim 2; {usual:.2f} while none are), the longest stall "
-        f"{stall:.0f} ms (aim 100; {other:.0f})"
+        f"{stall:.0f} ms (aim 100; {other:.0f}), Python's longest collection {collections}"
     )
     static = engine.session(**options, specialize="eager")
     run_static = runs.of(static, inputs)
