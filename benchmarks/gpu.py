@@ -61,30 +61,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     kinds = [k for k in options.against.split(",") if k.startswith("reduce")]
     prepare(options.names, batches, kinds, options.folder)
     rows: list[dict[str, Any]] = []
+    products: list[str] = []
     for name in options.names:
         for batch in batches:
             rows.append({"network": name, "batch": batch})
             attempt(rows[-1], lambda row: measure(row, options))
             print(line(rows[-1]), flush=True)
+            keep(rows, products, options)
     if AUTOTUNED in options.against:
         # It takes longest by far: with too little time, the rows go without that need it least.
         for row in sorted(rows, key=ratio_of, reverse=True):
             if time.perf_counter() - begin < options.autotune:
                 attempt(row, lambda row: against(row, [AUTOTUNED]))
                 print(line(row), flush=True)
-    from benchmarks import gpu_products, gpu_report
+                keep(rows, products, options)
+    from benchmarks import gpu_products
+
+    for product in gpu_products.rows(7) if options.products else ():
+        products.append(product)
+        keep(rows, products, options)
+    print("\n" + "\n".join([*map(line, rows), *products]))
+    return int(any("failed" in row for row in rows))
+
+
+def keep(rows: list[dict[str, Any]], products: list[str], options: argparse.Namespace) -> None:
+    """Writes what was measured so far: it stays, whatever comes."""
+    from benchmarks import gpu_report
 
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1))
-    products: list[str] = []
-    for product in gpu_products.rows(7) if options.products else ():
-        products.append(product)
-        if options.report:  # what was measured stays, whatever comes
-            options.report.write_text(gpu_report.report(rows, products))
     if options.report:
         options.report.write_text(gpu_report.report(rows, products))
-    print("\n" + "\n".join([*map(line, rows), *products]))
-    return int(any("failed" in row for row in rows))
 
 
 def ratio_of(row: dict[str, Any]) -> float:

@@ -434,9 +434,12 @@ class Stage:
             self._met[key] += 1
             is_enough = self._met[key] == ENOUGH_RUNS
         runner = self.runner
-        if not is_enough or not runner.is_lazy:
+        if not is_enough:
             return
-        if self.program.is_makeshift and not self.frontier:
+        if not runner.is_lazy:
+            if (settle := getattr(self.program.executable, "settle", None)) is not None:
+                settle(told)
+        elif self.program.is_makeshift and not self.frontier:
             stage = weakref.ref(self)  # a session that is dropped meanwhile wants no kernels
 
             def plan() -> None:

@@ -64,6 +64,20 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Slices, "compare", compare)
 
 
+def test_short_kernels_stay(
+    gpu: Driver,
+    rng: np.random.Generator,
+    attention: whet.Engine,
+    timed: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(trials, "FEWEST_SECONDS", 2.1)
+    session, inputs = attention.session(device="cuda", cache=False), words(rng, 2, 9)
+    measured(session, attention, inputs)
+    assert device_of(session).ways, "others were measured"
+    assert kinds(gpu, lambda: check(session, attention, inputs)) == {"special"}
+
+
 def kinds(gpu: Driver, run: Any) -> set[str]:
     """What kinds of kernels a run launches."""
     gpu.launched.clear()

@@ -164,8 +164,21 @@ class Context:
         way = self.plan, self.spans, bound.code, bound, room, self._words
         apart = dict.fromkeys([begin for begin, _ in self.spans], False)
         made = Launches(*way, apart, self.device.context.found.architecture, pause)
+        self._place_weights(made)
         made.make(pause)
         bound.special[self.number] = made
+
+    def _place_weights(self, made: Launches) -> None:
+        """Lets launches that nobody runs yet begin with the weights of the run before, so that
+        their graph is made with these, and not told of each later."""
+        given = None if self.pace or self.launches is None else self.launches.given()
+        if given is None or type(given) is dict:
+            return
+        arrays = {v: a for v, a in given.items() if v in made.places}
+        if all(type(a) is DeviceArray and not a.pointer & 15 for a in arrays.values()):
+            for value, array in arrays.items():
+                made.places[value].move(array.pointer)
+            made.given = weakref.ref(given)
 
     # A run.
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from whet.ir.graph import Value
 from whet.plan import trace
+from whet.plan.kernel import Kernel
 from whet.plan.plan import Plan, segments
 from whet.targets.background import give_way
 from whet.targets.bound import NO_SIZES, Sizes
@@ -59,6 +60,8 @@ class Executable:
         self._contexts: weakref.WeakSet[Context] = weakref.WeakSet()
         self._lock = threading.Lock()
         self._bound: OrderedDict[tuple[int, ...], Bound] = OrderedDict()
+        self._last: tuple[Sizes, Bound | None] = NO_SIZES, None
+        """The sizes asked for last, the very object."""
         self._specials = 0
         self.layout: Layout | None = None
         """Where sizes go that a run tells."""
@@ -157,6 +160,9 @@ class Executable:
     def bound(self, sizes: Sizes) -> Bound:
         """The plan at given sizes, evaluated anew or remembered."""
         assert self.layout is not None
+        last, found = self._last
+        if last is sizes and found is not None:
+            return found
         key = tuple(sizes[name] for name in sorted(sizes))
         with self._lock:
             found = self._bound.get(key)
@@ -167,6 +173,7 @@ class Executable:
                     self._specials -= gone.is_wanted
             else:
                 self._bound.move_to_end(key)
+            self._last = sizes, found
             return found
 
     def serves(self, sizes: Sizes) -> bool:
@@ -180,6 +187,17 @@ class Executable:
         With `ordered`, those that might add numbers up in another order stay as they are. Only so
         many sets of sizes get kernels.
         """
+        make = self.device.specialised
+        self._make(sizes, lambda kernel: make(kernel, sizes, ordered), bool(self.device.tune))
+
+    def settle(self, sizes: Sizes) -> None:
+        """Has graphs made in the background of the launches for sizes that come back; the kernels
+        stay those for all sizes."""
+        self._make(sizes, lambda kernel: kernel, tries=False)
+
+    def _make(self, sizes: Sizes, kernel_for: Callable[[Kernel], Any], tries: bool) -> None:
+        """Has the launches for the very sizes made, once, by the kernels that stand for the plan's;
+        where it `tries`, other ways to run these are measured then."""
         bound, plan = self.bound(sizes), weakref.ref(self)
         with self._lock:
             if bound.is_wanted or self._specials >= MOST_SPECIAL:
@@ -191,14 +209,13 @@ class Executable:
         def wanted() -> list[Any]:
             if (here := plan()) is None:
                 return []
-            make = here.device.specialised
-            kernels.extend(k and make(k, bound.sizes, ordered) for k in here.kernels)
+            kernels.extend(k and kernel_for(k) for k in here.kernels)
             return [kernel for kernel in kernels if isinstance(kernel, Special)]
 
         def swap() -> None:
             if (here := plan()) is not None:
                 here.take_over(bound, kernels)
-                if here.device.tune:
+                if tries:
                     trials = Trials(here, bound, kernels)
                     here.device.measuring.compile(list, trials.run)
 

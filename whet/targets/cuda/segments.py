@@ -86,6 +86,7 @@ class Segment:
     def make(self, pause: Callable[[], object]) -> None:
         """Makes the graph before the first run, with pauses in between."""
         if self.calls and self.graph is None:
+            self.changed.clear()
             self.graph = self._first(pause)
 
     def _first(self, pause: Callable[[], object] = lambda: None) -> Graph | OneByOne:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from whet.errors import CompileError, DeviceError
 from whet.plan.kernel import Template
 from whet.targets.background import PAUSE, give_way
-from whet.targets.cuda.autotune import FEWEST_BYTES, MOST_OTHERS
+from whet.targets.cuda.autotune import FEWEST_BYTES, FEWEST_SECONDS, MOST_OTHERS
 from whet.targets.cuda.driver import Event
 from whet.targets.cuda.graph import Graph
 from whet.targets.cuda.tactics import TURNS, Bench, Loaded, extents, load
@@ -110,7 +110,7 @@ class Trials:
                 said = ", ".join(f"{1e6 * t:.1f}" for t in times)
                 logger.debug("%s at %s: %s us", special.name, special.sizes, said)
                 fastest = min(range(len(codes)), key=times.__getitem__)
-                if times[fastest] > times[0] * (1 - LEAST_GAIN):
+                if times[0] < FEWEST_SECONDS or times[fastest] > times[0] * (1 - LEAST_GAIN):
                     fastest = 0
                 gained |= fastest > 0
                 _choose(device, special, codes[fastest])
