@@ -44,16 +44,23 @@ def head() -> str:
 
     found = driver.find(0)
     names = ("torch", "triton", "timm", "transformers", "cuda-bindings")
-    command = ["git", "rev-parse", "HEAD"]
-    commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
     return HEAD.format(
         date=time.strftime("%Y-%m-%d"),
         device=found.name,
         driver=found.driver,
         cuda=torch.version.cuda,
         versions=", ".join(f"{n} {metadata.version(n)}" for n in names),
-        commit=(os.environ.get("WHET_COMMIT") or commit or "unknown")[:12],
+        commit=os.environ.get("WHET_COMMIT") or commit(),
     )
+
+
+def commit() -> str:
+    """The commit that is checked out, and whether the sources are others."""
+    commands = ["git rev-parse HEAD", "git status --porcelain -uno"]
+    head, changes = (
+        subprocess.run(c.split(), capture_output=True, text=True).stdout.strip() for c in commands
+    )
+    return f"{head[:12] or 'unknown'}{' with changes' if changes else ''}"
 
 
 def times(rows: list[Row]) -> str:

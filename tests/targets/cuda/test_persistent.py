@@ -25,7 +25,7 @@ from whet.targets.cuda.templates.persistent import DESCRIPTOR, Persistent
 from whet.targets.cuda.text import LINE
 
 LARGE = 4096, 2048
-WIDE = 2048, 8192
+WIDE = 2048, 4096
 HAVE, LACK = ("sm90", "sm100", "sm120"), ("sm80", "sm86", "sm89")
 
 
@@ -102,11 +102,12 @@ def test_rows_may_be_of_several_axes() -> None:
         (MatMul(), ((4096, 128), (128, 4096)), "float16"),
         (MatMul(), ((1024, 65536), (65536, 1024)), "float16"),
         (MatMul(), (LARGE, WIDE), "float32"),
-        (MatMul(), ((4096, 2052), (2052, 8192)), "float16"),
-        (MatMul(), (LARGE, (2048, 8196)), "float16"),
+        (MatMul(), ((4096, 2052), (2052, 4096)), "float16"),
+        (MatMul(), (LARGE, (2048, 4100)), "float16"),
         (cut(4), ((4096, 2080), WIDE), "float16"),
         (cut(8), ((4096, 2084), WIDE), "float16"),
         (MatMul(), ((2, *LARGE), (2, *WIDE)), "float16"),
+        (MatMul(), ((8192, 8192), (8192, 8192)), "float16"),
     ],
     ids=[
         "small",
@@ -118,6 +119,7 @@ def test_rows_may_be_of_several_axes() -> None:
         "address",
         "stride",
         "batch",
+        "many waves",
     ],
 )
 def test_others_are_not(

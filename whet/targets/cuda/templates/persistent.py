@@ -28,6 +28,10 @@ FEWEST_NANOSECONDS = 40e3
 FEWEST_WAVES = 2.0
 """Of a product that is tried so, by the model of its cost: making descriptors takes some 2 us."""
 
+MOST_EACH = 8 * 128 * 256
+"""Results of a multiprocessor: with more, plain tiles were faster (H200: with 4 tiles of 128 x 256
+each, 4096^3, 0.97 of a plain tile's time; with 10 and 15, 1.05 and 1.07)."""
+
 FEWEST_ROWS = 64  # of a tile
 MOST_RESULTS = 32 << 10  # bytes of 16-bit results that pass through shared memory at a time
 
@@ -101,6 +105,8 @@ def among(
     """A product's tiles with those of blocks that stay, where they may pay."""
     least = tiling.cost(shape, tiles[0], a)
     found = list(tiles)
+    if shape.rows * shape.columns > MOST_EACH * a.multiprocessors:
+        return found
     for place, tile in zip(PLACES, ways(kernel, p, shape, a)):
         waves = tiling.count(shape, tile) / a.multiprocessors
         if least >= FEWEST_NANOSECONDS and waves >= FEWEST_WAVES:
