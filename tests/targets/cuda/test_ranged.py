@@ -22,7 +22,7 @@ from tests.runtime.test_ranges import judged, pixels, transformer, words
 from tests.targets.cuda import sizes
 from tests.targets.cuda.needs import needs_triton
 from tests.targets.cuda.stub import FEW, Driver, Tensor, TorchTensor, stubbed
-from whet.errors import InvalidInput
+from whet.errors import InvalidInput, OutOfMemory
 from whet.targets.cuda import bound as bounds
 from whet.targets.cuda import context as contexts
 from whet.targets.cuda import executable as executables
@@ -281,6 +281,47 @@ def test_a_graph_is_made_with_the_weights_of_the_runs_before(
     ends = {*plan.graph.inputs, *plan.graph.outputs}
     assert all(place.pointer for value, place in launches.places.items() if value not in ends)
     check(session, attention, inputs)
+
+
+def test_launches_that_come_while_a_run_is_bound_are_taken(
+    gpu: Driver, rng: np.random.Generator, attention: whet.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, inputs = open_session(attention, tune=0), words(rng, 2, 9)
+    check(session, attention, inputs)
+    plan, sizes = executable(session), {"batch": 2, "length": 9}
+    (context,) = plan._free
+    bound, asked = plan.bound(sizes), list[str]()
+    special = type("Special", (dict,), {"get": lambda self, number: asked.append("now")})()
+    bound.special, context.bound = special, None
+    check(session, attention, inputs)
+    assert asked and context.bound is bound
+    check(session, attention, inputs)
+    assert len(asked) == 1, "nothing has to be looked up for a run like the one before"
+    bound.special, bound.code = {}, plan._code
+    with session._runner.device.context:  # type: ignore[attr-defined]
+        context.prepare(bound, lambda: None)
+    check(session, attention, inputs)
+    assert context.is_graph
+
+
+def test_a_run_that_finds_no_memory_leaves_the_sizes_before(
+    gpu: Driver, rng: np.random.Generator, attention: whet.Engine
+) -> None:
+    refuses = False
+
+    def allocate(size: int) -> int:
+        if refuses:
+            raise OutOfMemory("no more")
+        with GpuContext.of(0):
+            return gpu.cuMemAlloc(size)[1]
+
+    session = open_session(attention, specialize="none", allocator=allocate)
+    check(session, attention, words(rng, 1, 5))
+    refuses = True
+    with pytest.raises(OutOfMemory, match="no more"):
+        session.run(words(rng, 64, 900))
+    for _ in range(2):
+        check(session, attention, words(rng, 1, 5))
 
 
 def test_deterministic_sums_stay_as_they_are(

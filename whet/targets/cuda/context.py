@@ -68,6 +68,8 @@ class Context:
         self.room: Room | None = None
         self.ranged: Ranged | None = None
         """The launches for all sizes that runs tell."""
+        self.bound: Bound | None = None
+        """What the next run has, unless other launches were made for it since."""
         self.launches: Any = None
         """Those of the run at hand, or of all runs where sizes are known."""
         self.inputs: list[Any] = []
@@ -120,10 +122,12 @@ class Context:
         self, bound: Bound, allocate: Callable[[int], Any], largest: Callable[[], float]
     ) -> None:
         """Lets the next run have some sizes."""
+        self.bound = None
         self.sizes, self.kind = bound.sizes, bound.tensor
         if self.room is None or not self.room.holds(bound.room):
             self._grow(bound, allocate, largest())
         assert self.room is not None and self.ranged is not None
+        self.bound = bound  # before looking for others, whose maker takes it back
         found = bound.special.get(self.number)
         if found is not None and found.room is not self.room:
             del bound.special[self.number]
@@ -167,6 +171,7 @@ class Context:
         self._place_weights(made)
         made.make(pause)
         bound.special[self.number] = made
+        self.bound = None
 
     def _place_weights(self, made: Launches) -> None:
         """Lets launches that nobody runs yet begin with the weights of the run before, so that

@@ -235,6 +235,8 @@ class Executable:
 
     def _choose(self, context: Context, bound: Bound) -> None:
         """Lets a context run with some sizes: what was made for these, or for all."""
+        if context.bound is bound:
+            return
         context.bind(bound, self.allocate, self._largest)
         if bound.is_special and not context.is_ready(bound) and not context.is_waiting:
             # One that another thread's run needed, or whose memory is another now.
