@@ -1,8 +1,10 @@
 """Tensors inside the bodies of If, Loop, Scan and SequenceMap, made outputs of the model.
 
 A body runs any number of times: what such an output gives is the list of the tensor's arrays, one
-for each time. The list is handed from node to node and into the bodies, as a state that each of
-them carries, so that nothing else has to know of it.
+for each time, in order. The list is handed from node to node and into the bodies, as a state that
+each of them carries, so that nothing else has to know of it. A SequenceMap carries no states: each
+run of its body begins a list, and the sequence of these lists is added to the one outside, whatever
+the map's inputs are.
 """
 
 from __future__ import annotations
@@ -12,15 +14,15 @@ from dataclasses import replace
 from typing import Any
 
 from whet.frontends.onnx.model import DTYPES, Body, Model, Node
-from whet.ir.types import UnrankedType
+from whet.ir.types import SequenceType, UnrankedType
 
 OPSET = 17
 """In which the nodes that are added have their meaning."""
 
 CARRIES = {"If", "Loop", "Scan"}
 MAPS = "SequenceMap"
-"""It has no states: what its body gives for each element is a sequence, of which the list takes
-all."""
+"""It has no states: what its body gives for each element is a list, whose arrays are added to the
+one outside."""
 
 
 def inner_names(body: Body) -> dict[str, None]:
@@ -30,8 +32,7 @@ def inner_names(body: Body) -> dict[str, None]:
         for inner in node.bodies if node.operator in {*CARRIES, MAPS} else ():
             made = (name for n in inner.nodes for name in n.outputs if name)
             found.update(dict.fromkeys(made))
-            if node.operator in CARRIES:
-                found.update(inner_names(inner))
+            found.update(inner_names(inner))
     return {name: None for name in found if name not in body.own}
 
 
@@ -66,25 +67,24 @@ class _Watch:
     def model(self, body: Body) -> Body:
         """The model's own graph with the list as its last output."""
         start = self.fresh()
-        number = next(n for n, found in DTYPES.items() if found == self.dtype)
-        first = _node("SequenceEmpty", (), start, {"dtype": number})
         nodes, end = self.nodes(body.nodes, start)
         last = _node("Identity", (end,), self.name)
         outputs = (*body.outputs, (self.name, None))
-        return replace(body, nodes=(first, *nodes, last), outputs=outputs)
+        return replace(body, nodes=(self.empty(start), *nodes, last), outputs=outputs)
 
     def nodes(self, nodes: Iterable[Node], at: str) -> tuple[list[Node], str]:
         """The nodes, those with the tensor inside carrying the list, and its name behind them."""
         found: list[Node] = []
         for node in nodes:
-            if node.operator in CARRIES and any(map(self.is_in, node.bodies)):
-                before, at = at, self.fresh()
-                node = self.carrying(node, before, at)
-            elif node.operator == MAPS and any(self.name in b.own for b in node.bodies):
-                given, before, at = self.fresh(), at, self.fresh()
-                found += (self.mapping(node, given), *self.adding(given, before, at))
+            if node.operator not in {*CARRIES, MAPS} or not any(map(self.is_in, node.bodies)):
+                found.append(node)
                 continue
-            found.append(node)
+            before, at = at, self.fresh()
+            if node.operator in CARRIES:
+                found.append(self.carrying(node, before, at))
+            else:
+                given = self.fresh()
+                found += (self.mapping(node, given), *self.adding_lists(given, before, at))
         return found, at
 
     def is_in(self, body: Body) -> bool:
@@ -116,23 +116,40 @@ class _Watch:
         )
 
     def mapping(self, node: Node, given: str) -> Node:
-        """A map that gives the sequence of the tensor, too."""
+        """A map that gives the sequence of the lists that the runs of its body begin."""
         ((key, body),) = _bodies(node).items()
         outputs = _with(node.outputs, len(body.outputs), given, "")
-        body = replace(body, outputs=(*body.outputs, (self.name, UnrankedType(self.dtype))))
+        start = self.fresh()
+        body = self.body(body, start, len(body.outputs))
+        body = replace(body, nodes=(self.empty(start), *body.nodes))
         return replace(node, outputs=outputs, attributes={**node.attributes, key: body})
 
+    def adding_lists(self, lists: str, before: str, after: str) -> Iterator[Node]:
+        """Nodes that add all that a sequence of lists has to the list."""
+        one, at, end = self.fresh(), self.fresh(), self.fresh()
+        yield from self.each(lists, one, (before, after), (at, end), self.adding(one, at, end))
+
     def adding(self, given: str, before: str, after: str) -> Iterator[Node]:
-        """Nodes that add a sequence to the list."""
-        count, number, going, still, at, item, end = (self.fresh() for _ in range(7))
-        nodes = (
-            _node("Identity", (going,), still),
-            _node("SequenceAt", (given, number), item),
-            _node("SequenceInsert", (at, item), end),
-        )
+        """Nodes that add a sequence of arrays to the list."""
+        item, at, end = self.fresh(), self.fresh(), self.fresh()
+        add = _node("SequenceInsert", (at, item), end)
+        yield from self.each(given, item, (before, after), (at, end), [add])
+
+    def each(
+        self,
+        sequence: str,
+        item: str,
+        outside: tuple[str, str],
+        inside: tuple[str, str],
+        step: Iterable[Node],
+    ) -> Iterator[Node]:
+        """A loop over a sequence whose steps take the list by one name and give it by another."""
+        count, number, going, still = (self.fresh() for _ in range(4))
+        (before, after), (at, end) = outside, inside
+        first = _node("Identity", (going,), still), _node("SequenceAt", (sequence, number), item)
         inputs = ((number, None), (going, None), (at, None))
-        body = Body("", nodes, inputs, ((still, None), (end, None)), {})
-        yield _node("SequenceLength", (given,), count)
+        body = Body("", (*first, *step), inputs, ((still, None), (end, None)), {})
+        yield _node("SequenceLength", (sequence,), count)
         yield _node("Loop", (count, "", before), after, {"body": body})
 
     def body(self, body: Body, at: str, place: int) -> Body:
@@ -146,8 +163,14 @@ class _Watch:
             if adds
             else _node("Identity", (end,), last)
         )
-        outputs = _with(body.outputs, place, (last, None), None)
+        kind = SequenceType(UnrankedType(self.dtype))
+        outputs = _with(body.outputs, place, (last, kind), None)
         return replace(body, nodes=tuple(nodes), outputs=outputs)
+
+    def empty(self, name: str) -> Node:
+        """A node that begins a list."""
+        number = next(n for n, found in DTYPES.items() if found == self.dtype)
+        return _node("SequenceEmpty", (), name, {"dtype": number})
 
     def fresh(self) -> str:
         """A name that is not in use."""
