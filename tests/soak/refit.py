@@ -25,11 +25,11 @@ import numpy as np
 import whet
 from whet.cli.inputs import random_inputs
 from whet.cli.models import named_sizes
-from whet.frontends.onnx.importer import Imported, from_onnx
+from whet.frontends.onnx.importer import Imported
 from whet.frontends.onnx.model import Tensor
 from whet.ir.types import FLOATS
 from whet.runtime.cache import Cache
-from whet.runtime.debug import Source
+from whet.runtime.debug import Source, source_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,11 +51,10 @@ def changed(array: np.ndarray, dtype: str, rng: np.random.Generator) -> np.ndarr
     return array[::-1].copy() if array.ndim else array
 
 
-def built(imported: Imported, name: str, array: np.ndarray) -> whet.Engine:
+def built(source: Source, imported: Imported, name: str, array: np.ndarray) -> whet.Engine:
     """The engine of the model with another weight, from the start."""
     tensor = Tensor(name, imported.weights[name].type, lambda: array)
     other = replace(imported, weights={**imported.weights, name: tensor})
-    source = Source(other.graph, other.tensors)
     with patch("whet.runtime.build.source_of", lambda model: (source, other)):
         return whet.build("")
 
@@ -95,7 +94,7 @@ def outcome(session: Any, feeds: dict[str, Any]) -> dict[str, Any]:
 
 def check(model: Any, cache: Cache, weights: int | None = None, seed: int = 0) -> Result:
     """Exchanges weights of one model, each by itself and then back."""
-    imported = from_onnx(model)
+    source, imported = source_of(model)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "m.whet")
         whet.build(model).save(path)
@@ -114,7 +113,7 @@ def check(model: Any, cache: Cache, weights: int | None = None, seed: int = 0) -
         new = changed(old, imported.weights[name].type.dtype, rng)
         engine.refit({name: new})
         after = outcome(session, feeds)
-        expected = outcome(built(imported, name, new).session(**options), feeds)
+        expected = outcome(built(source, imported, name, new).session(**options), feeds)
         result.tried += 1
         result.effective += not same_all(after, before)
         if not same_all(after, expected):

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import onnx
 
     from whet.frontends.onnx import Imported
+    from whet.frontends.onnx.model import Model
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,10 +33,19 @@ class Source:
 
     graph: Graph
     tensors: Mapping[str, Value]
-    inner: Mapping[str, str] = field(default_factory=dict)
-    """The dtypes of tensors in the bodies of control flow, as far as these were read."""
-    model: Any = None
+    model: Model
     """The model's records, from which it is read again with other tensors as outputs."""
+    dtypes: Mapping[str, str] = field(default_factory=dict)
+    """Of all tensors, those in the bodies of control flow among them, as far as these were read."""
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    """What a body calls its tensors, by their names where its nodes took the place of another."""
+
+    @cached_property
+    def inner(self) -> dict[str, str]:
+        """The dtypes of the tensors that only bodies give."""
+        from whet.frontends.onnx.watched import inner_names
+
+        return {n: self.dtypes[n] for n in inner_names(self.model.body) if n in self.dtypes}
 
     @cached_property
     def late(self) -> frozenset[str]:
@@ -53,6 +63,12 @@ class Source:
         from whet.frontends.onnx.watched import inner_names
 
         return bool(set(names) & inner_names(self.model.body).keys() - set(self.names))
+
+    def told(self, dtypes: Mapping[str, str]) -> Source:
+        """The same, knowing also the dtypes of tensors that were read when the model ran."""
+        from whet.frontends.onnx.watched import with_old_names
+
+        return replace(self, dtypes={**with_old_names(dtypes, self.renamed), **self.dtypes})
 
     def with_outputs(self, names: Collection[str]) -> Graph:
         """The graph that also gives these values; raises InvalidInput with all names it lacks."""
@@ -97,7 +113,8 @@ def source_of(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> tuple[
 
     records = read_model(model)
     imported = import_model(records)
-    return Source(imported.graph, imported.tensors, imported.inner, records), imported
+    source = Source(imported.graph, imported.tensors, records, imported.dtypes, imported.renamed)
+    return source, imported
 
 
 def names_in(names: str | Iterable[str]) -> tuple[str, ...]:
@@ -187,7 +204,7 @@ class Tensors:
         if model is not None:
             _require_same_inputs(source.graph, self.graph)
         if source.unread(names):
-            source = replace(source, inner={**dtypes(), **source.inner})
+            source = source.told(dtypes())
         # The passes take longer to load than the start of a session may.
         from whet.passes.pipeline import optimise
         from whet.passes.recognise import Numbers

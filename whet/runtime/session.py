@@ -212,7 +212,7 @@ class Session:
             prepared, late = self._runner.prepared, self.graph.late
             with prepared.pinned():
                 self._run(self.graph, inputs)
-                return {} if late is None else prepared.generation.late(late).stages.inner
+                return {} if late is None else prepared.generation.late(late).stages.dtypes
 
         return self._tensors.graph_of(names, self.weights, model, dtypes)
 

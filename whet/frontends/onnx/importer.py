@@ -30,7 +30,7 @@ from whet.frontends.onnx.reading import Reading
 from whet.frontends.onnx.region import Region, cut
 from whet.frontends.onnx.registry import Meaning, NeedsValue, Refused, meaning
 from whet.frontends.onnx.scope import Inner, Level, Poison, Poisoned, Postponed, Scope
-from whet.frontends.onnx.watched import inner_dtypes
+from whet.frontends.onnx.watched import with_old_names
 from whet.ir.graph import (
     Constant,
     Graph,
@@ -68,8 +68,10 @@ class Imported:
     of each."""
     tensors: Mapping[str, Value] = field(default_factory=dict)
     """What each name in the model's own graph stands for, as far as it was read."""
-    inner: Mapping[str, str] = field(default_factory=dict)
-    """The dtypes of tensors in the bodies of control flow, as far as these were read."""
+    dtypes: Mapping[str, str] = field(default_factory=dict)
+    """Of all tensors, those in the bodies of control flow among them, as far as these were read."""
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    """What a body calls its tensors, by their names where its nodes took the place of another."""
 
 
 def from_onnx(source: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Imported:
@@ -129,8 +131,9 @@ class Importer:
         self.values = Known(self.weights, captured or {})
         self.dtypes: dict[str, str] = {}
         """Of all tensors read so far, by their names in the model."""
-        self.prefixes: set[str] = set()
-        """What stands before the names of a body whose nodes took the place of another node."""
+        self.renamed: dict[str, str] = {}
+        """What a body calls its tensors, by their names where its nodes took the place of
+        another."""
 
     # The graph of one stage.
 
@@ -163,8 +166,9 @@ class Importer:
         )
         tensors = {name: v for name, v in scope.values.items() if isinstance(v, Value)}
         frozen = frozenset(self.values.frozen)
-        inner = inner_dtypes(body, self.dtypes, self.prefixes)
-        return Imported(graph, self.weights, frozen, self.values.needed, tensors, inner)
+        dtypes = with_old_names(self.dtypes, self.renamed)
+        needed = self.values.needed
+        return Imported(graph, self.weights, frozen, needed, tensors, dtypes, self.renamed)
 
     def read(self, body: Body, scope: Scope) -> None:
         """Adds a graph's initializers and the results of its nodes to the scope."""

@@ -15,6 +15,7 @@ from whet.frontends.onnx.importer import Imported, Importer
 from whet.frontends.onnx.known import kind_of
 from whet.frontends.onnx.region import Region, Weights
 from whet.frontends.onnx.scope import Scope
+from whet.frontends.onnx.watched import with_old_names
 from whet.ir.graph import Input, Value, make
 from whet.ir.sizes import Size, symbol
 from whet.ir.types import OptionalType, SequenceType, TensorType, Type, UnrankedType, map_sizes
@@ -114,15 +115,16 @@ class Stages:
         return stage
 
     @property
-    def inner(self) -> dict[str, str]:
-        """The dtypes of tensors in the bodies of control flow, as far as stages have read these."""
+    def dtypes(self) -> dict[str, str]:
+        """Of all tensors, those in the bodies of control flow among them, as far as stages have
+        read these."""
         with self.lock:
             stages = [stage for found in self.made.values() for stage in found]
         dtypes: dict[str, str] = {}
         for stage in stages:
-            dtypes.update(stage.inner)
+            dtypes.update(stage.dtypes)
             if isinstance(stage.graph.late, Region):
-                dtypes.update(stage.graph.late.stages.inner)
+                dtypes.update(with_old_names(stage.graph.late.stages.dtypes, stage.renamed))
         return dtypes
 
     def key(self, captured: Mapping[str, Any]) -> tuple[Any, ...]:

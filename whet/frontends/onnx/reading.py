@@ -12,6 +12,7 @@ from whet.errors import TypeMismatch
 from whet.frontends.onnx.functions import Expansion, expand_body
 from whet.frontends.onnx.model import Body, Node, Tensor
 from whet.frontends.onnx.registry import INTERNAL, NeedsValue, Refused
+from whet.frontends.onnx.watched import renamings
 from whet.ir.graph import Graph, Value
 from whet.ir.sizes import Expr, Size
 from whet.ir.types import INTEGERS, Type
@@ -109,9 +110,10 @@ class Reading:
         Inputs may be names that earlier nodes of the expansion give.
         """
         prefix = self.importer.unique(self.node.label) + "/"
-        self.importer.prefixes.add(prefix)
         names = list(outputs or (f"{prefix}output{i}" for i in range(len(body.outputs))))
-        return expand_body(body, inputs, names, prefix), names
+        expansion = expand_body(body, inputs, names, prefix)
+        self.importer.renamed.update(renamings(body.nodes, expansion.nodes))
+        return expansion, names
 
     def last(
         self,

@@ -9,7 +9,7 @@ the map's inputs are.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -36,17 +36,21 @@ def inner_names(body: Body) -> dict[str, None]:
     return {name: None for name in found if name not in body.own}
 
 
-def inner_dtypes(
-    body: Body, dtypes: Mapping[str, str], prefixes: Collection[str]
-) -> dict[str, str]:
-    """The dtypes of tensors that only bodies give, as far as the bodies were read: as such, or in
-    the place of a node, with one of the prefixes."""
-    found: dict[str, str] = {}
-    for name in inner_names(body):
-        ways = [name, *(key for key in dtypes if key.endswith(name) and key != name)]
-        read = [k for k in ways if k in dtypes and (k == name or k[: -len(name)] in prefixes)]
-        if read:
-            found[name] = dtypes[read[0]]
+def renamings(before: Iterable[Node], after: Iterable[Node]) -> Iterator[tuple[str, str]]:
+    """The new name and the old one of each tensor that nodes give, themselves or inside, where
+    they were written again with other names."""
+    for old, new in zip(before, after):
+        yield from zip(new.outputs, old.outputs)
+        for inner, renamed in zip(old.bodies, new.bodies):
+            yield from renamings(inner.nodes, renamed.nodes)
+
+
+def with_old_names(dtypes: Mapping[str, str], renamed: Mapping[str, str]) -> dict[str, str]:
+    """The dtypes of tensors also by the names that they had before bodies were written again."""
+    found = dict(dtypes)
+    for name, dtype in dtypes.items():
+        while (name := renamed.get(name, "")) and name not in found:
+            found[name] = dtype
     return found
 
 
