@@ -179,6 +179,25 @@ def test_what_a_run_cannot_tell_either_is_refused() -> None:
         run(imported, {"x": np.ones(2, np.float32), "axes": np.zeros(5000, np.int64)})
 
 
+@pytest.mark.parametrize("trips", [2, 3])
+def test_loops_whose_later_iterations_are_read_in_a_stage(
+    trips: int, rng: np.random.Generator
+) -> None:
+    """The names of the first one are in use there, also of those inside of it."""
+    text = f"""g (float[2] x, int64[A] axes) => (float[2] y) <int64 trips = {{{trips}}}> {{
+      k = Constant<value = bool {{1}}>()
+      one = Constant<value = int64[1] {{1}}>()
+      y = Loop(trips, k, x) <body = b (int64 i, bool c, float[2] t) => (bool c2, float[2] u) {{
+        c2 = Identity(c)
+        u = Loop(trips, k, t) <body = a (int64 j, bool d, float[2] s) => (bool d2, float[2] w) {{
+          d2 = Identity(d)
+          wide = Unsqueeze(s, one)
+          v = Squeeze(wide, axes)
+          w = Sin(v) }}> }}>
+    }}"""
+    agree(text, {"x": x(rng, 2), "axes": np.array([1])}, late=True)
+
+
 def test_constants_are_read_again_in_the_region(rng: np.random.Generator) -> None:
     """A shape that nodes compute from constants is known in the region too."""
     text = """g (float[2,3] x, int64[1] axis) => (float[6] y) {

@@ -13,6 +13,7 @@ import numpy as np
 from whet.errors import InvalidInput
 from whet.frontends.onnx.importer import Imported, Importer
 from whet.frontends.onnx.known import kind_of
+from whet.frontends.onnx.model import Body
 from whet.frontends.onnx.region import Region, Weights
 from whet.frontends.onnx.scope import Scope
 from whet.frontends.onnx.watched import with_old_names
@@ -35,6 +36,7 @@ def import_late(
     does.
     """
     importer = Importer(region.functions, captured)
+    importer.names |= _prefixes(region.body)
     scope = Scope()
     inputs = []
     for name, kind in region.body.inputs:
@@ -46,6 +48,13 @@ def import_late(
         scope.values[name] = _optional(kind, value) if isinstance(kind, OptionalType) else value
     body = region.body if weights is None else with_weights(region, weights).body
     return importer.finish(body, scope, inputs, [name for name, _ in body.outputs])
+
+
+def _prefixes(body: Body) -> set[str]:
+    """What may stand before names already: of bodies whose first runs took the place of their node
+    in an earlier stage."""
+    parts = (name.split("/") for name in body.own)
+    return {"/".join(names[:n]) for names in parts for n in range(1, len(names))}
 
 
 def with_weights(region: Region, weights: Weights) -> Region:
