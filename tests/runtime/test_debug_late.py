@@ -138,6 +138,32 @@ def test_another_model_is_another_graph() -> None:
     np.testing.assert_allclose(found["y"], -x, rtol=1e-4)
 
 
+def test_bodies_whose_first_iteration_is_read_before() -> None:
+    """Loops of known length: what their bodies give is behind the cut by other names."""
+    text = """g (float[2] x, int64[A] axes, bool c) => (float[2] y) <int64 two = {2}> {
+      k = Constant<value = bool {1}>()
+      one = Constant<value = int64[1] {1}>()
+      y = Loop(two, k, x) <body = b (int64 i, bool c1, float[2] t) => (bool c2, float[2] u) {
+        c2 = Identity(c1)
+        wide = Unsqueeze(t, one)
+        v = Squeeze(wide, axes)
+        u = If (c) <
+          then_branch = p () => (float[2] o) { m = Exp(v) o = Neg(m) },
+          else_branch = r () => (float[2] o2) { o2 = Sin(v) }> }>
+    }"""
+    x, opened = RNG.standard_normal(2, np.float32), session(text)
+    for c in (True, False):
+        inputs = {"x": x, "axes": np.array([1]), "c": np.array(c)}
+        first = -np.exp(x) if c else np.sin(x)
+        second = -np.exp(first) if c else np.sin(first)
+        taken = "o" if c else "o2"
+        found = opened.debug(inputs, ["v", "u", taken, "wide"])
+        same(found["v"], [x, first])
+        same(found["u"], [first, second])
+        same(found[taken], [first, second])
+        same(found["wide"], [x[:, None], first[:, None]])
+
+
 MAP = """g (seq(float[N,2]) s, float[2] bias) => (seq(float[2]) sums) {
   sums = SequenceMap <body = b (float[N,2] v, float[2] w) => (float[2] u) {
     axis = Constant<value = int64[1] {0}>()

@@ -162,7 +162,7 @@ class Session:
         else on that stream, and so are its results; without it they are there when this returns.
         `debug`: callbacks by the names of tensors in the ONNX file; each is given its array when
         the kernel that computes it is done, and so also where a later one fails; what lies in
-        bodies of control flow is told at the end. See `debug`.
+        bodies of control flow is told at the end, as a list. See `debug`.
         Raises InvalidInput for wrong names, dtypes or numbers of axes, ShapeError for sizes that do
         not fit, IndexOutOfRange for an index outside of its axis, OutOfMemory.
         """
@@ -186,8 +186,12 @@ class Session:
         names: str | Collection[str],
         model: str | os.PathLike[str] | bytes | onnx.ModelProto | None = None,
     ) -> dict[str, Any]:
-        """Arrays by name of any tensors that the ONNX file has; of one in the body of an If, a
-        Loop, a Scan or a SequenceMap the list of its arrays, one for each time that the body ran.
+        """Arrays by name of any tensors that the ONNX file has.
+
+        Of one in the body of an If, a Loop, a Scan or a SequenceMap the list of its arrays, one for
+        each time that the body ran, in order. Where bodies lie in others, in whatever order, it is
+        one flat list as well: all runs of the inner body, those of the outer's first run first; it
+        is empty where none ran.
 
         What is fused away is computed by a plan of its own, which is compiled the first time; its
         other kernels may be fused, and round, differently for that. An engine that was loaded from
