@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import secrets
 import threading
 import time
@@ -16,16 +17,15 @@ import whet
 from tests.runtime.test_ranges import transformer, words
 from tests.targets.cuda.needs import needs_triton
 from tests.targets.cuda.stub import Driver, StubDevice, stubbed
+from tests.targets.cuda.test_gate import is_free
 from tests.targets.cuda.test_ranged import check, executable, wait_for
 from whet.errors import CompileError
 from whet.plan.kernel import Template
 from whet.targets.background import PAUSE
-from whet.targets.cuda import trials
+from whet.targets.cuda import gate, trials
 from whet.targets.cuda.architecture import Architecture
 from whet.targets.cuda.autotune import MOST_OTHERS
 from whet.targets.cuda.compile import unpack
-from whet.targets.cuda.driver import Context, Stream
-from whet.targets.cuda.gate import Gate
 from whet.targets.cuda.tactics import TURNS
 from whet.targets.cuda.trials import SHARE, SLICE, Slices
 from whet.targets.cuda.ways import Way
@@ -188,11 +188,12 @@ def test_a_slice_is_short_and_pauses_are_long(
     special: Any = device.specialised(kernel, {"batch": 2, "length": 9}, False)
     device.compile([special], idle=True)
     pauses, closed = list[float](), list[bool]()
+    monkeypatch.setattr(gate, "PATIENCE", 60)
     with device.context:
-        bench = Slices(device, pauses.append)
+        bench = Slices(device, pause=pauses.append)
 
     def elapsed(first: int, last: int) -> tuple[int, float]:
-        closed.append(not gate_is_free(device.gate))
+        closed.append(not is_free(device.gate))
         return 0, 1e3 * SLICE / 4.5 * (len(gpu.launched) - launched)
 
     monkeypatch.setattr(gpu, "cuEventElapsedTime", elapsed, raising=False)
@@ -205,25 +206,12 @@ def test_a_slice_is_short_and_pauses_are_long(
     with device.context:
         seconds = bench._slice(graph)
     assert all(closed), "runs may not be on the device meanwhile"
-    assert gate_is_free(device.gate)
+    assert is_free(device.gate)
     assert seconds == pytest.approx(SLICE * turns / 4.5)
     assert all(pause >= PAUSE for pause in pauses)
     launched -= 4 * turns * 1000  # a slice that takes long
     with device.context:
         assert bench._slice(graph) * (1 / SHARE) == pytest.approx(pauses[-1])
-
-
-def gate_is_free(gate: Gate) -> bool:
-    """Whether another thread may pass."""
-    passed = threading.Event()
-
-    def go() -> None:
-        with gate.passing():
-            passed.set()
-
-    thread = threading.Thread(target=go, daemon=True)
-    thread.start()
-    return passed.wait(0.2)
 
 
 def test_memory_stays_while_ways_are_compared(
@@ -237,30 +225,13 @@ def test_memory_stays_while_ways_are_compared(
     special: Any = device.specialised(kernel, {"batch": 2, "length": 9}, False)
     device.compile([special], idle=True)
     with device.context:
-        bench = Slices(device, lambda _: None)
+        bench = Slices(device, pause=lambda _: None)
     with device.context:
         graph, _ = bench._graph(special.known, device.object_of(special)) or (None, 0)
         before = bench.scratch.pointer
         bench._zeros(0, 1 << 24)
     assert bench.scratch.pointer != before
     assert graph is not None and before in {held[-1].pointer for held in bench._held}
-
-
-def test_a_measurement_waits_for_the_run_before(gpu: Driver, monkeypatch: Any) -> None:
-    waited = list[int]()
-    monkeypatch.setattr(
-        gpu, "cuEventSynchronize", lambda e: (waited.append(int(e)), (0,))[1], raising=False
-    )
-    with Context.of(0) as context:
-        gate, stream = Gate(), Stream(context)
-        with gate.up(), gate.closed():
-            assert not waited, "there was no run yet"
-        with gate.up():
-            with gate.passing() as streams:
-                streams.append(stream)
-            assert gpu.counts["cuEventRecord"] == 1
-            with gate.closed():
-                assert len(waited) == 1
 
 
 @needs_triton
@@ -284,3 +255,44 @@ def test_ways_have_other_tiles(rng: np.random.Generator) -> None:
     job = Job(Way(kernel, sizes, 1000))
     job.compile(architecture)
     assert isinstance(job.error, CompileError) and not job.code
+
+
+def test_what_could_not_be_measured_is_not_remembered(
+    gpu: Driver, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Code that runs take is not refused but for want of memory: a later start tries again."""
+    never = float("inf")
+    monkeypatch.setattr(trials, "FEWEST_BYTES", 0)
+    monkeypatch.setattr(Slices, "compare", lambda *_: [never] * (1 + MOST_OTHERS))
+    cache, inputs = whet.Cache(tmp_path / "cache"), words(rng, 2, 9)
+    for _ in range(2):
+        attention = whet.build(transformer(np.random.default_rng(4)))
+        session = attention.session(device="cuda", cache=cache)
+        measured(session, attention, inputs)
+        assert device_of(session).ways, "measured now"
+        assert kinds(gpu, lambda s=session, e=attention: check(s, e, inputs)) == {"special"}
+
+
+def test_a_session_that_ends_meanwhile_gives_its_memory_back(
+    gpu: Driver, rng: np.random.Generator, timed: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, inputs = transformer(np.random.default_rng(4)), words(rng, 2, 9)
+    is_asked, goes_on = threading.Event(), threading.Event()
+
+    def wait(*_: Any) -> dict[Way, bytes]:
+        is_asked.set()
+        assert goes_on.wait(60)
+        return {}
+
+    monkeypatch.setattr(StubDevice, "compile_ways", wait)
+    session = whet.build(model).session(device="cuda", cache=False)
+    before = gpu.used
+    for _ in range(2):
+        session.run(inputs)
+    assert is_asked.wait(60)
+    assert gpu.used > before
+    del session
+    gc.collect()
+    taken = gpu.used
+    goes_on.set()
+    assert taken < before, "what is measured holds no memory of runs"

@@ -135,7 +135,7 @@ class Autotuner:
             try:
                 found = maker.ways(self.context, kernel)
             except DeviceError as error:
-                logger.debug("%s: %s", kernel.name, error)
+                logger.debug("%s: %s", kernel.name, str(error))
                 continue
             self.ways[kernel] += [Job(Source("", ()), code) for code in found]
         return True

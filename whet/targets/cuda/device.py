@@ -36,7 +36,6 @@ from whet.targets.cuda.footprint import footprint
 from whet.targets.cuda.gate import Gate
 from whet.targets.cuda.legalize import check_sizes, emits, legalize
 from whet.targets.cuda.memory import Heap, Loan, aligned
-from whet.targets.cuda.source import Source
 from whet.targets.cuda.tactics import Loaded, load
 from whet.targets.cuda.templates import TEMPLATES
 from whet.targets.cuda.two_steps import in_two_steps
@@ -94,7 +93,7 @@ class Device:
         self.planned_for = self.about
         self.compiled = 0
         self.background = Background(self)
-        self.measuring, self.gate = Background(self), Gate()
+        self.measuring = Background(self)
         self._objects: dict[Kernel | Special, bytes] = {}
         self._code: WeakValueDictionary[Kernel | Special, Loaded] = WeakValueDictionary()
         """What is on the GPU: as long as something runs it."""
@@ -112,6 +111,11 @@ class Device:
     def heap(self) -> Heap:
         """Where weights and the arenas of runs lie."""
         return Heap.of(self.context)
+
+    @cached_property
+    def gate(self) -> Gate:
+        """Who has the GPU to itself."""
+        return Gate.of(self.context)
 
     def later(self, task: Callable[[], Any]) -> None:
         """Does something on another thread, after what it does already."""
@@ -167,7 +171,7 @@ class Device:
             own = self.context.found.architecture
             if own == self.architecture and not self.library_of(kernel):
                 raise
-            self._objects[kernel] = to_object(source_of(kernel, own), own)
+            self._objects[kernel] = to_object(Job(kernel).text(own), own)
             return load(self.context, self._objects[kernel])
 
     def key(self, kernel: Kernel | Special | str) -> str:
@@ -184,9 +188,9 @@ class Device:
         key = self.key(kernel)
         code = self._found(key)
         if code is None:
-            source = source_of(kernel, self.architecture)
-            code = to_object(source, self.architecture)
-            self._keep(kernel, Job(source, code))
+            job = Job(kernel)
+            code = job.code = to_object(job.text(self.architecture), self.architecture)
+            self._keep(kernel, job)
         return code
 
     def code_besides(self) -> dict[str, bytes]:
@@ -383,11 +387,6 @@ class Device:
     def trim(self) -> None:
         """Gives memory back to the device that nothing uses any more."""
         self.context.trim()
-
-
-def source_of(kernel: Kernel | Special, architecture: Architecture) -> Source:
-    """The text of a kernel; of one at known sizes with the tile that is likely to be fastest."""
-    return codegen.to_triton(kernel.known if isinstance(kernel, Special) else kernel, architecture)
 
 
 def is_open(kernel: Kernel | Special) -> bool:

@@ -59,24 +59,29 @@ class Trials:
     plan goes over to the fastest."""
 
     def __init__(self, executable: Executable, bound: Bound, kernels: Sequence[Any]) -> None:
-        self._executable, self.bound = weakref.ref(executable), bound
+        self._executable, self._bound = weakref.ref(executable), weakref.ref(bound)
         self.device, self.kernels = executable.device, kernels
         self.counts = Counter(k for k in kernels if _has_ways(k))
 
     def run(self) -> None:
         """Does all of it, on a thread that runs do not wait for; without a device for it, nothing
         changes."""
-        if not self.counts or self._executable() is None:
+        if not self.counts or not self._is_wanted:
             return
         try:
             found = self._measured(self._compiled())
         except (DeviceError, MemoryError) as error:
             # As text: a record that is kept would hold the memory of the measurement.
-            logger.warning("kernels at %s are not measured: %s", self.bound.sizes, str(error))
+            logger.warning("other ways to run kernels are not measured: %s", str(error))
             return
-        here = self._executable()
-        if found and here is not None:
-            here.take_over(self.bound, self.kernels)
+        here, bound = self._executable(), self._bound()
+        if found and here is not None and bound is not None:
+            here.take_over(bound, self.kernels)
+
+    @property
+    def _is_wanted(self) -> bool:
+        """Whether the session is still there, and remembers the sizes."""
+        return self._executable() is not None and self._bound() is not None
 
     def _compiled(self) -> dict[Special, list[bytes]]:
         """The code of each kernel's ways, as many as there is time to measure, those first that may
@@ -100,15 +105,17 @@ class Trials:
             return False
         device, gained = self.device, False
         until = time.monotonic() + device.tune
-        with device.context, device.gate.up():
-            bench = Slices(device)
+        with device.context, device.gate.up(), suppress(TimeoutError):
+            bench = Slices(device, until)
             for special, others in ways.items():
-                if time.monotonic() > until or self._executable() is None:
+                if time.monotonic() > until or not self._is_wanted:
                     break
                 codes = [device.object_of(special), *others]
                 times = bench.compare(special.known, codes)  # type: ignore[arg-type]
                 said = ", ".join(f"{1e6 * t:.1f}" for t in times)
                 logger.debug("%s at %s: %s us", special.name, special.sizes, said)
+                if times[0] == float("inf"):
+                    continue  # runs take it: it is memory that is not there, or the device
                 fastest = min(range(len(codes)), key=times.__getitem__)
                 if times[0] < FEWEST_SECONDS or times[fastest] > times[0] * (1 - LEAST_GAIN):
                     fastest = 0
@@ -155,14 +162,20 @@ def compiled(ways: Iterable[Way], device: Device) -> dict[Way, bytes]:
 class Slices(Bench):
     """Measures a few launches at a time, between runs."""
 
-    def __init__(self, device: Device, pause: Callable[[float], object] = time.sleep) -> None:
+    def __init__(
+        self,
+        device: Device,
+        until: float = float("inf"),
+        pause: Callable[[float], object] = time.sleep,
+    ) -> None:
         super().__init__(device.context)
-        self.gate, self._pause = device.gate, pause
+        self.gate, self._until, self._pause = device.gate, until, pause
         self._held: list[Any] = []
         """Memory that launches use which are measured: another way may need more."""
 
     def compare(self, kernel: Template, codes: Sequence[bytes]) -> list[float]:
-        """The seconds of a launch by each way; infinite for code that the device refuses."""
+        """The seconds of a launch by each way; infinite for code that the device refuses. Raises
+        TimeoutError where runs leave no moment for it."""
         self._held.clear()
         graphs: list[tuple[Graph, int] | None] = []
         for code in codes:
@@ -183,7 +196,7 @@ class Slices(Bench):
             loaded = load(self.context, code)
             seconds = self._slice(self._launches(kernel, loaded, 1))
         except DeviceError as error:
-            logger.debug("%s: %s", kernel.name, error)
+            logger.debug("%s: %s", kernel.name, str(error))
             return None
         turns = max(1, min(int(SLICE / max(seconds, 1e-9)), TURNS))
         return self._launches(kernel, loaded, turns), turns
@@ -200,7 +213,7 @@ class Slices(Bench):
         first, last = Event(timed=True), Event(timed=True)
         self.stream.zero(self.room.pointer, self.room.size)  # nothing else stays in the caches
         self.stream.synchronize()
-        with self.gate.closed():
+        with self.gate.closed(self._until):
             first.record(self.stream)
             graph.launch(self.stream)
             last.record(self.stream)
