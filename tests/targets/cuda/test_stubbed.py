@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -17,6 +17,9 @@ import whet
 from benchmarks.gpu_time import LAUNCHES, graph_time
 from tests.targets.cuda.stub import Driver, Tensor, TorchTensor, stubbed
 from whet.errors import IndexOutOfRange, InvalidInput, OutOfMemory
+from whet.ir.evaluate import evaluate
+from whet.ir.graph import Graph, Value
+from whet.plan.plan import Step
 from whet.targets.cuda import segments
 from whet.targets.cuda.driver import ALIGNMENT
 from whet.targets.cuda.memory import GRAIN, Heap
@@ -366,3 +369,43 @@ def test_the_time_of_a_sessions_graphs(gpu: Driver, monkeypatch: pytest.MonkeyPa
     )
     assert graph_time(session) > 0
     assert len(launched) == LAUNCHES * len(set(map(id, launched))) > 0
+
+
+def test_the_last_free_context_may_be_taken_between_two_looks(gpu: Driver) -> None:
+    """As threads that run at once see it."""
+
+    class Taken(list[Any]):
+        def __bool__(self) -> bool:
+            return True
+
+    session = open_session()
+    (stage,) = session._runner._compiled
+    executable: Any = stage.program.executable
+    executable._free = Taken()
+    inputs = drawn(1)
+    check(session.run(inputs), inputs)
+    assert len(executable._free) == 1
+
+
+def test_each_step_is_seen_before_others_write_over_it(gpu: Driver) -> None:
+    shape, names = [64, 64], [f"t{n}" for n in range(6)]
+    nodes = [
+        helper.make_node("Softmax", [before], [name], axis=number % 2)
+        for number, (before, name) in enumerate(pairwise(["x", *names]))
+    ]
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n in ("x", names[-1])]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:])
+    session = whet.build(helper.make_model(graph)).session(device="cuda", cache=False)
+    x = np.random.default_rng(5).normal(size=shape).astype(np.float32)
+    seen: dict[Value, np.ndarray] = {}
+
+    def look(step: Step, values: Mapping[Value, Any]) -> None:
+        seen.update((value, np.array(values[value])) for value in step.writes)
+
+    session.trace({"x": x}, look)
+    (plan,) = session.plans
+    assert len(seen) > len({plan.offsets[value] for value in seen if value in plan.offsets})
+    for value, array in seen.items():
+        graph = Graph(plan.graph.inputs, (value,))
+        (want,) = evaluate(graph, dict(zip(plan.graph.inputs, [x])))
+        np.testing.assert_allclose(array, want, rtol=1e-5)

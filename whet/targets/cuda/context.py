@@ -22,7 +22,7 @@ from whet.targets.cuda.array import DeviceArray
 from whet.targets.cuda.bound import Bound, Layout
 from whet.targets.cuda.device import Device, holds, numbers
 from whet.targets.cuda.driver import Event, Stream
-from whet.targets.cuda.launches import Launches, Ranged
+from whet.targets.cuda.launches import Each, Launches, Ranged
 from whet.targets.cuda.memory import Loan, Pinned, Room, aligned, room
 from whet.targets.cuda.segments import Place
 from whet.targets.cuda.staging import Staging
@@ -398,29 +398,35 @@ class Context:
             values[value] = result
 
     def _run_traced(self, number: int, values: dict[Value, Any], watched: trace.Trace) -> None:
-        """Launch after launch, with the device's own times."""
-        events, steps = [Event(timed=True)], list[int]()
-        began = time.perf_counter()
+        """Launch after launch, with the device's own times; where each step is looked at, one step
+        after the other, as later ones write over what it wrote."""
+        launches = list(self.launches.each(number))
+        parts = [launches]
+        if watched.look is not None:
+            parts = [list(part) for _, part in itertools.groupby(launches, lambda each: each[0])]
+        for part in parts:
+            for place, (start, seconds) in self._timed(part).items():
+                found = self.plan.steps[place]
+                if watched.look is not None:
+                    values.update((value, self._seen(value)) for value in found.writes)
+                timing = trace.Timing(found, seconds, start, sizes=self.sizes)
+                watched.add(timing, values)
+                self.device.context.resume()
+
+    def _timed(self, launches: Sequence[Each]) -> dict[int, tuple[float, float]]:
+        """Asks for launches and waits for them; when each step began, and what it took."""
+        events, began = [Event(timed=True)], time.perf_counter()
         events[0].record(self.used)
-        for step, launch in self.launches.each(number):
+        for _, launch in launches:
             launch(self.used)
-            steps.append(step)
             events.append(Event(timed=True))
             events[-1].record(self.used)
         self.used.synchronize()
-        taken: dict[int, float] = {}
-        starts: dict[int, float] = {}
-        for place, before, after in zip(steps, events, events[1:]):
-            starts.setdefault(place, began + before.seconds_since(events[0]))
-            taken[place] = taken.get(place, 0.0) + after.seconds_since(before)
-        for place, seconds in taken.items():
-            found = self.plan.steps[place]
-            if watched.look is not None:
-                for value in found.writes:
-                    values[value] = self._seen(value)
-            timing = trace.Timing(found, seconds, starts[place], sizes=self.sizes)
-            watched.add(timing, values)
-            self.device.context.resume()
+        found: dict[int, tuple[float, float]] = {}
+        for (step, _), before, after in zip(launches, events, events[1:]):
+            start, seconds = found.get(step, (began + before.seconds_since(events[0]), 0.0))
+            found[step] = start, seconds + after.seconds_since(before)
+        return found
 
     def _seen(self, value: Value) -> np.ndarray:
         kind, pointer = self.kind(value.tensor), self.launches.at(value)

@@ -90,7 +90,7 @@ class Executable:
         object in each run with the same weights, `sizes` are the named sizes of this run. Arrays
         are NumPy's or this device's."""
         with self.device.context:
-            context = self._free.pop() if self._free else self._context()
+            context = self._idle() or self._context()
             try:
                 if self.layout is not None:
                     self._choose(context, self.bound(sizes))
@@ -102,6 +102,13 @@ class Executable:
                     return results
             finally:
                 self._free.append(context)
+
+    def _idle(self) -> Context | None:
+        """One that no run has now."""
+        try:
+            return self._free.pop()
+        except IndexError:  # another thread may have been sooner
+            return None
 
     def _context(self) -> Context:
         """Another one; it does not know its executable, as both go with the last reference."""
@@ -120,12 +127,10 @@ class Executable:
     ) -> list[DeviceArray] | None:
         """The outputs, once they are asked for on the caller's stream that the inputs are on; None
         where a run takes more than that."""
-        is_quick = self._is_direct and self._free and self.pace is None
-        if not is_quick or trace.current.get() is not None:
+        if not self._is_direct or self.pace is not None or trace.current.get() is not None:
             return None
-        try:
-            context = self._free.pop()
-        except IndexError:  # another thread has it
+        context = self._idle()
+        if context is None:
             return None
         try:
             with self.device.context:
