@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -67,7 +68,7 @@ def tuner(
     counts: Counter[Kernel] | None = None,
     moving: Any = (),
 ) -> Autotuner:
-    context: Any = None
+    context: Any = nullcontext()
     until = time.monotonic() + seconds
     first: dict[Kernel, Job] = {kernel: Job(kernel) for kernel in kernels}
     return Autotuner(context, first, counts or Counter(kernels), SM90, until, moving)
@@ -204,19 +205,22 @@ def test_the_gpu_at_hand_measures_what_an_engine_keeps(
 
 
 def test_what_measures_has_a_current_context(gpu: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Any] = []
+    seen: list[int] = []
+    theirs = 1234
 
     def compile_all(jobs: Any, architecture: Any, step: Any, others: Any, idle: bool) -> None:
-        seen.append((gpu.stack[-1], others is not None))
+        others.work()
+        gpu.stack[-1] = theirs  # by who is told of a step
         for job in jobs:
             job.code = b"code"
 
     monkeypatch.setattr(devices, "compile_all", compile_all)
-    monkeypatch.setattr(Autotuner, "chosen", lambda self: seen.append(gpu.stack[-1]) or {})
+    monkeypatch.setattr(Autotuner, "_work", lambda self: bool(seen.append(gpu.stack[-1])))
     kernel = square(1024)
-    assert devices.Device(SM90, tune=1.0).objects([kernel]) == {kernel: b"code"}
-    (current, measures), after = seen
-    assert current and measures and after == current and gpu.stack[-1] != current
+    device = devices.Device(SM90, tune=1.0)
+    assert device.objects([kernel]) == {kernel: b"code"}
+    assert seen == [device.context.number] * 2
+    assert gpu.stack[-1] == theirs
 
 
 def test_as_many_workers_as_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

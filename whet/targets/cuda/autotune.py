@@ -104,6 +104,10 @@ class Autotuner:
     def work(self) -> bool:
         """Measures a way whose code is there, or asks a library for ways; False where there is
         nothing to do now."""
+        with self.context:  # who is told of progress in between may have chosen another
+            return self._work()
+
+    def _work(self) -> bool:
         for kernel, jobs in self.ways.items():
             # A library's way is compared with ours.
             for job in jobs if jobs[0].code else ():

@@ -89,7 +89,7 @@ def ways(kernel: Template, architecture: Architecture) -> list[tuple[Any, Until]
     chosen: list[tuple[list[Any], int]] = []
     for known, count in _samples(kernel, results):
         good = _good(known, architecture)
-        both = [tile for tile in chosen[-1][0] if tile in set(good)] if chosen else []
+        both = [tile for tile in chosen[-1][0] if tile in good] if chosen else []
         if both:
             chosen[-1] = both, count
         else:

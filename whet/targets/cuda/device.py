@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import asdict
 from functools import cached_property
 from hashlib import blake2b
@@ -217,13 +217,12 @@ class Device:
         if known and self.tune:
             until, counts = time.monotonic() + self.tune, Counter[Any](kernels)
             tuner = Autotuner(self.context, known, counts, self.architecture, until, moving)
-        with nullcontext() if tuner is None else self.context:
-            if jobs:
-                with phase("compile kernels", len(jobs)) as step:
-                    compile_all(list(jobs.values()), self.architecture, step, tuner, idle=idle)
-            if tuner is not None:
-                jobs |= tuner.chosen()
-                self.trim()
+        if jobs:
+            with phase("compile kernels", len(jobs)) as step:
+                compile_all(list(jobs.values()), self.architecture, step, tuner, idle=idle)
+        if tuner is not None:
+            jobs |= tuner.chosen()
+            self.trim()
         for kernel, job in jobs.items():
             self._keep(kernel, job)
         self._objects.update({k: found[k] or jobs[k].code for k in missing})

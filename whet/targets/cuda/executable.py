@@ -48,8 +48,7 @@ class Executable:
         others = before.kernels if before else []
         outside = {*plan.graph.inputs, *plan.graph.outputs}
         moving = {s.kernel for s in plan.steps if s.kernel and outside & {*s.reads, *s.writes}}
-        with device.context:
-            device.compile([*plan.kernels, *others], moving=moving)
+        device.compile([*plan.kernels, *others], moving=moving)
         self._free: list[Context] = []
         self.allocate: Callable[[int], Any] = device.heap.take
         """Where arenas come from."""
