@@ -100,7 +100,9 @@ class Background:
                 then()
             except Exception as error:  # whatever it is, runs go on without, and so do tasks
                 cause = None if isinstance(error, Error) else error
-                logger.warning("kernels for later runs are not there: %s", error, exc_info=cause)
+                # As text: a record that is kept would hold what the error's frames hold.
+                said = "kernels for later runs are not there: %s"
+                logger.warning(said, str(error), exc_info=cause)
             finally:
                 del device, kernels, then  # who waits until all is done finds nothing held
                 with self._lock:

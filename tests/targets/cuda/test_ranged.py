@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from tests.runtime.test_ranges import judged, pixels, transformer, words
 from tests.targets.cuda import sizes
 from tests.targets.cuda.needs import needs_triton
 from tests.targets.cuda.stub import FEW, Driver, Tensor, TorchTensor, stubbed
-from whet.errors import InvalidInput, OutOfMemory
+from whet.errors import DeviceError, InvalidInput, OutOfMemory
 from whet.targets.cuda import bound as bounds
 from whet.targets.cuda import context as contexts
 from whet.targets.cuda import executable as executables
@@ -196,14 +197,24 @@ def test_larger_sizes_move_the_arena(
     for _ in range(2):
         check(session, attention, small)
     wait_for(session, batch=1, length=5)
-    room = executable(session)._free[0].room
+    room = weakref.ref(executable(session)._free[0].room)
+    failed, prepare = list[None](), contexts.Context.prepare
+
+    def once(*given: Any) -> None:
+        if not failed:
+            failed.append(None)
+            raise DeviceError("no memory for launches")
+        prepare(*given)
+
+    monkeypatch.setattr(contexts.Context, "prepare", once)
     check(session, attention, words(rng, 9, 700))
-    assert executable(session)._free[0].room is not room
+    assert room() is None, "launches that wait to come back hold no memory"
     deadline = time.monotonic() + 60
     while True:
         gpu.launched.clear()
         check(session, attention, small)
         if {name.split()[0] for name in gpu.launched} == {"special"}:
+            assert failed, "and it is tried again"
             return
         assert time.monotonic() < deadline, "launches were not made anew for the new arena"
 

@@ -129,7 +129,7 @@ class Context:
         assert self.room is not None and self.ranged is not None
         self.bound = bound  # before looking for others, whose maker takes it back
         found = bound.special.get(self.number)
-        if found is not None and found.room is not self.room:
+        if found is not None and found.room() is not self.room:
             del bound.special[self.number]
             found = None
         if found is None:
@@ -158,7 +158,7 @@ class Context:
     def is_ready(self, bound: Bound) -> bool:
         """Whether there are launches for the very sizes, in this context's memory."""
         found = bound.special.get(self.number)
-        return found is not None and found.room is self.room
+        return found is not None and found.room() is self.room
 
     def prepare(self, bound: Bound, pause: Callable[[], object]) -> None:
         """Makes launches for the very sizes, with pauses in which runs go on."""

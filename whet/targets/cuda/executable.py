@@ -239,7 +239,7 @@ class Executable:
 
     def _choose(self, context: Context, bound: Bound) -> None:
         """Lets a context run with some sizes: what was made for these, or for all."""
-        if context.bound is bound:
+        if context.bound is bound and (context.is_graph or not bound.is_special):
             return
         context.bind(bound, self.allocate, self._largest)
         if bound.is_special and not context.is_ready(bound) and not context.is_waiting:
@@ -248,9 +248,12 @@ class Executable:
             reference, device = weakref.ref(context), self.device
 
             def make() -> None:
-                if (here := reference()) is not None:
+                if (here := reference()) is None:
+                    return
+                try:
                     with device.context:
                         here.prepare(bound, give_way)
+                finally:
                     here.is_waiting = False
 
             device.later(make)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -47,7 +48,9 @@ class Launches:
         architecture: Architecture,
         pause: Callable[[], object] = lambda: None,
     ) -> None:
-        self.room = room
+        self.room = weakref.ref(room)
+        """Where they run; those of sizes that wait to come back keep no memory that larger ones
+        have outgrown."""
         self.given: Given = lambda: None
         self.places: dict[Value, Place] = {}
         made = _Making(plan, code, bound, room, words, architecture, self.places)
