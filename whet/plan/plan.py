@@ -112,7 +112,8 @@ class Plan:
             return {}
         touched = {v for s in self.steps if not s.is_host for v in (*s.reads, *s.writes)}
         ends = [v for v in (*self.graph.inputs, *self.graph.outputs) if v in touched]
-        sizes = {v: nbytes(v.tensor) for v in ends if v.tensor.is_static}
+        # What weights alone make lies with the weights.
+        sizes = {v: nbytes(v.tensor) for v in ends if v.tensor.is_static and not v.is_static}
         used = {v for s in self.steps for v in s.writes}
         hosts = {v: (at, at + nbytes(v.tensor)) for v, at in self.offsets.items() if v in used}
         overlap = Branches(self.steps, self.graph.outputs).overlap

@@ -263,6 +263,31 @@ def test_what_is_taken_is_foreseen(gpu: Driver, columns: int) -> None:
     assert foreseen.weights >= w.nbytes and foreseen.staged >= x.nbytes + w.nbytes
 
 
+def test_a_weight_that_is_an_output_is_nothing_that_passes(gpu: Driver) -> None:
+    shape = [64, 4096]
+    nodes = [
+        helper.make_node("Add", ["x", "w"], ["sum"]),
+        *(helper.make_node("Softmax", [a], [b]) for a, b in pairwise(["sum", "p", "q", "y"])),
+        helper.make_node("Identity", ["w"], ["same"]),
+    ]
+    x, y, same = (
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n in ["x", "y", "same"]
+    )
+    w = RNG.normal(size=shape).astype(np.float32)
+    graph = helper.make_graph(nodes, "g", [x], [y, same], [numpy_helper.from_array(w, "w")])
+    session = whet.build(helper.make_model(graph)).session(device="cuda", cache=False)
+    got = session.run({"x": np.zeros(shape, np.float32)})
+    np.testing.assert_array_equal(np.asarray(got["same"]), w)
+    (plan,), footprint = session.plans, session.inspect().footprint
+    assert footprint is not None and footprint.weights == w.nbytes
+    weight = plan.graph.outputs[1]
+    assert weight.is_static and weight not in plan.guests
+    passing = {*plan.graph.inputs, plan.graph.outputs[0]} - plan.guests.keys()
+    assert footprint.staged == len(passing) * w.nbytes
+    gc.collect()
+    assert gpu.used == footprint.taken - footprint.code
+
+
 def branched() -> onnx.ModelProto:
     """Gathers of gathers of x, in branches that meet."""
     rng = np.random.default_rng(8)

@@ -30,7 +30,7 @@ def footprint(plan: Plan, given: Sequence[Value], architecture: Architecture) ->
     staged = [
         nbytes(v.tensor)
         for v in dict.fromkeys(ends)
-        if v in touched and v not in plan.guests and is_held(v)
+        if v in touched and v not in plan.guests and not v.is_static and is_held(v)
     ]
     blocks = itertools.count(GRAIN, 1 << 50)  # none touches another
     heap = Heap(lambda size: next(blocks), lambda block: None)
