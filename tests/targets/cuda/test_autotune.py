@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from tests.targets.cuda.contractions import problem
-from tests.targets.cuda.stub import Driver, StubDevice, stubbed
+from tests.targets.cuda.stub import StubDevice, stubbed
+from tests.targets.cuda.stub_driver import Driver
 from tests.targets.cuda.test_libraries import template
 from whet.engine.weights import ImportedWeights
 from whet.knobs import knobs

@@ -12,7 +12,8 @@ import pytest
 
 import whet
 from tests.targets.cuda.needs import needs_triton
-from tests.targets.cuda.stub import Driver, Status, Tensor, TorchTensor, stubbed
+from tests.targets.cuda.stub import Tensor, TorchTensor, stubbed
+from tests.targets.cuda.stub_driver import Driver, Status
 from tests.targets.cuda.test_stubbed import W, check, drawn, model, on_device, open_session
 from whet.cli import devices as doctor
 from whet.errors import (

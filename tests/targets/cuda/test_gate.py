@@ -13,7 +13,8 @@ import pytest
 
 import whet
 from tests.runtime.test_ranges import transformer
-from tests.targets.cuda.stub import Driver, stubbed
+from tests.targets.cuda.stub import stubbed
+from tests.targets.cuda.stub_driver import Driver
 from whet.targets.cuda import gate as gates
 from whet.targets.cuda.driver import Context, Stream
 from whet.targets.cuda.gate import Gate

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from tests.targets.cuda.contractions import Problem, problem, small
-from tests.targets.cuda.stub import Driver, StubDevice, stubbed
+from tests.targets.cuda.stub import StubDevice, stubbed
+from tests.targets.cuda.stub_driver import Driver
 from whet.engine.weights import ImportedWeights
 from whet.errors import DeviceError
 from whet.ir.graph import Graph

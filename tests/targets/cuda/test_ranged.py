@@ -1,4 +1,4 @@
-"""Sizes that runs tell, on a GPU that is not there: stub.py in this folder says what is."""
+"""Sizes that runs tell, on a GPU that is not there: stub.py and stub_driver.py say what is."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from tests.runtime.models import convolutions, model, value
 from tests.runtime.test_ranges import judged, pixels, transformer, words
 from tests.targets.cuda import sizes
 from tests.targets.cuda.needs import needs_triton
-from tests.targets.cuda.stub import FEW, Driver, Tensor, TorchTensor, stubbed
+from tests.targets.cuda.stub import FEW, Tensor, TorchTensor, stubbed
+from tests.targets.cuda.stub_driver import Driver
 from whet.errors import DeviceError, InvalidInput, OutOfMemory
 from whet.targets.cuda import bound as bounds
 from whet.targets.cuda import context as contexts

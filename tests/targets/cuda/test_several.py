@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import whet
-from tests.targets.cuda.stub import Driver, Tensor, TorchTensor, stubbed
+from tests.targets.cuda.stub import Tensor, TorchTensor, stubbed
+from tests.targets.cuda.stub_driver import Driver
 from tests.targets.cuda.test_staged import Backwards, feeds, summed
 from tests.targets.cuda.test_stubbed import W, check, drawn, model
 from whet.engine.weights import ImportedWeights

@@ -14,7 +14,8 @@ import pytest
 import whet
 from benchmarks.gpu_time import graph_time
 from tests.plan.test_guests import COLUMNS, drawn, given
-from tests.targets.cuda.stub import Driver, Tensor, stubbed
+from tests.targets.cuda.stub import Tensor, stubbed
+from tests.targets.cuda.stub_driver import Driver
 from whet.engine.weights import ImportedWeights
 from whet.ir.evaluate import evaluate
 from whet.ir.graph import Graph, Input, Op, Value, make, operator

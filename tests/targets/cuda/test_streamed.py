@@ -14,7 +14,8 @@ import pytest
 import whet
 from tests.runtime.models import LAYERS, MEBI, WIDTH, layers
 from tests.runtime.test_stream import feeds
-from tests.targets.cuda.stub import Driver, stubbed
+from tests.targets.cuda.stub import stubbed
+from tests.targets.cuda.stub_driver import Driver
 from whet.errors import InvalidSetting, OutOfMemory
 from whet.targets.cuda.driver import Context
 

@@ -1,4 +1,4 @@
-"""Runs, memory and weights of a GPU that is not there: stub.py in this folder says what is."""
+"""Runs, memory and weights of a GPU that is not there: stub.py and stub_driver.py say what is."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 import whet
 from benchmarks.gpu_time import LAUNCHES, graph_time
-from tests.targets.cuda.stub import Driver, Tensor, TorchTensor, stubbed
+from tests.targets.cuda.stub import Tensor, TorchTensor, stubbed
+from tests.targets.cuda.stub_driver import Driver
 from whet.errors import IndexOutOfRange, InvalidInput, OutOfMemory
 from whet.ir.evaluate import evaluate
 from whet.ir.graph import Graph, Value

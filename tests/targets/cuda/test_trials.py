@@ -16,7 +16,8 @@ import pytest
 import whet
 from tests.runtime.test_ranges import transformer, words
 from tests.targets.cuda.needs import needs_triton
-from tests.targets.cuda.stub import Driver, StubDevice, stubbed
+from tests.targets.cuda.stub import StubDevice, stubbed
+from tests.targets.cuda.stub_driver import Driver
 from tests.targets.cuda.test_gate import is_free
 from tests.targets.cuda.test_ranged import check, executable, wait_for
 from whet.errors import CompileError
