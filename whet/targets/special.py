@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from whet.plan.bind import bound
@@ -29,3 +30,8 @@ class Special:
     def known(self) -> Kernel:
         """The kernel with its sizes as numbers."""
         return bound(self.kernel, dict(self.sizes))
+
+
+def special_of(kernel: Kernel, sizes: Mapping[str, int]) -> Special:
+    """The kernel at the sizes of a run, of which it is told some."""
+    return Special(kernel, tuple((name, sizes[name]) for name in kernel.sizes))

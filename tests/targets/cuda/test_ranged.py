@@ -30,6 +30,7 @@ from whet.targets.cuda import context as contexts
 from whet.targets.cuda import executable as executables
 from whet.targets.cuda.context import EASY_ROOM, Context
 from whet.targets.cuda.driver import Context as GpuContext
+from whet.targets.special import Special
 
 ROOT = Path(__file__).resolve().parents[3]
 SEED = secrets.randbits(32)
@@ -374,9 +375,12 @@ def test_only_so_many_sets_of_sizes_are_remembered(
     for _ in range(2):
         check(session, attention, words(rng, 1, 3))
     wait_for(session, batch=1, length=3)
+    code: Any = session._runner.device._objects  # type: ignore[attr-defined]
+    assert any(isinstance(kernel, Special) for kernel in code)
     for length in range(4, 12):
         check(session, attention, words(rng, 1, length))
     assert len(executable(session)._bound) == 4
+    assert not any(isinstance(kernel, Special) for kernel in code)
     assert not executable(session).bound({"batch": 1, "length": 3}).is_special
     check(session, attention, words(rng, 1, 3))
 

@@ -41,7 +41,7 @@ from whet.targets.cuda.templates import TEMPLATES
 from whet.targets.cuda.two_steps import in_two_steps
 from whet.targets.cuda.ways import Way
 from whet.targets.cuda.workers import Job, compile_all
-from whet.targets.special import Special
+from whet.targets.special import Special, special_of
 
 
 class ObjectCache(Protocol):
@@ -129,28 +129,34 @@ class Device:
         adds = not isinstance(kernel, Loops) or adds_up(kernel)
         if not kernel.sizes or (ordered and adds):
             return kernel
-        return Special(kernel, tuple((name, sizes[name]) for name in kernel.sizes))
+        return special_of(kernel, sizes)
 
     def code(self, kernel: Kernel | Special) -> Loaded:
         """The kernel's functions, loaded."""
         with self._lock:
             found = self._code.get(kernel)
             if found is None:
-                if kernel not in self._objects:
-                    self._objects[kernel] = self.object(kernel)
-                found = self._code[kernel] = self._load(kernel, self._objects[kernel])
+                code = self._objects.get(kernel)
+                if code is None:
+                    code = self._objects[kernel] = self.object(kernel)
+                found = self._code[kernel] = self._load(kernel, code)
             return found
 
-    def object_of(self, kernel: Kernel | Special) -> bytes:
-        """The code that runs take."""
-        return self._objects[kernel]
+    def object_of(self, kernel: Special) -> bytes | None:
+        """The code that runs take; None where it is forgotten."""
+        return self._objects.get(kernel)
 
     def replace(self, kernel: Special, code: bytes) -> None:
-        """Lets other code take the place of a kernel's; what runs it now keeps the old one."""
+        """Lets other code take the place of a kernel's, unless it is forgotten; what runs it now
+        keeps the old one."""
         with self._lock:
-            if self._objects.get(kernel) != code:
+            if self._objects.get(kernel) not in (None, code):
                 self._objects[kernel] = code
                 self._code.pop(kernel, None)
+
+    def forget(self, kernel: Special) -> None:
+        """Lets go of a kernel's code, which what runs it keeps."""
+        self._objects.pop(kernel, None)
 
     def compile_ways(self, ways: Sequence[Way]) -> dict[Way, bytes]:
         """The code of other ways to run kernels, as far as there are any."""

@@ -29,7 +29,7 @@ from whet.targets.cuda.context import Context
 from whet.targets.cuda.device import Device, holds
 from whet.targets.cuda.memory import room
 from whet.targets.cuda.trials import Trials
-from whet.targets.special import Special
+from whet.targets.special import Special, special_of
 
 MOST_BOUND = 256
 """Sets of sizes that a plan keeps what it evaluated for; the one used longest ago goes first."""
@@ -173,12 +173,18 @@ class Executable:
             if found is None:
                 found = self._bound[key] = Bound(self.plan, self.layout, sizes)
                 while len(self._bound) > MOST_BOUND:
-                    _, gone = self._bound.popitem(last=False)
-                    self._specials -= gone.is_wanted
+                    self._forget(self._bound.popitem(last=False)[1])
             else:
                 self._bound.move_to_end(key)
             self._last = sizes, found
             return found
+
+    def _forget(self, gone: Bound) -> None:
+        """Sizes that did not come back for long: their kernels go with the launches."""
+        self._specials -= gone.is_wanted
+        if gone.is_special:
+            for kernel in dict.fromkeys(self.plan.kernels):
+                self.device.forget(special_of(kernel, gone.sizes))
 
     def serves(self, sizes: Sizes) -> bool:
         """Whether its kernels count as far as these sizes need."""

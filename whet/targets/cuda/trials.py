@@ -110,7 +110,10 @@ class Trials:
             for special, others in ways.items():
                 if time.monotonic() > until or not self._is_wanted:
                     break
-                codes = [device.object_of(special), *others]
+                first = device.object_of(special)
+                if first is None:
+                    continue
+                codes = [first, *others]
                 times = bench.compare(special.known, codes)  # type: ignore[arg-type]
                 said = ", ".join(f"{1e6 * t:.1f}" for t in times)
                 logger.debug("%s at %s: %s us", special.name, special.sizes, said)
