@@ -111,6 +111,22 @@ def test_a_run_may_wait_for_a_run_of_another_thread(context: Context) -> None:
         assert was_alone == [True]
 
 
+def test_a_measurement_waits_for_a_long_run(context: Context) -> None:
+    gate, was_alone = Gate(), list[bool]()
+
+    def measure() -> None:
+        with gate.closed():
+            was_alone.append(not gate._runs)
+
+    with gate.up():
+        with gate.passing():
+            measurement = begun(measure)
+            time.sleep(3 * gates.PATIENCE)
+            assert gate._closed_by, "nobody waits for it: it goes on waiting"
+        measurement.join(gates.REST / 2)
+        assert was_alone == [True]
+
+
 def test_a_run_that_is_part_of_another_passes(
     context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,7 +140,7 @@ def test_a_run_that_is_part_of_another_passes(
     with gate.up(), gate.passing():
         measurement = begun(measure)
         deadline = time.monotonic() + 10
-        while not gate._is_closed:
+        while not gate._closed_by:
             assert time.monotonic() < deadline
         start = time.monotonic()
         with gate.passing():

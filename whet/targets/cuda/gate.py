@@ -13,10 +13,10 @@ from weakref import WeakKeyDictionary
 from whet.targets.cuda.driver import Context, Event, Stream
 
 PATIENCE = 0.02
-"""Seconds that runs and a measurement wait for each other at most: what is under way may wait in
-its turn for a thread that is about to run something, such as what prepares weights."""
+"""Seconds that a run waits for a measurement at most: that may be waiting for a long run, and this
+for a thread that is about to run something, such as what prepares weights."""
 REST = 10 * PATIENCE
-"""Seconds until a measurement that did not get the device asks for it again."""
+"""Seconds until a measurement that a run did not wait for asks for the device again."""
 
 
 class Gate:
@@ -33,7 +33,8 @@ class Gate:
     def __init__(self) -> None:
         self.is_up = False
         self._measuring = 0
-        self._is_closed = False
+        self._closed_by = 0
+        """The thread of a measurement that has the device, or waits for it."""
         self._changed = threading.Condition()
         self._runs: Counter[int] = Counter()
         """How many runs each thread is within: one may be part of another."""
@@ -66,7 +67,8 @@ class Gate:
         here, streams = threading.get_ident(), list[Stream]()
         with self._changed:
             if not self._runs[here]:
-                self._changed.wait_for(lambda: not self._is_closed, PATIENCE)
+                self._changed.wait_for(lambda: not self._closed_by, PATIENCE)
+                self._open(self._closed_by)
             self._runs[here] += 1
         try:
             yield streams
@@ -85,7 +87,7 @@ class Gate:
     def closed(self, until: float = float("inf")) -> Iterator[None]:
         """Within it no run is on the device; raises TimeoutError where one has been at every look
         until some moment."""
-        while not self._close():
+        while not self._close(until):
             if time.monotonic() > until:
                 raise TimeoutError("runs leave no moment to measure in")
             time.sleep(REST)
@@ -94,20 +96,25 @@ class Gate:
                 event.synchronize()
             yield
         finally:
-            self._open()
+            with self._changed:
+                self._open(threading.get_ident())
 
-    def _close(self) -> bool:
-        """Whether nobody is within any more: those who come meanwhile wait."""
+    def _close(self, until: float) -> bool:
+        """Keeps runs out, and says whether none is within now: one may have opened again."""
+        here = threading.get_ident()
         with self._changed:
-            if self._is_closed:  # by another measurement
+            if self._closed_by:  # another measurement
                 return False
-            self._is_closed = True
-            if self._changed.wait_for(lambda: not self._runs, PATIENCE):
-                return True
-        self._open()
-        return False
+            self._closed_by = here
+            left = min(max(until - time.monotonic(), 0), threading.TIMEOUT_MAX)
+            self._changed.wait_for(lambda: not self._runs or self._closed_by != here, left)
+            is_alone = not self._runs and self._closed_by == here
+            if not is_alone:
+                self._open(here)
+            return is_alone
 
-    def _open(self) -> None:
-        with self._changed:
-            self._is_closed = False
+    def _open(self, closed_by: int) -> None:
+        """Lets runs go through that a measurement of this thread kept out."""
+        if closed_by and self._closed_by == closed_by:
+            self._closed_by = 0
             self._changed.notify_all()
