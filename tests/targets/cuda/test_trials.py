@@ -27,7 +27,7 @@ from whet.targets.cuda import gate, trials
 from whet.targets.cuda.architecture import Architecture
 from whet.targets.cuda.autotune import MOST_OTHERS
 from whet.targets.cuda.compile import unpack
-from whet.targets.cuda.tactics import TURNS
+from whet.targets.cuda.tactics import REGION, TURNS
 from whet.targets.cuda.trials import SHARE, SLICE, Slices
 from whet.targets.cuda.ways import Way
 from whet.targets.cuda.workers import Job
@@ -297,3 +297,29 @@ def test_a_session_that_ends_meanwhile_gives_its_memory_back(
     taken = gpu.used
     goes_on.set()
     assert taken < before, "what is measured holds no memory of runs"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_measuring_takes_comes_back(
+    gpu: Driver,
+    rng: np.random.Generator,
+    attention: whet.Engine,
+    monkeypatch: pytest.MonkeyPatch,
+    fails: bool,
+) -> None:
+    taken, measure = list[int](), Slices._slice
+
+    def measured_once(self: Slices, graph: Any) -> float:
+        taken.append(gpu.used)
+        if fails:
+            raise MemoryError("no memory")
+        return measure(self, graph)
+
+    monkeypatch.setattr(trials, "FEWEST_BYTES", 0)
+    monkeypatch.setattr(Slices, "_slice", measured_once)
+    session, inputs = attention.session(device="cuda", cache=False), words(rng, 2, 9)
+    check(session, attention, inputs)
+    before = gpu.used
+    measured(session, attention, inputs)
+    assert min(taken) >= before + 2 * REGION
+    assert gpu.used == before

@@ -26,7 +26,7 @@ from whet.plan.plan import Plan, nbytes
 from whet.plan.target import Capabilities, Footprint, Limits, Tactic
 from whet.progress import phase
 from whet.targets.background import Background, give_way
-from whet.targets.cuda import codegen, dlpack, driver, library, limits, trials
+from whet.targets.cuda import codegen, dlpack, driver, library, limits
 from whet.targets.cuda.architecture import Architecture
 from whet.targets.cuda.arithmetic import POINTER
 from whet.targets.cuda.array import DeviceArray
@@ -159,8 +159,13 @@ class Device:
         self._objects.pop(kernel, None)
 
     def compile_ways(self, ways: Sequence[Way]) -> dict[Way, bytes]:
-        """The code of other ways to run kernels, as far as there are any."""
-        return trials.compiled(ways, self)
+        """The code of other ways to run kernels, from processes that take no time from others;
+        those left out that there are not, or that cannot be compiled."""
+        jobs = {way: Job(way) for way in ways}
+        if jobs:
+            with suppress(CompileError):
+                compile_all(list(jobs.values()), self.architecture, idle=True)
+        return {way: job.code for way, job in jobs.items() if job.code}
 
     def functions(self, kernel: Kernel | Special) -> list[Function]:
         """What is known of a kernel's code before it is on the device."""

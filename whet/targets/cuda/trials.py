@@ -11,11 +11,11 @@ import logging
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from whet.errors import CompileError, DeviceError
+from whet.errors import DeviceError
 from whet.plan.kernel import Template
 from whet.targets.background import PAUSE, give_way
 from whet.targets.cuda.autotune import FEWEST_BYTES, FEWEST_SECONDS, MOST_OTHERS
@@ -23,7 +23,6 @@ from whet.targets.cuda.driver import Event
 from whet.targets.cuda.graph import Graph
 from whet.targets.cuda.tactics import TURNS, Bench, Loaded, extents, load
 from whet.targets.cuda.ways import Way
-from whet.targets.cuda.workers import Job, compile_all
 from whet.targets.special import Special
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ SECONDS_EACH = (2 + ROUNDS) * PAUSE
 """What a way takes to be loaded and measured, nearly all of it pauses."""
 
 
-def was_measured(device: Device, special: Special) -> bool:
+def _was_measured(device: Device, special: Special) -> bool:
     """Whether the fastest way is known, and what the cache has."""
     return device.cache is not None and device.cache.get(_mark(device, special)) is not None
 
@@ -86,7 +85,7 @@ class Trials:
     def _compiled(self) -> dict[Special, list[bytes]]:
         """The code of each kernel's ways, as many as there is time to measure, those first that may
         gain most."""
-        new = [k for k in self.counts if not was_measured(self.device, k)]
+        new = [k for k in self.counts if not _was_measured(self.device, k)]
         reach: dict[Special, int] = {}
         for special in new:
             reach[special] = sum(extents(special.known))
@@ -150,16 +149,6 @@ def _choose(device: Device, special: Special, code: bytes) -> None:
     if device.cache is not None:
         device.cache.put(device.key(special), code, device.about)
         device.cache.put(_mark(device, special), b"measured", device.about)
-
-
-def compiled(ways: Iterable[Way], device: Device) -> dict[Way, bytes]:
-    """The code of ways, from processes that take no time from others; those left out that there
-    are not, or that cannot be compiled."""
-    jobs = {way: Job(way) for way in ways}
-    if jobs:
-        with suppress(CompileError):
-            compile_all(list(jobs.values()), device.architecture, idle=True)
-    return {way: job.code for way, job in jobs.items() if job.code}
 
 
 class Slices(Bench):
