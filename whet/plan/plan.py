@@ -96,6 +96,12 @@ class Plan:
         """Those of all steps that have one."""
         return [step.kernel for step in self.steps if step.kernel is not None]
 
+    @property
+    def moving(self) -> set[Kernel]:
+        """Kernels that read inputs or write outputs, which lie elsewhere in each run."""
+        ends = {*self.graph.inputs, *self.graph.outputs}
+        return {s.kernel for s in self.steps if s.kernel and ends & {*s.reads, *s.writes}}
+
     @cached_property
     def sizes(self) -> tuple[str, ...]:
         """The named sizes that a run tells the kernels."""

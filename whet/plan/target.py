@@ -3,7 +3,7 @@ its inputs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -151,9 +151,12 @@ class Device(Protocol):
     def key(self, kernel: Kernel) -> str:
         """What the cache knows the code of a kernel by."""
 
-    def objects(self, kernels: Sequence[Kernel]) -> Mapping[Any, bytes]:
-        """The code of many kernels, prebuilt, from the cache, or compiled now by several processes;
-        nothing is loaded."""
+    def objects(
+        self, kernels: Sequence[Kernel], moving: Collection[Kernel] = ()
+    ) -> Mapping[Any, bytes]:
+        """The code of many kernels, each given as often as it runs, prebuilt, from the cache, or
+        compiled now by several processes; nothing is loaded. The buffers of those that are `moving`
+        lie elsewhere in each run."""
 
     def code_besides(self) -> Mapping[str, bytes]:
         """What runs need besides kernels, by key."""

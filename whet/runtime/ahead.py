@@ -28,14 +28,16 @@ def compile_ahead(graph: Graph, device: Device, ranges: Ranges = NO_RANGES) -> d
     """The code of all kernels that can be known before a run, by cache key; nothing is run. With
     `ranges`, of those that are told sizes as they run; those behind sizes that data tells are, too.
     """
-    found: dict[Kernel, None] = {}
+    found: list[Kernel] = []
+    moving: set[Kernel] = set()
     # As `Runner.wide` finds: else each set of sizes has a plan of its own.
     with suppress(Undecided, ShapeError):
         for plan in plans_ahead(graph, device, ranges):
             before = planned(Graph((), needed(plan, prepared_only=True)), device, prepare=True)
-            found.update(dict.fromkeys([*before.kernels, *plan.kernels]))
+            found += before.kernels + plan.kernels
+            moving |= plan.moving
     with phase(f"compile for {device.architecture}", 1) as step:
-        made = device.objects(list(found))
+        made = device.objects(found, moving)
         step()
     return {device.key(kernel): code for kernel, code in made.items()}
 

@@ -19,6 +19,7 @@ from whet.knobs import knobs
 from whet.ops.contract import MatMul
 from whet.ops.elementwise import Max
 from whet.plan.kernel import Kernel, Template
+from whet.runtime.ahead import compile_ahead
 from whet.runtime.devices import compiler_for
 from whet.runtime.program import Runner
 from whet.targets.cuda import autotune, codegen, cublas, cudnn, driver, workers
@@ -273,3 +274,27 @@ def test_kernels_whose_buffers_move_are_told(gpu: Driver, monkeypatch: pytest.Mo
         if not {*plan.graph.inputs, *plan.graph.outputs} & {*step.reads, *step.writes}
     ]
     assert within and told[0] == set(plan.kernels) - set(within)
+
+
+def test_what_an_engine_keeps_is_measured_as_a_session_would(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Which buffers move, and how often each kernel runs."""
+    told: list[Any] = []
+
+    def compile_here(self: Any, kernels: Any, idle: bool = False, moving: Any = ()) -> None:
+        told.append((Counter(kernels), set(moving)))
+        self._objects.update(dict.fromkeys(kernels, b"code"))
+
+    monkeypatch.setattr(devices.Device, "compile", compile_here)
+    made = problem(
+        "chain",
+        lambda x, w: MatMul()(MatMul()(MatMul()(MatMul()(x, w), w), w), w),
+        *((32, 32), (32, 32)),
+    )
+    device = devices.Device(SM90)
+    kept = compile_ahead(made.graph, device)
+    ((counts, moving),) = told
+    (kernel,) = counts
+    assert kept == {device.key(kernel): b"code"}
+    assert counts == {kernel: 4} and moving == {kernel}

@@ -7,7 +7,7 @@ import ctypes
 import ctypes.util
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
@@ -208,14 +208,17 @@ class Device:
         """Makes sure of the code of many kernels, several processes compiling what is new; with
         `idle`, one that takes no time from others."""
         idle = idle or self.background.is_here
-        found = self.objects([k for k in kernels if k not in self._code], idle)
+        found = self.objects([k for k in kernels if k not in self._code], idle=idle)
         with self._lock:
             for kernel, code in found.items():
                 if kernel not in self._code:
                     self._code[kernel] = self._loaded(kernel, code)
 
     def objects(
-        self, kernels: Sequence[Kernel | Special], idle: bool = False
+        self,
+        kernels: Sequence[Kernel | Special],
+        moving: Collection[Kernel] = (),
+        idle: bool = False,
     ) -> dict[Kernel | Special, bytes]:
         """The code of many kernels, in their order; nothing is loaded."""
         found = {k: self._found(self.key(k)) for k in dict.fromkeys(kernels)}

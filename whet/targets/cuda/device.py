@@ -238,9 +238,11 @@ class Device:
             self._keep(kernel, job)
         self._objects.update({k: found[k] or jobs[k].code for k in missing})
 
-    def objects(self, kernels: Sequence[Kernel]) -> dict[Kernel, bytes]:
+    def objects(
+        self, kernels: Sequence[Kernel], moving: Collection[Kernel] = ()
+    ) -> dict[Kernel, bytes]:
         """The code of many kernels, in their order; nothing is loaded."""
-        self.compile(kernels)
+        self.compile(kernels, moving=moving)
         return {kernel: self._objects[kernel] for kernel in dict.fromkeys(kernels)}
 
     def compile_for_others(

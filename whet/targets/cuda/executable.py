@@ -46,9 +46,7 @@ class Executable:
         self.segments = segments(plan.steps)
         self.kernels = [step.kernel for step in plan.steps]
         others = before.kernels if before else []
-        outside = {*plan.graph.inputs, *plan.graph.outputs}
-        moving = {s.kernel for s in plan.steps if s.kernel and outside & {*s.reads, *s.writes}}
-        device.compile([*plan.kernels, *others], moving=moving)
+        device.compile([*plan.kernels, *others], moving=plan.moving)
         self._free: list[Context] = []
         self.allocate: Callable[[int], Any] = device.heap.take
         """Where arenas come from."""
