@@ -197,11 +197,14 @@ def what_pytorch_has_asked_for_is_waited_for() -> None:
 
 def memory_of_the_other_is_untouched() -> None:
     contexts = [Context.of(n) for n in (0, 1)]
-    before = [c.free_bytes() for c in contexts]
-    sessions = [opened(engine(4096, 4096), 1) for _ in range(2)]
-    for session in sessions:
-        session.run({"x": drawn(1, 4096, 4096)})
-    after = [c.free_bytes() for c in contexts]
+    for _ in range(3):  # another process may have begun or ended on the first meanwhile
+        before = [c.free_bytes() for c in contexts]
+        sessions = [opened(engine(4096, 4096), 1) for _ in range(2)]
+        for session in sessions:
+            session.run({"x": drawn(1, 4096, 4096)})
+        after = [c.free_bytes() for c in contexts]
+        if abs(before[0] - after[0]) < SLACK:
+            break
     assert abs(before[0] - after[0]) < SLACK, f"{before[0] - after[0]} bytes of the first are gone"
     assert before[1] - after[1] > 2 * 4096 * 4096, "nothing was taken of the second"
 
