@@ -14,7 +14,7 @@ def parse(text: str, lows: Mapping[str, int] | None = None) -> Size:
     """The size that `str` printed; raises ValueError on anything else."""
     try:
         tree = ast.parse(text, mode="eval")
-    except (SyntaxError, RecursionError, MemoryError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # a null byte: either
         raise ValueError(f"{text!r} is not a size: {error}") from None
     try:
         return _parse(tree.body, text, lows or {})
