@@ -230,6 +230,28 @@ def test_random_groups(level: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("groups", [1, 4, 16])
+@pytest.mark.parametrize("axis", range(3))
+def test_an_axis_whose_only_output_lies_in_the_padding(axis: int, groups: int, level: str) -> None:
+    one = lambda here, others: tuple(here if i == axis else others for i in range(3))  # noqa: E731
+    c = Convolution(
+        batch=2,
+        size=one(1, 6),
+        channels=16,
+        filters=16,
+        kernel=one(1, 3),
+        steps=one(2, 1),
+        dilations=(1, 1, 1),
+        before=one(1, 2),
+        after=one(0, 1),
+        groups=groups,
+        bias=True,
+    )
+    assert c.outputs == one(1, 7)
+    check(c, None, architecture(level), 2, seed=axis)
+
+
+@pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("seed", range(20))
 def test_winograd(level: str, seed: int) -> None:
     rng = np.random.default_rng(20000 + seed)

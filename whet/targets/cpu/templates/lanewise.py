@@ -257,10 +257,12 @@ class LanewiseTile:
                 return self._patch(groups, here, values, (places,))
             return self._sum(axis + 1, groups, here, values)
 
-        if isinstance(low, int) and isinstance(high, int) and high - low == 1:
-            return turn(low, sums)
+        if isinstance(low, int) and isinstance(high, int) and high - low <= 1:
+            return turn(low, sums) if low < high else sums
         type = vector("float", groups * self.chunks.outputs)
-        guard = not (isinstance(low, int) or self.k.axes[axis].never_empty)
+        # Where an axis has one output only, one of the bounds may be known and the other not.
+        is_known = isinstance(low, int) and isinstance(high, int)
+        guard = not (is_known or self.k.axes[axis].never_empty)
         return f.loop(low, high, 1, turn, [(type, value) for value in sums], guard)
 
     def _patch(self, groups: int, at: tuple[str, str], sums: list[str], columns: Taps) -> list[str]:
