@@ -303,7 +303,8 @@ class Session:
             raise InvalidInput(f"inputs {'; '.join(said)}; the model has {', '.join(self.inputs)}")
 
     def _check_profiles(self, arrays: list[Any]) -> None:
-        shapes = {n: np.shape(a) for n, a in zip(self.inputs, arrays) if isinstance(a, np.ndarray)}
+        # A list of tensors has no shape, and no profile.
+        shapes = {n: a.shape for n, a in zip(self.inputs, arrays) if hasattr(a, "shape")}
         if not any(p.accepts(shapes) for p in self.profiles):
             given = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
             ranges = "; or ".join(map(str, self.profiles))

@@ -24,7 +24,7 @@ from tests.targets.cuda import sizes
 from tests.targets.cuda.needs import needs_triton
 from tests.targets.cuda.stub import FEW, Tensor, TorchTensor, stubbed
 from tests.targets.cuda.stub_driver import Driver
-from whet.errors import DeviceError, InvalidInput, OutOfMemory
+from whet.errors import DeviceError, InvalidInput, OutOfMemory, ShapeError
 from whet.targets.cuda import bound as bounds
 from whet.targets.cuda import context as contexts
 from whet.targets.cuda import executable as executables
@@ -249,6 +249,17 @@ def test_profiles_say_how_large_the_arena_gets(gpu: Driver, rng: np.random.Gener
     room = executable(session)._free[0].room
     check(session, engine, words(rng, 8, 64))
     assert executable(session)._free[0].room is room
+
+
+def test_tensors_on_the_device_keep_to_profiles(gpu: Driver, rng: np.random.Generator) -> None:
+    sizes = whet.Profile({"x": (1, 1, 32)}, {"x": (2, 16, 32)}, {"x": (4, 64, 32)})
+    engine = whet.build(transformer(rng), profiles=sizes)
+    session = open_session(engine)
+    for kind in (Tensor, TorchTensor):
+        within, beyond = (kind(gpu, words(rng, batch, 5)["x"]) for batch in (4, 5))
+        session.run({"x": within}, stream=5)
+        with pytest.raises(ShapeError, match=r"none of the engine's profiles.*x \[5, 5, 32\]"):
+            session.run({"x": beyond}, stream=5)
 
 
 def test_eager_kernels_are_made_at_once(
