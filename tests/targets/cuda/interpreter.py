@@ -134,8 +134,9 @@ def run_kernel(
         return int(substitute(size, sizes))
 
     error = np.zeros(1, np.int32)
-    calls = [c for c in source.launches if c.until is None or value(c.until[0]) <= c.until[1]]
-    calls = calls[:1] if sizes else calls
+    calls = list(source.launches)
+    if any(call.until for call in calls):  # ways to do the same, of which the first is taken
+        calls = [next(c for c in calls if not c.until or value(c.until[0]) <= c.until[1])]
     # Scratch holds anything at first; counters are found zero, and left so.
     scratch = np.full(max(4, *(value(call.scratch) for call in calls), 0), 0xA5, np.uint8)
     for call in calls:

@@ -12,9 +12,10 @@ from whet.ir.sizes import substitute, symbol
 from whet.ir.types import NUMPY_DTYPES, TensorType
 from whet.ops.attention import Attention
 from whet.ops.contract import Convolution, MatMul
-from whet.ops.elementwise import Add, Erf, Max, Mul
+from whet.ops.elementwise import Add, Cast, Erf, Max, Mul
 from whet.ops.movement import Concat, reshape, transpose
 from whet.ops.reduce import Cumulative, LayerNorm, Reduce, Softmax
+from whet.ops.select import Order
 
 N, S = symbol("batch", 1), symbol("length", 1)
 TURNS = 3
@@ -75,6 +76,8 @@ CASES: dict[str, tuple[Any, tuple[Any, ...], str]] = {
     "joined": (lambda a, b: Concat(1)(a, b) * 2.0, ((N, S, 8), (N, S, 8)), "float32"),
     "gelu": (lambda x: Mul()(x, Add()(Erf()(x), 1.0)), ((N, S, 40),), "float16"),
     "scan": (Cumulative("sum", 1), ((N, S),), "float32"),
+    "order": (lambda x: Order()(Cast("int32")(x * 9.0)), ((N, S * 40),), "float32"),
+    "order-short": (lambda x: Order()(Cast("int64")(x * 9.0)), ((N, S),), "float32"),
     "flat": (lambda x: reshape(x + 1.0, N * S * 6), ((N, S, 6),), "float32"),
 }
 """What is computed, of which shapes, and in which dtype."""

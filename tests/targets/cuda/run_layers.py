@@ -1,4 +1,4 @@
-"""Runs recurrent layers and suppression through Triton's interpreter: python -m
+"""Runs recurrent layers, suppression and sorting through Triton's interpreter: python -m
 tests.targets.cuda.run_layers [--seed N] [words]."""
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ def main(words: list[str]) -> int:
     import numpy as np
 
     from tests.targets.cuda.interpreter import Interpreted
-    from tests.targets.cuda.layers import recurrents, suppressions
+    from tests.targets.cuda.layers import orders, recurrents, suppressions
 
     seed = secrets.randbits(32)
     if words[:1] == ["--seed"]:
@@ -24,7 +24,7 @@ def main(words: list[str]) -> int:
     print(f"seed {seed}")
     rng = np.random.default_rng(seed)
     device, failed, passed = Interpreted("sm90x2"), 0, 0
-    for layer in (*recurrents(rng), *suppressions(rng)):
+    for layer in (*recurrents(rng), *suppressions(rng), *orders(rng)):
         if not all(word in layer.name for word in words):
             continue
         try:

@@ -18,7 +18,7 @@ from tests.targets.cuda.contractions import (
     problem,
     warp_group_attentions,
 )
-from tests.targets.cuda.layers import recurrent, suppression
+from tests.targets.cuda.layers import order, recurrent, suppression
 from tests.targets.cuda.needs import needs_triton
 from whet.errors import InvalidSetting
 from whet.ir.graph import Graph, Input, make
@@ -29,6 +29,7 @@ from whet.ops.attention import Attention
 from whet.ops.contract import Convolution, MatMul
 from whet.ops.movement import Gather, transpose
 from whet.ops.reduce import Cumulative, Softmax
+from whet.ops.select import Order
 from whet.plan.legalize import legal
 from whet.plan.plan import make_plan
 from whet.runtime.cache import Cache
@@ -59,6 +60,7 @@ def graphs() -> dict[str, Graph]:
         "resident": recurrent(rng, "gru", 20, 2).graph,
         "streamed": recurrent(rng, "lstm", 100, 2, "float16").graph,
         "suppression": suppression(rng, 1, 3, 200, True, 3).graph,
+        "order": order(rng, 2, 3000).graph,
         "moved": problem("moved", lambda x: transpose(x, 1, 0) + 1.0, (70, 90)).graph,
     }
     x = make(Input("x", TensorType("float32", (5, 4))), ())[0]
@@ -75,12 +77,14 @@ def ranged() -> list[Graph]:
     deep = make(Input("d", TensorType("float16", (32, 3, 3, 1))), ())[0]
     q = make(Input("q", TensorType("float16", (n, 4, s, 32))), ())[0]
     mask = make(Input("m", TensorType("float16", (n, 1, 1, s))), ())[0]
+    keys = make(Input("k", TensorType("int64", (n, s))), ())[0]
     depthwise = Convolution((1, 1), (1, 1), (1, 1), (1, 1), 32)(image, deep)
     return [
         Graph((x, w), (MatMul()(x, w),), ("y",)),
         Graph((q, mask), (Attention(0.2)(q, q, q, mask),), ("y",)),
         Graph((image, deep), (depthwise,), ("y",)),
         Graph((x,), (Softmax()(transpose(x, 0, 2, 1)),), ("y",)),
+        Graph((keys,), (Order()(keys),), ("y",)),
     ]
 
 

@@ -35,7 +35,7 @@ def test_contractions(words: list[str]) -> None:
 
 
 @needs_triton
-@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn", "suppression"])
+@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn", "suppression", "order"])
 def test_layers(kind: str) -> None:
     interpret("run_layers", kind)
 

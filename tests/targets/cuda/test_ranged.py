@@ -482,7 +482,9 @@ def test_the_check_for_machines_that_have_a_gpu(
 
 
 @needs_triton
-@pytest.mark.parametrize("words", ["product", "mixed", "attention", "conv-sides", "depthwise", "s"])
+@pytest.mark.parametrize(
+    "words", ["product", "mixed", "attention", "conv-sides", "depthwise", "order", "s"]
+)
 def test_kernels_that_are_told_sizes(words: str) -> None:
     command = [sys.executable, "-m", "tests.targets.cuda.run_ranges", words]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)

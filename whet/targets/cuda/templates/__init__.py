@@ -10,6 +10,7 @@ from whet.targets.cuda.templates.convolution import ConvolutionTemplate, Implici
 from whet.targets.cuda.templates.depthwise import Depthwise, DepthwiseTemplate
 from whet.targets.cuda.templates.matmul import Product, ProductTemplate
 from whet.targets.cuda.templates.recurrent import FusedRecurrent, RecurrentTemplate
+from whet.targets.cuda.templates.sort import RankSort, SortTemplate
 from whet.targets.cuda.templates.suppression import GreedySuppression, SuppressionTemplate
 
 TEMPLATES: dict[type[Op], Any] = {
@@ -18,5 +19,6 @@ TEMPLATES: dict[type[Op], Any] = {
     ImplicitConvolution: ConvolutionTemplate(),
     FlashAttention: AttentionTemplate(),
     FusedRecurrent: RecurrentTemplate(),
+    RankSort: SortTemplate(),
     GreedySuppression: SuppressionTemplate(),
 }
