@@ -76,7 +76,11 @@ CASES: dict[str, tuple[Any, tuple[Any, ...], str]] = {
     "joined": (lambda a, b: Concat(1)(a, b) * 2.0, ((N, S, 8), (N, S, 8)), "float32"),
     "gelu": (lambda x: Mul()(x, Add()(Erf()(x), 1.0)), ((N, S, 40),), "float16"),
     "scan": (Cumulative("sum", 1), ((N, S),), "float32"),
-    "order": (lambda x: Order()(Cast("int32")(x * 9.0)), ((N, S * 40),), "float32"),
+    "order": (
+        lambda x: Order()(Cast("int32")(reshape(x * 9.0, N, S * 40))),
+        ((N, S, 40),),
+        "float32",
+    ),
     "order-short": (lambda x: Order()(Cast("int64")(x * 9.0)), ((N, S),), "float32"),
     "flat": (lambda x: reshape(x + 1.0, N * S * 6), ((N, S, 6),), "float32"),
 }
