@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from whet.errors import TypeMismatch
@@ -10,7 +12,7 @@ from whet.ir.types import FLOATS, INTEGERS, TensorType
 from whet.ops.cast import bit_width, cast
 from whet.ops.contract import Convolution, MatMul
 from whet.ops.elementwise import Array, Cast, Clip, Elementwise, Round, broadcast, cast_to, need
-from whet.ops.movement import reshape
+from whet.ops.movement import Pad, reshape
 from whet.ops.reduce import Reduce
 
 EIGHT_BITS = ("int8", "uint8")
@@ -134,3 +136,16 @@ def sums(op: Convolution | MatMul, w: Value) -> Value:
         total = Reduce("sum", (w.rank - 2,))(wide)
         return reshape(total, w.shape[1]) if w.rank == 2 else total
     return reshape(Reduce("sum", tuple(range(1, w.rank)))(wide), w.shape[0])
+
+
+def with_padding(op: Convolution, x: Value) -> tuple[Convolution, Value, int]:
+    """The convolution of what x pads by a known number, that padding its own; and the number."""
+    if not isinstance(x.op, Pad) or x.op.mode != "constant" or any((*op.before, *op.after)):
+        return op, x, 0
+    inner, number = x.inputs
+    assert inner is not None and number is not None
+    sides = x.op.before, x.op.after
+    if not isinstance(number.op, Constant) or any(s[0] or s[-1] for s in sides):
+        return op, x, 0
+    before, after = (side[1:-1] for side in sides)
+    return replace(op, before=before, after=after), inner, int(number.op.data)

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from whet.ir.evaluate import evaluate
-from whet.ir.graph import Graph, Input, Value, make
+from whet.ir.graph import Graph, Input, Value, constant, make
 from whet.ir.types import NUMPY_DTYPES, TensorType
 from whet.ops.attention import Attention
 from whet.ops.contract import Convolution, MatMul
 from whet.ops.elementwise import Max
-from whet.ops.movement import Slice, reshape, transpose
+from whet.ops.movement import Pad, Slice, reshape, transpose
 
 
 @dataclass
@@ -121,6 +121,49 @@ def small(dtypes: tuple[str, ...] = ("float16", "float32")) -> Iterator[Problem]
         "sliced", lambda a, b: MatMul()(Slice((0, 3), (20, 16), (2, 1))(a), b), (40, 20), (16, 30)
     )
     yield from attentions()
+    yield from integers()
+
+
+def integer(name: str, build: Any, x: Any, w: Any, dtypes: tuple[str, str]) -> Problem:
+    """A problem of an input and a constant weight of 8-bit integers; sums are exact."""
+    rng = np.random.default_rng([hash(name) & 0xFFFF, 8])
+    a, b = (
+        rng.integers(np.iinfo(dtype).min, np.iinfo(dtype).max, shape, dtype, endpoint=True)
+        for dtype, shape in zip(dtypes, (x, w))
+    )
+    value = make(Input("x0", TensorType(dtypes[0], x)), ())[0]
+    return Problem(name, Graph((value,), (build(value, constant(b)),)), [a])
+
+
+def integers() -> Iterator[Problem]:
+    """Products and convolutions of every pair of 8-bit dtypes that has a kernel."""
+
+    def windows(stride: int = 1, pad: int = 0, groups: int = 1, rank: int = 2) -> Convolution:
+        ones, both = (1,) * rank, (pad,) * rank
+        return Convolution((stride,) * rank, ones, both, both, groups, "int32")
+
+    def around(zero: int) -> Any:
+        return lambda x, w: windows()(
+            Pad((0, 1, 2, 0), (0, 2, 1, 0))(x, constant(zero, x.dtype)), w
+        )
+
+    times = MatMul("int32")
+    for pair in itertools.product(("int8", "uint8"), repeat=2):
+        name = "-".join(pair)
+        yield integer(f"product-{name}", times, (70, 50), (50, 40), pair)
+        yield integer(f"product-deep-{name}", times, (5, 600), (600, 33), pair)
+        yield integer(f"product-batched-{name}", times, (2, 3, 20, 16), (3, 16, 24), pair)
+    for dtype in ("int8", "uint8"):
+        pair = dtype, "int8"
+        small, wide = (2, 9, 11, 32), (40, 3, 3, 32)
+        yield integer(f"conv-{dtype}", windows(), small, wide, pair)
+        yield integer(f"conv-pad-{dtype}", windows(2, 1), small, wide, pair)
+        yield integer(f"conv-zero-{dtype}", around(7), small, wide, pair)
+        yield integer(f"conv-first-{dtype}", windows(2, 3), (1, 20, 20, 3), (32, 7, 7, 3), pair)
+        yield integer(f"conv-one-{dtype}", windows(2), small, (48, 1, 1, 32), pair)
+        yield integer(f"conv-line-{dtype}", windows(1, 2, 1, 1), (2, 30, 16), (24, 5, 16), pair)
+        grouped = windows(1, 1, 2)
+        yield integer(f"conv-grouped-{dtype}", grouped, (1, 9, 9, 64), (48, 3, 3, 32), pair)
 
 
 def described(dtype: str = "float16") -> Iterator[Problem]:
@@ -176,7 +219,7 @@ def error_of(got: np.ndarray, want: np.ndarray) -> float:
     return float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-30))
 
 
-BOUNDS = {"float16": 2e-3, "bfloat16": 1.6e-2, "float32": 2e-6, "int64": 0.0}
+BOUNDS = {"float16": 2e-3, "bfloat16": 1.6e-2, "float32": 2e-6, "int32": 0.0, "int64": 0.0}
 
 
 def large() -> Iterator[Problem]:

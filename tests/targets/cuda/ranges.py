@@ -9,7 +9,7 @@ import numpy as np
 
 from whet.ir.graph import Graph, Input, Value, make
 from whet.ir.sizes import substitute, symbol
-from whet.ir.types import NUMPY_DTYPES, TensorType
+from whet.ir.types import FLOATS, NUMPY_DTYPES, TensorType
 from whet.ops.attention import Attention
 from whet.ops.contract import Convolution, MatMul
 from whet.ops.elementwise import Add, Cast, Erf, Max, Mul
@@ -36,6 +36,12 @@ CASES: dict[str, tuple[Any, tuple[Any, ...], str]] = {
     "product": (lambda x, w: MatMul()(x, w) + 1.0, ((N, S, 40), (40, 50)), "float16"),
     "product-float32": (MatMul(), ((N, S, 40), (40, 50)), "float32"),
     "product-deep": (MatMul(), ((N, 600), (600, 33)), "float16"),
+    "product-int8": (MatMul("int32"), ((N, S, 40), (40, 50)), "int8"),
+    "conv-int8": (
+        Convolution((1, 1), (1, 1), (1, 1), (1, 1), 1, "int32"),
+        ((N, 9, S, 32), (40, 3, 3, 32)),
+        "int8",
+    ),
     "scores": (
         lambda q, k: MatMul()(heads(q), transpose(heads(k), 0, 1, 3, 2)),
         ((N, S, 64), (N, S, 64)),
@@ -100,5 +106,6 @@ def problems(rng: np.random.Generator) -> Iterator[tuple[str, Graph, list[np.nda
             low = 1 if turn == 0 else 2
             sizes = {"batch": int(rng.integers(low, 5)), "length": int(rng.integers(low, 70))}
             known = [tuple(int(substitute(n, sizes)) for n in shape) for shape in shapes]
-            arrays = [rng.normal(size=shape).astype(NUMPY_DTYPES[dtype]) for shape in known]
+            wide = 1 if dtype in FLOATS else 40
+            arrays = [(rng.normal(size=s) * wide).astype(NUMPY_DTYPES[dtype]) for s in known]
             yield name, graph, arrays, sizes

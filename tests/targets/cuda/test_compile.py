@@ -15,6 +15,7 @@ import whet
 from tests.targets.cuda.contractions import (
     attentions,
     convolution,
+    integer,
     problem,
     warp_group_attentions,
 )
@@ -51,6 +52,7 @@ def graphs() -> dict[str, Graph]:
         "split": problem("split", MatMul(), (16, 2048), (2048, 64)).graph,
         "convolution": convolution("conv", (1, 9, 9, 32), (32, 3, 3, 32), pad=1).graph,
         "first": convolution("first", (1, 66, 64, 3), (32, 7, 7, 3), stride=2, pad=3).graph,
+        "integers": integer("i", MatMul("int32"), (64, 70), (70, 64), ("uint8", "int8")).graph,
         "depthwise": convolution("depth", (1, 9, 9, 32), (32, 3, 3, 1), pad=1, groups=32).graph,
         "attention": attention.graph,
         "warps": groups["attention-warps-groups"],

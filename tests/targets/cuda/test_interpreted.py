@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[3]
         ["--parts", "3", "deep"],
         ["--parts", "1", "epilogue"],
         ["--parts", "1", "grouped"],
+        ["--parts", "2", "int8"],
         ["--persistent"],
         ["conv-lines"],
         ["depthwise"],

@@ -129,6 +129,8 @@ def matched(kernel: Template) -> tuple[Matmul, tuple[Slot, ...]] | None:
     buffers = (a.buffer, b.buffer, kernel.output.buffer, bias, residual)
     if any(kernel.buffers[n] != found.dtype for n in buffers if n is not None):
         return None
+    if found.dtype not in TYPES:
+        return None
     return found, tuple(n for n in buffers if n is not None)
 
 

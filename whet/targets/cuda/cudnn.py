@@ -103,6 +103,8 @@ def matched(kernel: Template) -> tuple[Filtering, tuple[Slot, ...]] | None:
     buffers = (x.buffer, w.buffer, y.buffer, bias, residual)
     if any(kernel.buffers[n] != found.dtype for n in buffers if n is not None):
         return None
+    if found.dtype not in TYPES:
+        return None
     return found, tuple(n for n in buffers if n is not None)
 
 

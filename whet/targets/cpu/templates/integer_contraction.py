@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from whet.ir.graph import Constant, Op, Value, operator
+from whet.ir.graph import Op, Value, operator
 from whet.ir.types import TensorType
 from whet.ops.contract import Convolution, MatMul
 from whet.ops.elementwise import Cast, Sub
-from whet.ops.movement import Pad, reshape, transpose
-from whet.ops.quantize import EIGHT_BITS, sums
+from whet.ops.movement import reshape, transpose
+from whet.ops.quantize import EIGHT_BITS, sums, with_padding
 from whet.plan.group import contiguous as contiguous_view
 from whet.plan.kernel import Template, View
 from whet.plan.likely import likely_value
@@ -244,16 +244,3 @@ def greatest(w: Value) -> int:
         )
         return 255 if is_shifted else 1 << 15
     return 128 if w.dtype == "int8" else 255
-
-
-def with_padding(op: Convolution, x: Value) -> tuple[Convolution, Value, int]:
-    """The convolution of what x pads by a known number, that padding its own; and the number."""
-    if not isinstance(x.op, Pad) or x.op.mode != "constant" or any((*op.before, *op.after)):
-        return op, x, 0
-    inner, number = x.inputs
-    assert inner is not None and number is not None
-    sides = x.op.before, x.op.after
-    if not isinstance(number.op, Constant) or any(s[0] or s[-1] for s in sides):
-        return op, x, 0
-    before, after = (side[1:-1] for side in sides)
-    return replace(op, before=before, after=after), inner, int(number.op.data)

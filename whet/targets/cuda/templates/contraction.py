@@ -119,7 +119,8 @@ class Code:
         work = self.work()
         types = ["*i32", *(arithmetic.POINTER[d] for d in self.kernel.buffers)]
         shared = ("counters", "scratch") if work.counters != 0 else ()
-        types += [*["i32"] * len(self.text.sizes), *["*i32", "*fp32"][: len(shared)]]
+        parts = "*i32" if self.dtype == "int8" else "*fp32"
+        types += [*["i32"] * len(self.text.sizes), *["*i32", parts][: len(shared)]]
         names = ("error", *self.names, *self.text.sizes.values(), *shared)
         body = self.text.function(name, names)
         launch = Launch(
@@ -216,7 +217,7 @@ class Code:
         text, t, p = self.text, self.tile, self.problem
         precision = ', input_precision="ieee"' if self.dtype == "float32" else ""
         for count in self.each_piece():
-            text.line(f"{self.sums} = tl.zeros(({t.rows}, {count}), tl.float32)")
+            text.line(f"{self.sums} = tl.zeros(({t.rows}, {count}), {self.kind})")
         with text.block(f"for step in range({begin}, {end}):"):
             a = p.left(self, self.emitter(t.rows, t.depth), "step")
             for count in self.each_piece():
@@ -228,6 +229,11 @@ class Code:
         for piece, (_, count) in enumerate(self.pieces):
             self.piece = piece
             yield count
+
+    @property
+    def kind(self) -> str:
+        """The type of sums."""
+        return "tl.int32" if self.dtype == "int8" else "tl.float32"
 
     @property
     def sums(self) -> str:
@@ -248,8 +254,10 @@ class Code:
         """The depth at which a step begins."""
         return self.text.assign(f"{step} * {self.tile.depth}", "k")
 
-    def load(self, e: Emitter, buffer: int, offset: Size, masks: dict[str, str]) -> str:
-        """The load of a tile; what a mask leaves out is 0."""
+    def load(
+        self, e: Emitter, buffer: int, offset: Size, masks: dict[str, str], fill: int = 0
+    ) -> str:
+        """The load of a tile; `fill` stands for what a mask leaves out."""
         with e.scope(masks=masks):
             pointer, mask, dims = e.address(buffer, offset)
         if dims != BOTH:
@@ -260,8 +268,8 @@ class Code:
                 f"{self.names[buffer]} + {wide}",
                 " & ".join([*masks.values(), *(g.text for g in e.guards)]),
             )
-        text = f"tl.load({pointer}, mask={mask}, other=0)" if mask else f"tl.load({pointer})"
-        return self.text.assign(text, "t")
+        where = f", mask={mask}, other={fill}" if mask else ""
+        return self.text.assign(f"tl.load({pointer}{where})", "t")
 
     def _join(self) -> None:
         """Keeps this block's part; the last block of a tile adds all parts up."""
@@ -276,7 +284,7 @@ class Code:
         text.line('done = tl.atomic_add(counters + pid, 1, sem="acq_rel", scope="gpu")')
         with text.block(f"if done == {t.split - 1}:"):
             text.line("tl.debug_barrier()")
-            text.line(f"acc0 = tl.zeros(({t.rows}, {t.columns}), tl.float32)")
+            text.line(f"acc0 = tl.zeros(({t.rows}, {t.columns}), {self.kind})")
             with text.block(f"for k in range({t.split}):"):
                 text.line(f'acc0 += tl.load(parts + k * {area} + lane, cache_modifier=".cg")')
             text.line("tl.store(counters + pid, 0)")

@@ -14,10 +14,12 @@ from whet.ir.sizes import Size, symbol
 from whet.ir.types import TensorType
 from whet.ops.contract import Convolution, MatMul
 from whet.ops.movement import Slice, Transpose, reshape, transpose
+from whet.ops.quantize import EIGHT_BITS, sums, with_padding
 from whet.plan.kernel import Axis, Range, Template, View
 from whet.plan.lower import loop_index, within
 from whet.targets.cuda.architecture import Architecture
 from whet.targets.cuda.expressions import Emitter, Place, R, X
+from whet.targets.cuda.signed import HALF, signed
 from whet.targets.cuda.source import Source
 from whet.targets.cuda.templates import tiling
 from whet.targets.cuda.templates.contraction import Code, Problem, integer
@@ -28,13 +30,14 @@ from whet.targets.cuda.templates.stream import StreamCode
 
 @operator
 class ImplicitConvolution(Convolution):
-    """A convolution that this target runs whole; 16-bit floats add up in float32.
+    """A convolution that this target runs whole; 16-bit floats add up in float32, int8 in int32.
 
     With `channels_first` the weight is w[O, C/groups, *K], and sums run in that order too: for an x
-    whose channels do not lie side by side.
+    whose channels do not lie side by side. Outside of x lies `fill`.
     """
 
     channels_first: bool = False
+    fill: int = 0
 
     def infer(self, x: TensorType, w: TensorType) -> TensorType:
         if self.channels_first:
@@ -53,29 +56,36 @@ class ConvolutionTemplate:
 
     def legalize(self, value: Value, architecture: Architecture) -> Value | None:
         op = value.op
-        if type(op) is not Convolution or value.dtype not in DTYPES or op.accumulate is not None:
+        if type(op) is not Convolution:
             return None
         x, w = value.inputs
         assert x is not None and w is not None
+        fill = 0
+        if op.accumulate == "int32" and x.dtype in EIGHT_BITS and w.dtype == "int8":
+            op, x, fill = with_padding(op, x)
+        elif value.dtype not in DTYPES or op.accumulate is not None:
+            return None
         if not w.tensor.is_static or 0 in (*value.shape, *x.shape):
             return None
         if not all(isinstance(n, int) for n in (*op.before, *op.after, x.shape[-1])):
             return None
-        if (
-            op.groups == 1
-            and all(k == 1 for k in w.shape[1:-1])
-            and not any((*op.before, *op.after))
-        ):
+        is_padded = any((*op.before, *op.after))
+        if op.groups == 1 and all(k == 1 for k in w.shape[1:-1]) and not is_padded:
             return _product(op, x, w, value)
         if w.shape[-1] * w.shape[0] // op.groups < FEWEST_PER_GROUP:  # type: ignore[operator]
             return None  # depthwise, or nearly so: loops read each element once
         wide = in_wide_lines(op, x, w, value)
         if wide is not None:
             return wide
+        less = HALF if x.dtype == "uint8" else 0
         first = isinstance(x.op, Transpose) and x.op.order[-1] != x.rank - 1 and op.groups == 1
-        w = transpose(w, 0, w.rank - 1, *range(1, w.rank - 1)) if first else w
-        options = (op.strides, op.dilations, op.before, op.after, op.groups)
-        y: Value = ImplicitConvolution(*options, None, first)(x, w)
+        first = first and not less
+        turned = transpose(w, 0, w.rank - 1, *range(1, w.rank - 1)) if first else w
+        options = (op.strides, op.dilations, op.before, op.after, op.groups, op.accumulate)
+        run = ImplicitConvolution(*options, first, fill - less)
+        if not less:
+            return run(x, turned)
+        y: Value = run(signed(x), turned) + sums(op, w) * less
         return y
 
     def tiles(self, kernel: Template, architecture: Architecture) -> list[tiling.Tile]:
@@ -103,7 +113,7 @@ def _product(op: Convolution, x: Value, w: Value, value: Value) -> Value:
         starts, steps = (0,) * x.rank, (1, *op.strides, 1)
         x = Slice(starts, (*value.shape[:-1], x.shape[-1]), steps)(x)
     matrix = transpose(reshape(w, w.shape[0], w.shape[-1]), 1, 0)
-    y: Value = MatMul()(x, matrix)
+    y: Value = MatMul(op.accumulate)(x, matrix)
     return y
 
 
@@ -117,6 +127,7 @@ class Patches:
     taps: tuple[Axis, ...]
     channels: int
     channels_first: bool
+    fill: int
 
     def __call__(self, code: Code, e: Emitter, step: str) -> str:
         """The load of the tile of a step."""
@@ -151,7 +162,8 @@ class Patches:
             guards = tuple(e.inside((r,)) for r in self.ranges)
             with e.scope(guards=guards):
                 offset = offset_of(self.view, self.index)
-                return code.load(e, self.view.buffer, offset, {d: m for d, m in masks.items() if m})
+                masks = {d: m for d, m in masks.items() if m}
+                return code.load(e, self.view.buffer, offset, masks, self.fill)
 
 
 @dataclass(frozen=True)
@@ -229,6 +241,7 @@ def problem_of(kernel: Template) -> Problem:
             tuple(t for t in taps if t.size != 1),
             channels,
             op.channels_first,
+            op.fill,
         ),
         Filters(w, weight),
         places,

@@ -6,12 +6,17 @@ from dataclasses import dataclass
 
 from whet.ir.graph import Op, Value, operator
 from whet.ir.sizes import Size, coefficient, symbol
+from whet.ir.types import NUMPY_DTYPES
 from whet.ops.contract import MatMul
+from whet.ops.elementwise import Cast
+from whet.ops.quantize import EIGHT_BITS, sums
+from whet.ops.reduce import Reduce
 from whet.plan.kernel import Axis, Nest, Store, Template, View
 from whet.plan.loops import merge
 from whet.plan.lower import broadcast_index, loop_index
 from whet.targets.cuda.architecture import Architecture
 from whet.targets.cuda.expressions import Emitter, Place, R, X
+from whet.targets.cuda.signed import HALF, signed
 from whet.targets.cuda.source import Source
 from whet.targets.cuda.templates import persistent, tiling
 from whet.targets.cuda.templates.contraction import Code, Problem, integer, turns
@@ -24,7 +29,8 @@ DTYPES = ("float16", "bfloat16", "float32")
 
 @operator
 class Product(MatMul):
-    """A matrix product that this target runs whole; 16-bit floats add up in float32."""
+    """A matrix product that this target runs whole; 16-bit floats add up in float32, int8 in
+    int32."""
 
 
 class ProductTemplate:
@@ -37,11 +43,17 @@ class ProductTemplate:
         return True
 
     def legalize(self, value: Value, architecture: Architecture) -> Value | None:
-        if type(value.op) is not MatMul or value.dtype not in DTYPES or value.op.accumulate:
+        if type(value.op) is not MatMul:
             return None
-        if 0 in (*value.shape, *value.inputs[0].shape):  # type: ignore[union-attr]
+        a, b = value.inputs
+        assert a is not None and b is not None
+        if 0 in (*value.shape, *a.shape):
             return None
-        product: Value = Product()(*value.inputs)
+        if value.op.accumulate is not None:
+            return integer_product(value.op, a, b)
+        if value.dtype not in DTYPES:
+            return None
+        product: Value = Product()(a, b)
         return product
 
     def tiles(self, kernel: Template, architecture: Architecture) -> list[tiling.Tile]:
@@ -63,6 +75,20 @@ class ProductTemplate:
         return made.generate(name)
 
 
+def integer_product(op: MatMul, a: Value, b: Value) -> Value | None:
+    """A product of 8-bit integers by int8, which matrix units take: of others 128 is taken off, and
+    what that takes off the sums is added again."""
+    if op.accumulate != "int32" or a.dtype not in EIGHT_BITS or b.dtype not in EIGHT_BITS:
+        return None
+    low = signed(b)
+    total: Value = Product("int32")(signed(a), low)
+    if a.dtype == "uint8":
+        total = total + sums(op, low) * HALF
+    if b.dtype == "uint8":
+        total = total + Reduce("sum", (a.rank - 1,))(Cast("int32")(a)) * HALF
+    return total
+
+
 def dtype_of(kernel: Template) -> str:
     """The dtype of both sides."""
     left = kernel.inputs[0]
@@ -72,7 +98,7 @@ def dtype_of(kernel: Template) -> str:
 
 def shape_of(p: Problem, dtype: str) -> tiling.Shape:
     """What the cost of a problem depends on."""
-    width = 4 if dtype == "float32" else 2
+    width = NUMPY_DTYPES[dtype].itemsize
     batch, rows = integer(turns(p.batch)), integer(turns(p.rows))
     return tiling.Shape(batch, rows, integer(p.column.size), integer(p.depth), width)
 

@@ -35,7 +35,7 @@ class Shape:
     bytes: int
 
 
-MATRIX_RATE = 6570.0  # operations of a multiprocessor in a nanosecond, 16-bit, with large tiles
+MATRIX_RATE = 6570.0  # 16-bit operations of a multiprocessor in a nanosecond, with large tiles
 PLAIN_RATE = 380.0  # the same without matrix units
 SHARED_RATE = 224.0  # bytes that its matrix units and copies move in shared memory in a nanosecond
 L2_RATE = 90.0  # bytes that it reads from the second-level cache in a nanosecond
@@ -97,7 +97,7 @@ def candidates(
         for depth in depths:
             if depth > 32 and depth >= 2 * _power_of_two(shape.depth):
                 continue
-            if depth > 64 and rows * columns >= 64 * 128:
+            if depth * shape.bytes > 128 and rows * columns >= 64 * 128:
                 continue  # room for more steps on their way is worth more
             steps = -(-shape.depth // depth)
             for stages in (3, 4, 5):
@@ -115,6 +115,7 @@ def candidates(
                         yield tile
                 if (
                     not whole
+                    and shape.bytes == 2
                     and rows * columns >= 64 * 64
                     and steps >= 8
                     and _may_stream(shape, tile, architecture)
@@ -215,9 +216,11 @@ def _step(shape: Shape, tile: Tile, together: int) -> float:
         return max(work / PLAIN_RATE, moved / L2_RATE) + OVERHEAD
     counts = [count for _, count in pieces(tile.columns)]
     # Each group of 64 rows reads its own rows once for each piece, and all columns.
-    read = -(-tile.rows // 64) * sum(min(64, tile.rows) + n for n in counts) * tile.depth * 2
+    read = (
+        -(-tile.rows // 64) * sum(min(64, tile.rows) + n for n in counts) * tile.depth * shape.bytes
+    )
     bounds = (
-        work / (MATRIX_RATE * _efficiency(tile)),
+        work * shape.bytes / (2 * MATRIX_RATE * _efficiency(tile)),  # of 8 bits twice as many
         (read + moved) / SHARED_RATE,
         moved / L2_RATE,
         LATENCY / ((tile.stages - 1) * together),
