@@ -206,6 +206,8 @@ class Executable:
     def _make(self, sizes: Sizes, kernel_for: Callable[[Kernel], Any], tries: bool) -> None:
         """Has the launches for the very sizes made, once, by the kernels that stand for the plan's;
         where it `tries`, other ways to run these are measured then."""
+        if self.layout is None:
+            return  # no size matters
         bound, plan = self.bound(sizes), weakref.ref(self)
         with self._lock:
             if bound.is_wanted or self._specials >= MOST_SPECIAL:
