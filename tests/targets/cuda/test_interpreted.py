@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[3]
         ["depthwise"],
         ["conv1d"],
         ["attention-causal"],
+        ["attention-padded"],
     ],
     ids="-".join,
 )
