@@ -309,8 +309,8 @@ class Device:
         """The library of NVIDIA's that was found to run a kernel fastest; "" where that is ours."""
         if kernel is None or kernel not in self._objects:
             return ""
-        (first, *_) = self.functions(kernel)
-        return first.name if library.is_library(first.cubin) else ""
+        found = self.functions(kernel)[:1]  # where there are no results, nothing runs
+        return "".join(f.name for f in found if library.is_library(f.cubin))
 
     def footprint(self, plan: Plan, given: Sequence[Value]) -> Footprint:
         """What a session is going to take of the device's memory."""
