@@ -184,7 +184,6 @@ def test_a_library_must_agree_with_ours(
     monkeypatch.setattr(NumpyWay, "stub", gpu, raising=False)
     monkeypatch.setitem(library.MAKERS, "numpy", NumpyWay)
     monkeypatch.setitem(library.MAKERS, "other", Other)
-    monkeypatch.setattr(tactics, "REGION", 1 << 20)
     kernel = template(called("plain-float16"))
     matmul, slots = cublas.matched(kernel)  # type: ignore[misc]
     codes = [library.packed(n, 1, (*slots, "scratch"), vars(matmul)) for n in ("numpy", "other")]

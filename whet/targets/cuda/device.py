@@ -36,7 +36,7 @@ from whet.targets.cuda.footprint import footprint
 from whet.targets.cuda.gate import Gate
 from whet.targets.cuda.legalize import check_sizes, emits, legalize
 from whet.targets.cuda.memory import Heap, Loan, aligned
-from whet.targets.cuda.tactics import Loaded, load
+from whet.targets.cuda.tactics import Loaded, has_room, load
 from whet.targets.cuda.templates import TEMPLATES
 from whet.targets.cuda.two_steps import in_two_steps
 from whet.targets.cuda.ways import Way
@@ -225,7 +225,7 @@ class Device:
         # Where sizes are open, there is nothing to measure yet.
         known: dict[Any, Job] = {} if idle else {k: j for k, j in jobs.items() if not is_open(k)}
         tuner: Autotuner | None = None
-        if known and self.tune:
+        if known and self.tune and has_room(self.context, known):
             until, counts = time.monotonic() + self.tune, Counter[Any](kernels)
             tuner = Autotuner(self.context, known, counts, self.architecture, until, moving)
         if jobs:

@@ -21,7 +21,7 @@ from whet.targets.background import PAUSE, give_way
 from whet.targets.cuda.autotune import FEWEST_BYTES, FEWEST_SECONDS, MOST_OTHERS
 from whet.targets.cuda.driver import Event
 from whet.targets.cuda.graph import Graph
-from whet.targets.cuda.tactics import TURNS, Bench, Loaded, extents, load
+from whet.targets.cuda.tactics import TURNS, Bench, Loaded, extents, has_room, load
 from whet.targets.cuda.ways import Way
 from whet.targets.special import Special
 
@@ -91,6 +91,8 @@ class Trials:
             reach[special] = sum(extents(special.known))
             give_way()
         worth = [k for k in new if reach[k] >= FEWEST_BYTES]
+        if not has_room(self.device.context, (k.known for k in worth)):
+            return {}
         worth.sort(key=lambda k: -self.counts[k] * reach[k])
         compiled = self.device.compile_ways(affordable(worth, self.device.tune))
         found: dict[Special, list[bytes]] = {}
