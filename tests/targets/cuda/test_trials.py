@@ -147,6 +147,24 @@ def test_only_as_many_ways_as_there_is_time_for(
     assert [way.rank for way in device_of(session).ways] == [1, 1]
 
 
+def test_a_session_with_more_time_goes_on(
+    gpu: Driver, rng: np.random.Generator, timed: None, tmp_path: Path
+) -> None:
+    cache, inputs = whet.Cache(tmp_path / "cache"), words(rng, 2, 9)
+    asked: list[list[tuple[Any, int]]] = []
+    for tune in (5.5 * trials.SECONDS_EACH, 60, 60):
+        attention = whet.build(transformer(np.random.default_rng(4)))
+        session = attention.session(device="cuda", cache=cache, tune=tune)
+        measured(session, attention, inputs)
+        ways = getattr(device_of(session), "ways", [])
+        asked.append([(way.kernel, way.rank) for way in ways])
+    few, others, none = asked
+    assert [rank for _, rank in few] == [1, 1] and not none
+    assert not {*few} & {*others}
+    every = {kernel for kernel, _ in others}
+    assert {*few, *others} == {(k, rank) for k in every for rank in range(1, 1 + MOST_OTHERS)}
+
+
 def test_runs_while_ways_are_measured(
     gpu: Driver, rng: np.random.Generator, attention: whet.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
