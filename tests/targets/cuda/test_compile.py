@@ -27,7 +27,7 @@ from whet.ir.types import TensorType
 from whet.knobs import user_cache_folder
 from whet.ops.attention import Attention
 from whet.ops.contract import Convolution, MatMul
-from whet.ops.movement import Gather, transpose
+from whet.ops.movement import Gather, reshape, transpose
 from whet.ops.reduce import Cumulative, Softmax
 from whet.plan.legalize import legal
 from whet.plan.plan import make_plan
@@ -145,6 +145,19 @@ def test_sizes_may_leave_nothing(groups: int) -> None:
     assert to_triton(one, device.architecture).launches
     assert not to_triton(none, device.architecture).launches
     assert device.library_of(none) == "" and not codegen.tiles(none, device.architecture)
+
+
+def test_nothing_is_read_for_results_without_elements() -> None:
+    """A convolution of no images, of some height: no block may look for their first pixel."""
+    s = symbol("s", 1)
+    images = make(Input("i", TensorType("float32", (0, 1, s, 5))), ())[0]
+    w = make(Input("w", TensorType("float32", (1, 4, 3, 1))), ())[0]
+    y = Convolution((1, 7), (1, 1), (4, 0), (0, 6))(reshape(images, 0, s, 5, 1), w)
+    graph = Graph((images, w), (y,), ("y",))
+    device = Device(Architecture.parse("sm90"))
+    (step,) = make_plan(legal(graph, device), device.capabilities).steps
+    assert step.kernel is not None
+    assert not to_triton(step.kernel, device.architecture).launches
 
 
 def test_old_capabilities_are_refused() -> None:
