@@ -23,6 +23,7 @@ from whet.targets.bound import NO_SIZES
 from whet.targets.cuda.architecture import Architecture
 from whet.targets.cuda.codegen import to_triton
 from whet.targets.cuda.source import Launch, Source
+from whet.targets.cuda.templates import depthwise
 from whet.targets.cuda.templates.convolution import ImplicitConvolution
 from whet.targets.cuda.templates.matmul import Product
 
@@ -210,7 +211,9 @@ class Interpreted:
         from whet.targets.cuda.device import capabilities
 
         self.tile = tile
-        """Of products and convolutions, instead of the one that is chosen."""
+        """Of products and convolutions, or of depthwise ones, instead of the one that is chosen."""
+        by_span = isinstance(tile, depthwise.Tile)
+        self.cut = depthwise.Depthwise if by_span else Product | ImplicitConvolution
         self.architecture = Architecture.parse(architecture)
         self.capabilities = capabilities(self.architecture)
         self.legalize = self.capabilities.legalize
@@ -259,8 +262,7 @@ class Interpreted:
             for number, value in enumerate(step.reads):
                 if value not in step.writes:
                     buffers[number] = _read_only(buffers[number])
-            cut = isinstance(getattr(step.kernel, "op", None), Product | ImplicitConvolution)
-            tile = self.tile if cut else None
+            tile = self.tile if isinstance(getattr(step.kernel, "op", None), self.cut) else None
             source = to_triton(step.kernel, self.architecture, tile)
             if run_kernel(source, buffers, self.sizes):
                 raise IndexOutOfRange(str(step.nodes))
