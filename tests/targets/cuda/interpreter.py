@@ -55,10 +55,9 @@ class Libdevice:
             with np.errstate(all="ignore"):
                 result = FUNCTIONS[name](*np.broadcast_arrays(*arrays))
             kind = args[0].dtype.scalar
-            is_block = any(a.type.is_block() for a in args)
-            type = tl.block_type(kind, list(result.shape)) if is_block else kind
+            shape = list(result.shape)
             result = np.asarray(result, arrays[0].dtype)
-            return tl.tensor(TensorHandle(result, kind), type)
+            return tl.tensor(TensorHandle(result, kind), tl.block_type(kind, shape))
 
         return function
 
