@@ -205,6 +205,11 @@ def attentions() -> Iterator[Problem]:
     yield problem("attention-cap", Attention(0.2, softcap=3.0), q, k, v)
     yield problem("attention-mask", Attention(0.2), q, k, v, (2, 1, 1, 70))
     yield problem("attention-mask-full", Attention(0.2), q, k, v, (40, 70))
+    made = problem("attention-padded", Attention(0.2), q, k, v, (2, 1, 1, 70), dtype="float32")
+    # Of the second row nothing but padding is there.
+    padding = np.arange(70) < np.array([[50], [70]])
+    made.arrays[3][:, 0, 0] = np.where(padding, np.finfo(np.float32).min, 0)
+    yield made
     yield problem(
         "attention-groups", Attention(0.2), (1, 6, 20, 24), (1, 2, 33, 24), (1, 2, 33, 40)
     )

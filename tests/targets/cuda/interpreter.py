@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import linecache
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from whet.engine.weights import ImportedWeights
 from whet.errors import IndexOutOfRange
 from whet.ir.evaluate import compute
 from whet.ir.graph import Constant, Graph, Value
@@ -23,6 +23,7 @@ from whet.targets.bound import NO_SIZES
 from whet.targets.cuda.architecture import Architecture
 from whet.targets.cuda.codegen import to_triton
 from whet.targets.cuda.source import Launch, Source
+from whet.targets.cuda.templates import depthwise
 from whet.targets.cuda.templates.convolution import ImplicitConvolution
 from whet.targets.cuda.templates.matmul import Product
 
@@ -89,6 +90,59 @@ def pointer(array: np.ndarray, kind: str) -> Any:
     return tl.tensor(TensorHandle(np.array([array.ctypes.data], np.uint64), type), type)
 
 
+class Watch:
+    """The interpreter's way to memory, which refuses what lies outside of a launch's arrays, and
+    stores to those that it may only read."""
+
+    def __init__(self, way: Any, spans: Iterable[tuple[int, int, bool]]) -> None:
+        self._way, self._lost = way, np.array([[0, 0, False]])
+        found = sorted(span for span in spans if span[0] < span[1])
+        self._spans = np.array(found).reshape(-1, 3)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._way, name)
+
+    @classmethod
+    @contextmanager
+    def of(cls, arrays: Iterable[np.ndarray]) -> Iterator[None]:
+        """Within it launches see these arrays and nothing else."""
+        from triton.runtime import interpreter
+
+        way = interpreter._interpreter
+        spans = ((a.ctypes.data, a.ctypes.data + a.nbytes, a.flags.writeable) for a in arrays)
+        interpreter._interpreter = cls(way, spans)
+        try:
+            yield
+        finally:
+            interpreter._interpreter = way
+
+    def load(self, at: Any, mask: Any, other: Any, dtype: Any) -> Any:
+        self._check(at, mask, np.dtype(dtype).itemsize, "load")
+        return self._way.load(at, mask, other, dtype)
+
+    def store(self, at: Any, value: Any, mask: Any) -> Any:
+        self._check(at, mask, value.dtype.itemsize, "store")
+        return self._way.store(at, value, mask)
+
+    def atomic_rmw(self, kind: Any, at: Any, value: Any, mask: Any, order: Any) -> Any:
+        self._check(at, mask, value.dtype.itemsize, "store")
+        return self._way.atomic_rmw(kind, at, value, mask, order)
+
+    def _check(self, at: np.ndarray, mask: np.ndarray, size: int, what: str) -> None:
+        places = at[np.broadcast_to(mask, at.shape).astype(bool)].astype(np.int64)
+        spans = self._spans if what == "load" else self._spans[self._spans[:, 2] == 1]
+        # Before the first is nowhere.
+        spans = np.concatenate((self._lost, spans))
+        begin, end, _ = spans[np.searchsorted(spans[:, 0], places, "right") - 1].T
+        wrong = (places + size > end) | (places % size != 0)
+        if wrong.any():
+            first = int(np.argmax(wrong))
+            raise MemoryError(
+                f"{wrong.sum()} of {wrong.size} {what}s lie outside, the first one "
+                f"{places[first] - begin[first]} bytes into {end[first] - begin[first]}"
+            )
+
+
 _loaded: dict[str, dict[str, Any]] = {}
 
 
@@ -122,7 +176,8 @@ def launch(source: Source, call: Launch, arrays: dict[Any, np.ndarray], value: E
     ]
     grid = tuple(map(value, call.grid))
     if 0 not in grid:
-        functions(source)[call.function][grid](*arguments)
+        with Watch.of(arrays.values()):
+            functions(source)[call.function][grid](*arguments)
 
 
 def run_kernel(
@@ -156,7 +211,9 @@ class Interpreted:
         from whet.targets.cuda.device import capabilities
 
         self.tile = tile
-        """Of products and convolutions, instead of the one that is chosen."""
+        """Of products and convolutions, or of depthwise ones, instead of the one that is chosen."""
+        by_span = isinstance(tile, depthwise.Tile)
+        self.cut = depthwise.Depthwise if by_span else Product | ImplicitConvolution
         self.architecture = Architecture.parse(architecture)
         self.capabilities = capabilities(self.architecture)
         self.legalize = self.capabilities.legalize
@@ -202,8 +259,10 @@ class Interpreted:
                     poison.reshape(-1).view(np.uint8)[:] = 0xA5 if value.dtype != "bool" else 1
                     values[value] = poison
             buffers = [_whole(values[v]) for v in (*step.reads, *step.writes)]
-            cut = isinstance(getattr(step.kernel, "op", None), Product | ImplicitConvolution)
-            tile = self.tile if cut else None
+            for number, value in enumerate(step.reads):
+                if value not in step.writes:
+                    buffers[number] = _read_only(buffers[number])
+            tile = self.tile if isinstance(getattr(step.kernel, "op", None), self.cut) else None
             source = to_triton(step.kernel, self.architecture, tile)
             if run_kernel(source, buffers, self.sizes):
                 raise IndexOutOfRange(str(step.nodes))
@@ -222,4 +281,7 @@ def _whole(x: Any) -> np.ndarray:
     return np.ascontiguousarray(x)
 
 
-WEIGHTS = ImportedWeights({})
+def _read_only(x: np.ndarray) -> np.ndarray:
+    view = x.view()
+    view.flags.writeable = False
+    return view

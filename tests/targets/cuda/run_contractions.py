@@ -1,7 +1,8 @@
 """Runs products and convolutions through Triton's interpreter: python -m
-tests.targets.cuda.run_contractions [--parts N | --persistent] [words]; sums are cut into that many
-parts, with 0 into equal shares of all tiles for 7 multiprocessors, and with 1, in tiles of 48
-columns; or blocks stay, and read through descriptors."""
+tests.targets.cuda.run_contractions [--parts N | --span N | --persistent] [words]; sums are cut into
+that many parts, with 0 into equal shares of all tiles for 7 multiprocessors, and with 1, in tiles
+of 48 columns; threads of depthwise convolutions have that many neighbours; or blocks stay, and read
+through descriptors."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ def main(words: list[str]) -> int:
     """Prints each one that fails; returns how many."""
     from tests.targets.cuda.contractions import BOUNDS, described, error_of, small
     from tests.targets.cuda.interpreter import Interpreted
+    from whet.targets.cuda.templates import depthwise
     from whet.targets.cuda.templates.persistent import Persistent
     from whet.targets.cuda.templates.tiling import Tile
 
@@ -24,6 +26,8 @@ def main(words: list[str]) -> int:
         parts = int(words[1])
         device = Interpreted("sm90x7", Tile(32, 48 if parts == 1 else 32, 16, parts, 4, 3))
         words = words[2:]
+    elif words[:1] == ["--span"]:
+        device, words = Interpreted("sm90", depthwise.Tile(2, 64, int(words[1]), 1)), words[2:]
     elif words[:1] == ["--persistent"]:
         device, problems = Interpreted("sm90x7", Persistent(64, 192, 64, 1, 4, 3)), described()
         words = words[1:]

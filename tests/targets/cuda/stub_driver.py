@@ -22,6 +22,7 @@ from whet.targets.cuda import driver
 from whet.targets.cuda.launches import Configuration
 
 TOTAL = 1 << 33
+CACHE = 4 << 20
 DEFAULT_STREAMS = 0, 1, 2
 
 
@@ -40,6 +41,13 @@ class Anything:
 
     def __getattr__(self, name: str) -> int:
         return 0
+
+
+class Names:
+    """Constants that are their own names."""
+
+    def __getattr__(self, name: str) -> str:
+        return name
 
 
 class Params:
@@ -62,8 +70,8 @@ class Driver(types.ModuleType):
     """cuda.bindings.driver, as much of it as is used."""
 
     CUresult = Status
-    CUdevice_attribute = CUmemPool_attribute = CUstream_flags = CUevent_flags = Anything()
-    CUfunction_attribute = Anything()
+    CUmemPool_attribute = CUstream_flags = CUevent_flags = CUfunction_attribute = Anything()
+    CUdevice_attribute = Names()
     CUgraphDependencyType = types.SimpleNamespace(
         CU_GRAPH_DEPENDENCY_TYPE_PROGRAMMATIC=types.SimpleNamespace(value=1)
     )
@@ -133,9 +141,15 @@ class Driver(types.ModuleType):
     def cuDeviceGet(self, number: int) -> tuple[int, int]:
         return 0, number
 
-    def cuDeviceGetAttribute(self, attribute: int, device: int) -> tuple[int, int]:
-        self.counts["attribute"] += 1
-        return 0, (*self.capability, 132)[(self.counts["attribute"] - 1) % 3]
+    def cuDeviceGetAttribute(self, attribute: str, device: int) -> tuple[int, int]:
+        major, minor = self.capability
+        known = {
+            "COMPUTE_CAPABILITY_MAJOR": major,
+            "COMPUTE_CAPABILITY_MINOR": minor,
+            "MULTIPROCESSOR_COUNT": 132,
+            "L2_CACHE_SIZE": CACHE,
+        }
+        return 0, known[attribute.removeprefix("CU_DEVICE_ATTRIBUTE_")]
 
     def cuDeviceGetName(self, size: int, device: int) -> tuple[int, bytes]:
         return 0, b"a stub\0"

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from whet.ops.contract import MatMul
 from whet.ops.elementwise import Max
 from whet.plan.kernel import Kernel, Template
 from whet.runtime.ahead import compile_ahead
+from whet.runtime.cache import Cache
 from whet.runtime.devices import compiler_for
 from whet.runtime.program import Runner
 from whet.targets.cuda import autotune, codegen, cublas, cudnn, driver, workers
@@ -223,6 +225,28 @@ def test_what_measures_has_a_current_context(gpu: Driver, monkeypatch: pytest.Mo
     assert device.objects([kernel]) == {kernel: b"code"}
     assert seen == [device.context.number] * 2
     assert gpu.stack[-1] == theirs
+
+
+def test_a_session_with_more_time_tries_other_ways(
+    bench: type[Bench], gpu: Driver, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Once all are tried, none does."""
+    codes, compiled = (b"%d" % n for n in range(99)), list[int]()
+    bench.times = {b"%d" % n: 1 / (n + 1) for n in range(99)}
+
+    def compile_all(jobs: Any, architecture: Any, step: Any, others: Any, idle: bool) -> None:
+        asked = [*jobs, *iter(others.next, None)] if others else list(jobs)
+        compiled.append(len(asked))
+        for job in asked:
+            job.code = next(codes)
+
+    monkeypatch.setattr(devices, "compile_all", compile_all)
+    kernel, found = square(1024), list[bytes]()
+    for tune in (0, 1e-9, 1e-9, 60, 60):
+        device = devices.Device(SM90, Cache(tmp_path), tune=tune)
+        found += device.objects([kernel]).values()
+    assert compiled == [1, 0, MOST_OTHERS]
+    assert found == [b"0"] * 3 + [b"%d" % MOST_OTHERS] * 2
 
 
 def test_as_many_workers_as_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

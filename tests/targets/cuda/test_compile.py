@@ -23,21 +23,23 @@ from tests.targets.cuda.layers import order, recurrent, suppression
 from tests.targets.cuda.needs import needs_triton
 from whet.errors import InvalidSetting
 from whet.ir.graph import Graph, Input, make
-from whet.ir.sizes import symbol
+from whet.ir.sizes import minimum, symbol
 from whet.ir.types import TensorType
 from whet.knobs import user_cache_folder
 from whet.ops.attention import Attention
 from whet.ops.contract import Convolution, MatMul
-from whet.ops.movement import Gather, transpose
+from whet.ops.movement import Gather, reshape, transpose
 from whet.ops.reduce import Cumulative, Softmax
 from whet.ops.select import Order
 from whet.plan.legalize import legal
 from whet.plan.plan import make_plan
 from whet.runtime.cache import Cache
+from whet.targets.cuda import codegen
 from whet.targets.cuda.architecture import Architecture
+from whet.targets.cuda.codegen import to_triton
 from whet.targets.cuda.device import Device
 from whet.targets.cuda.templates import TEMPLATES
-from whet.targets.special import Special
+from whet.targets.special import Special, special_of
 
 ARCHITECTURES = ("sm80", "sm86", "sm89", "sm90", "sm100", "sm120")
 
@@ -131,6 +133,37 @@ def test_kernels_of_the_very_sizes_are_found_where_they_are(tmp_path: Path) -> N
     device.cache.put(device.key(special.known), b"measured", device.about)  # type: ignore[union-attr]
     device.compile([special], idle=True)
     assert device._objects[special] == b"measured" and device.compiled == 0
+
+
+@pytest.mark.parametrize("groups", [1, 32])
+def test_sizes_may_leave_nothing(groups: int) -> None:
+    """As a convolution without padding does of an image smaller than its taps."""
+    n, s = symbol("n"), symbol("s")
+    image = make(Input("i", TensorType("float16", (n, 9, minimum(s, 98) - 1, 32))), ())[0]
+    w = make(Input("w", TensorType("float16", (32, 4, 4, 32 // groups))), ())[0]
+    y = Convolution((1, 1), (1, 1), (0, 0), (0, 0), groups)(image, w)
+    device = Device(Architecture.parse("sm90"))
+    plan = make_plan(legal(Graph((image, w), (y,), ("y",)), device), device.capabilities)
+    kernel = plan.steps[-1].kernel
+    assert type(kernel.op) in TEMPLATES  # type: ignore[union-attr]
+    assert to_triton(kernel, device.architecture).launches
+    one, none = (special_of(kernel, {"n": batch, "s": 7}).known for batch in (1, 0))
+    assert to_triton(one, device.architecture).launches
+    assert not to_triton(none, device.architecture).launches
+    assert device.library_of(none) == "" and not codegen.tiles(none, device.architecture)
+
+
+def test_nothing_is_read_for_results_without_elements() -> None:
+    """A convolution of no images, of some height: no block may look for their first pixel."""
+    s = symbol("s", 1)
+    images = make(Input("i", TensorType("float32", (0, 1, s, 5))), ())[0]
+    w = make(Input("w", TensorType("float32", (1, 4, 3, 1))), ())[0]
+    y = Convolution((1, 7), (1, 1), (4, 0), (0, 6))(reshape(images, 0, s, 5, 1), w)
+    graph = Graph((images, w), (y,), ("y",))
+    device = Device(Architecture.parse("sm90"))
+    (step,) = make_plan(legal(graph, device), device.capabilities).steps
+    assert step.kernel is not None
+    assert not to_triton(step.kernel, device.architecture).launches
 
 
 def test_old_capabilities_are_refused() -> None:

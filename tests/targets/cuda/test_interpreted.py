@@ -26,8 +26,10 @@ ROOT = Path(__file__).resolve().parents[3]
         ["--persistent"],
         ["conv-lines"],
         ["depthwise"],
+        ["--span", "7", "depthwise"],
         ["conv1d"],
         ["attention-causal"],
+        ["attention-padded"],
     ],
     ids="-".join,
 )

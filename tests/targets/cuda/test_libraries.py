@@ -30,6 +30,7 @@ from whet.targets.cuda.compile import Function, pack, unpack
 from whet.targets.cuda.cublas import Matmul
 from whet.targets.cuda.device import Device, _is_foreign
 from whet.targets.cuda.driver import Context
+from whet.targets.special import Special
 
 SM90 = Architecture.parse("sm90")
 
@@ -126,7 +127,10 @@ class NumpyWay:
 
 
 class LibraryDevice(StubDevice):
-    """A stub whose products a library runs."""
+    """A stub whose products a library runs, also where buffers move."""
+
+    def compile(self, kernels: Any, idle: bool = False, moving: Any = ()) -> None:
+        super().compile(kernels, idle)
 
     def _made(self, step: Step) -> bytes:
         assert isinstance(step.kernel, Template)
@@ -184,7 +188,6 @@ def test_a_library_must_agree_with_ours(
     monkeypatch.setattr(NumpyWay, "stub", gpu, raising=False)
     monkeypatch.setitem(library.MAKERS, "numpy", NumpyWay)
     monkeypatch.setitem(library.MAKERS, "other", Other)
-    monkeypatch.setattr(tactics, "REGION", 1 << 20)
     kernel = template(called("plain-float16"))
     matmul, slots = cublas.matched(kernel)  # type: ignore[misc]
     codes = [library.packed(n, 1, (*slots, "scratch"), vars(matmul)) for n in ("numpy", "other")]
@@ -219,6 +222,34 @@ def test_what_a_library_refuses_is_known_before_a_run(
     device._objects[kernel] = code
     ((function, _),) = device.code(kernel)
     assert function.name == "ours" and not device.library_of(kernel)
+
+
+def test_a_library_is_refused_where_buffers_move(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its launch would be captured anew in each run; other plans keep it."""
+    ours = pack([Function("ours", b"ours", (1, 1, 1), (), 32, 0, 0, 0, 0, False, True, False)])
+    compiled: list[Any] = []
+
+    def compile_all(jobs: Any, *_: Any, **__: Any) -> None:
+        for job in jobs:
+            job.code = ours
+            compiled.append(job.kernel)
+
+    monkeypatch.setattr(cublas, "version", lambda: 7)
+    monkeypatch.setattr(devices, "compile_all", compile_all)
+    kernel, cache = template(called("plain-float16")), Cache(tmp_path)
+    theirs = library.packed("cublasLt", 7, (0, 1, 2, "scratch"), {"workspace": 512})
+    key = Device(SM90).key(kernel)
+    cache.put(key, theirs, Device(SM90).about)
+    for moves in (True, False, True):
+        moving = {kernel} if moves else set()
+        assert Device(SM90, cache).objects([kernel], moving)[kernel] == (ours if moves else theirs)
+        assert cache.get(key) == theirs and compiled == [kernel]
+    both = Device(SM90, cache)
+    assert both.objects([kernel])[kernel] == theirs
+    assert both.objects([kernel], {kernel})[kernel] == ours
+    assert both._found_known(Special(kernel, ())) is None
 
 
 def test_what_another_version_chose_is_made_anew(tmp_path: Any, monkeypatch: Any) -> None:

@@ -76,6 +76,31 @@ def check(got: dict[str, Any], inputs: dict[str, np.ndarray], w: np.ndarray = W)
     np.testing.assert_array_equal(np.asarray(got["z"]), y[inputs["i"]])
 
 
+def test_sizes_of_results_without_elements(gpu: Driver) -> None:
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", 0]) for n in "xy"]
+    graph = helper.make_graph([helper.make_node("Exp", ["x"], ["y"])], "g", ends[:1], ends[1:])
+    session = whet.build(helper.make_model(graph)).session(device="cuda", cache=False)
+    for batch in (2, 2, 2, 3):
+        (y,) = session.run({"x": np.zeros((batch, 0), np.float32)}).values()
+        assert y.shape == (batch, 0)
+
+
+@pytest.mark.parametrize("specialize", ["none", "lazy"])
+def test_sizes_of_what_nothing_reads_come_back(gpu: Driver, specialize: str) -> None:
+    """The plan has no sizes then, and its launches are those of every run."""
+    given = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, [ROWS, COLUMNS]),
+        helper.make_tensor_value_info("unread", TensorProto.FLOAT, ["batch", 4]),
+    ]
+    found = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
+    graph = helper.make_graph([helper.make_node("Exp", ["x"], ["y"])], "g", given, found)
+    engine = whet.build(helper.make_model(graph))
+    session = engine.session(device="cuda", cache=False, specialize=specialize)
+    for _ in range(3):
+        (y,) = session.run({"x": W, "unread": np.zeros((2, 4), np.float32)}).values()
+        np.testing.assert_array_equal(y, np.exp(W))
+
+
 def on_device(
     gpu: Driver, inputs: dict[str, np.ndarray], kind: type[Tensor] = Tensor
 ) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import secrets
 import threading
 import time
@@ -17,7 +18,7 @@ import whet
 from tests.runtime.test_ranges import transformer, words
 from tests.targets.cuda.needs import needs_triton
 from tests.targets.cuda.stub import StubDevice, stubbed
-from tests.targets.cuda.stub_driver import Driver
+from tests.targets.cuda.stub_driver import TOTAL, Driver
 from tests.targets.cuda.test_gate import is_free
 from tests.targets.cuda.test_ranged import check, executable, wait_for
 from whet.errors import CompileError
@@ -27,7 +28,7 @@ from whet.targets.cuda import gate, trials
 from whet.targets.cuda.architecture import Architecture
 from whet.targets.cuda.autotune import MOST_OTHERS
 from whet.targets.cuda.compile import unpack
-from whet.targets.cuda.tactics import REGION, TURNS
+from whet.targets.cuda.tactics import LEAST_FREE, TURNS, region
 from whet.targets.cuda.trials import SHARE, SLICE, Slices
 from whet.targets.cuda.ways import Way
 from whet.targets.cuda.workers import Job
@@ -144,6 +145,24 @@ def test_only_as_many_ways_as_there_is_time_for(
     kernels = {k for k in executable(session).kernels if isinstance(k, Template)}
     assert len(kernels) > 2
     assert [way.rank for way in device_of(session).ways] == [1, 1]
+
+
+def test_a_session_with_more_time_goes_on(
+    gpu: Driver, rng: np.random.Generator, timed: None, tmp_path: Path
+) -> None:
+    cache, inputs = whet.Cache(tmp_path / "cache"), words(rng, 2, 9)
+    asked: list[list[tuple[Any, int]]] = []
+    for tune in (5.5 * trials.SECONDS_EACH, 60, 60):
+        attention = whet.build(transformer(np.random.default_rng(4)))
+        session = attention.session(device="cuda", cache=cache, tune=tune)
+        measured(session, attention, inputs)
+        ways = getattr(device_of(session), "ways", [])
+        asked.append([(way.kernel, way.rank) for way in ways])
+    few, others, none = asked
+    assert [rank for _, rank in few] == [1, 1] and not none
+    assert not {*few} & {*others}
+    every = {kernel for kernel, _ in others}
+    assert {*few, *others} == {(k, rank) for k in every for rank in range(1, 1 + MOST_OTHERS)}
 
 
 def test_runs_while_ways_are_measured(
@@ -299,6 +318,25 @@ def test_a_session_that_ends_meanwhile_gives_its_memory_back(
     assert taken < before, "what is measured holds no memory of runs"
 
 
+def test_nothing_is_measured_where_memory_is_short(
+    gpu: Driver,
+    rng: np.random.Generator,
+    attention: whet.Engine,
+    timed: None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "whet.cuda")
+    for free in (-1, 0):
+        session = attention.session(device="cuda", cache=False)
+        least = LEAST_FREE * 2 * region(device_of(session).context)
+        monkeypatch.setattr(gpu, "cuMemGetInfo", lambda n=free + least: (0, n, TOTAL))
+        measured(session, attention, words(rng, 2, 9))
+        assert hasattr(device_of(session), "ways") == (free == 0)
+    (record,) = (r for r in caplog.records if "measured" in r.message)
+    assert record.message.endswith("takes 16 MB, and 67 MB of the device are free")
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_what_measuring_takes_comes_back(
     gpu: Driver,
@@ -321,5 +359,5 @@ def test_what_measuring_takes_comes_back(
     check(session, attention, inputs)
     before = gpu.used
     measured(session, attention, inputs)
-    assert min(taken) >= before + 2 * REGION
+    assert min(taken) >= before + 2 * region(device_of(session).context)
     assert gpu.used == before

@@ -55,6 +55,7 @@ class Autotuner:
         moving: Collection[Kernel] = (),
     ) -> None:
         self.context, self.counts, self.architecture = context, counts, architecture
+        self.first = first
         self.until, self._has_libraries = until, False
         templates = {k: job for k, job in first.items() if isinstance(k, Template)}
         reach = {k: sum(extents(k)) for k in templates}
@@ -160,6 +161,15 @@ class Autotuner:
                     best[name][kernel] = cost, job
             logger.debug("%s: %s", kernel.name, ", ".join(said))
         return {kernel: job for kernel, (_, job) in self._fastest(best).items()}
+
+    def is_done(self, kernel: Template) -> bool:
+        """Whether, with more time, no other way to run a kernel would be tried."""
+        jobs = self.ways.get(kernel)
+        if jobs is None or self._time(kernel, FEWEST_SECONDS) < FEWEST_SECONDS:
+            return True
+        taken, tiles = self._taken.get(kernel), self._tiles.get(kernel, ())
+        are_all = taken in (None, len(tiles)) and kernel not in self._unasked
+        return are_all and all(job in self.seconds or job.error is not None for job in jobs)
 
     def _fastest(self, best: Mapping[str, dict[Template, Any]]) -> dict[Template, Any]:
         """The fastest of ours and of the libraries that gain enough in all."""

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 from whet.ir.atoms import Symbol
-from whet.ir.sizes import Size, product, substitute
+from whet.ir.sizes import Size, product
 from whet.plan.bind import bound
-from whet.plan.kernel import Kernel, Loops, Template
+from whet.plan.kernel import Kernel, Loops, Template, View
 from whet.plan.sources import digest
 from whet.targets.cuda import loops
 from whet.targets.cuda.architecture import Architecture
-from whet.targets.cuda.source import Source
+from whet.targets.cuda.source import HEADER, Source
 from whet.targets.cuda.templates import TEMPLATES
 from whet.targets.cuda.templates.flash import FlashAttention
 from whet.targets.cuda.templates.persistent import Persistent
@@ -39,6 +40,8 @@ def to_triton(kernel: Kernel, architecture: Architecture, tile: Any = None) -> S
     the one that is likely to be fastest."""
     if isinstance(kernel, Loops):
         return loops.generate(kernel, architecture)
+    if _is_empty(kernel):
+        return Source(HEADER, ())
     template = TEMPLATES[type(kernel.op)]
     if kernel.sizes and tile is None:
         return Source.of_ways(
@@ -50,9 +53,15 @@ def to_triton(kernel: Kernel, architecture: Architecture, tile: Any = None) -> S
     return source
 
 
+def _is_empty(kernel: Template) -> bool:
+    """Whether there is nothing to compute."""
+    is_alone = kernel.output.buffer == len(kernel.buffers) - 1
+    return is_alone and any(axis.size == 0 for axis in kernel.axes)
+
+
 def tiles(kernel: Kernel, architecture: Architecture) -> list[Any]:
     """The ways to cut a kernel up, the most promising first; none where there is one way only."""
-    if isinstance(kernel, Loops):
+    if isinstance(kernel, Loops) or _is_empty(kernel):
         return []
     if kernel.sizes:
         return [tile for tile, _ in ways(kernel, architecture)]
@@ -85,9 +94,8 @@ def ways(kernel: Template, architecture: Architecture) -> list[tuple[Any, Until]
     """For a range of sizes a few tiles, each with how many results it is best up to: as few as
     serve all samples about as well as the best of each. The samples are of one batch, where
     anything else is open, too: then rows are as long as they get."""
-    results = product(a.size for a in kernel.axes)
     chosen: list[tuple[list[Any], int]] = []
-    for known, count in _samples(kernel, results):
+    for known, count in _samples(kernel):
         good = _good(known, architecture)
         both = [tile for tile in chosen[-1][0] if tile in good] if chosen else []
         if both:
@@ -96,11 +104,12 @@ def ways(kernel: Template, architecture: Architecture) -> list[tuple[Any, Until]
             chosen.append((good, count))
     # Between two samples the middle of their ratio divides.
     limits = [math.isqrt(a * b) for (_, a), (_, b) in pairwise(chosen)]
+    results = product(a.size for a in kernel.axes)
     untils: list[Until] = [*((results, limit) for limit in limits), None]
     return [(tiles[0], until) for (tiles, _), until in zip(chosen, untils)]
 
 
-def _samples(kernel: Template, results: Size) -> Iterator[tuple[Template, int]]:
+def _samples(kernel: Template) -> Iterator[tuple[Template, int]]:
     """The kernel at sizes further and further apart, with how many results it has."""
     symbols: list[frozenset[Symbol]]
     symbols = [getattr(axis.size, "symbols", frozenset()) for axis in kernel.axes]
@@ -110,14 +119,27 @@ def _samples(kernel: Template, results: Size) -> Iterator[tuple[Template, int]]:
     for sample in SAMPLES:
         values = {n: 1 if n in batch else sample for n in kernel.sizes}
         sizes = {name: max(value, lows.get(name, 1)) for name, value in values.items()}
-        count = int(substitute(results, sizes))
+        known = _of_some(bound(kernel, sizes))
+        count = int(product(a.size for a in known.axes))
         if last and count < APART * last:
             continue
-        known, last = bound(kernel, sizes), count
-        assert isinstance(known, Template)
+        last = count
         yield known, count
         if count > MOST_ROWS * int(known.axes[-1].size):
             break
+
+
+def _of_some(known: Kernel) -> Template:
+    """A kernel for choosing tiles: where sizes leave no results, as a convolution's may, or nothing
+    to read, there is one."""
+    assert isinstance(known, Template)
+
+    def some(view: View) -> View:
+        return replace(view, shape=tuple(max(n, 1) for n in view.shape))  # type: ignore[type-var]
+
+    axes = tuple(replace(a, size=max(a.size, 1)) for a in known.axes)  # type: ignore[type-var]
+    inputs = tuple(view and some(view) for view in known.inputs)
+    return replace(known, axes=axes, inputs=inputs, output=some(known.output))
 
 
 def _good(known: Template, architecture: Architecture) -> list[Any]:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
+from importlib.util import find_spec
 from typing import Any
 
 from whet.engine.size_table import SizeReader, SizeWriter
@@ -75,6 +76,11 @@ def to_object(source: Source, architecture: Architecture) -> bytes:
         return pack(
             [_compile(triton, namespace, f, architecture, source.text) for f in source.launches]
         )
+
+
+def has_triton() -> bool:
+    """Whether kernels can be compiled here."""
+    return find_spec("triton") is not None
 
 
 def _triton() -> Any:

@@ -21,7 +21,7 @@ from whet.ir.graph import Value
 from whet.ir.types import TensorType, Type
 from whet.knobs import knobs
 from whet.plan.bind import adds_up
-from whet.plan.kernel import Kernel, Loops
+from whet.plan.kernel import Kernel, Loops, Template
 from whet.plan.plan import Plan, nbytes
 from whet.plan.target import Capabilities, Footprint, Limits, Tactic
 from whet.progress import phase
@@ -31,12 +31,12 @@ from whet.targets.cuda.architecture import Architecture
 from whet.targets.cuda.arithmetic import POINTER
 from whet.targets.cuda.array import DeviceArray
 from whet.targets.cuda.autotune import Autotuner
-from whet.targets.cuda.compile import Function, to_object, unpack
+from whet.targets.cuda.compile import Function, has_triton, to_object, unpack
 from whet.targets.cuda.footprint import footprint
 from whet.targets.cuda.gate import Gate
 from whet.targets.cuda.legalize import check_sizes, emits, legalize
 from whet.targets.cuda.memory import Heap, Loan, aligned
-from whet.targets.cuda.tactics import Loaded, load
+from whet.targets.cuda.tactics import Loaded, has_room, load
 from whet.targets.cuda.templates import TEMPLATES
 from whet.targets.cuda.two_steps import in_two_steps
 from whet.targets.cuda.ways import Way
@@ -218,25 +218,73 @@ class Device:
         `idle`, such as take no time from others, and nothing is measured. The buffers of those that
         are `moving` lie elsewhere in each run."""
         idle = idle or self.background.is_here
-        missing = [k for k in dict.fromkeys(kernels) if k not in self._objects]
-        found = {k: self._found(self.key(k)) or self._found_known(k) for k in missing}
-        new = [k for k, code in found.items() if code is None]
-        jobs: dict[Any, Job] = {k: Job(k) for k in new}
-        # Where sizes are open, there is nothing to measure yet.
-        known: dict[Any, Job] = {} if idle else {k: j for k, j in jobs.items() if not is_open(k)}
-        tuner: Autotuner | None = None
-        if known and self.tune:
-            until, counts = time.monotonic() + self.tune, Counter[Any](kernels)
-            tuner = Autotuner(self.context, known, counts, self.architecture, until, moving)
-        if jobs:
+        missing = [k for k in dict.fromkeys(kernels) if self._is_missing(k, moving)]
+        found = {k: self._found(self._key_for(k, moving)) or self._found_known(k) for k in missing}
+        jobs: dict[Any, Job] = {k: Job(k) for k, code in found.items() if code is None}
+        tuner = None if idle or not self.tune else self._tuner(kernels, found, jobs, moving)
+        if jobs or tuner is not None:
             with phase("compile kernels", len(jobs)) as step:
                 compile_all(list(jobs.values()), self.architecture, step, tuner, idle=idle)
         if tuner is not None:
-            jobs |= tuner.chosen()
+            jobs |= {**tuner.first, **tuner.chosen()}
             self.trim()
         for kernel, job in jobs.items():
-            self._keep(kernel, job)
-        self._objects.update({k: found[k] or jobs[k].code for k in missing})
+            if job.code != found[kernel]:
+                self._keep(kernel, job, moving)
+            self._mark(kernel, tuner)
+        for kernel, code in found.items():
+            self._objects[kernel] = jobs[kernel].code if kernel in jobs else code  # type: ignore[assignment]
+            self._code.pop(kernel, None)
+
+    def _is_missing(self, kernel: Kernel | Special, moving: Collection[Kernel]) -> bool:
+        return kernel not in self._objects or (kernel in moving and bool(self.library_of(kernel)))
+
+    def _key_for(self, kernel: Kernel | Special, moving: Collection[Kernel]) -> str:
+        """What the cache knows a kernel's code by: another key where buffers move, and the code is
+        a library's, whose launch would be captured anew in each run."""
+        key = self.key(kernel)
+        if kernel in moving and _library_in(self._found(key)):
+            return self.key(f"where buffers move\n{kernel}")
+        return key
+
+    def _tuner(
+        self,
+        kernels: Sequence[Any],
+        found: Mapping[Any, bytes | None],
+        jobs: Mapping[Any, Job],
+        moving: Collection[Kernel],
+    ) -> Autotuner | None:
+        """What measures kernels that are new, and those to which less time was given before."""
+        # Where sizes are open, there is nothing to measure yet.
+        known = {k: job for k, job in jobs.items() if not is_open(k)}
+        known |= {k: Job(k, code) for k, code in found.items() if code and self._may_gain(k, code)}
+        if not known or not has_room(self.context, known):
+            return None
+        until, counts = time.monotonic() + self.tune, Counter[Any](kernels)
+        return Autotuner(self.context, known, counts, self.architecture, until, moving)
+
+    def _may_gain(self, kernel: Kernel | Special, code: bytes) -> bool:
+        """Whether more ways to run a kernel that the cache has may be tried now."""
+        if self.cache is None or not isinstance(kernel, Template) or not has_triton():
+            return False
+        if _library_in(code) or self.key(kernel) in self.prebuilt:
+            return False
+        kept = self.cache.get(self._tried(kernel))
+        return kept is not None and float(kept) < self.tune
+
+    def _mark(self, kernel: Kernel | Special, tuner: Autotuner | None) -> None:
+        """Notes for how many seconds ways were tried, unless it was all of them: a session that has
+        more goes on."""
+        if self.cache is None or not isinstance(kernel, Template) or is_open(kernel):
+            return
+        is_done = tuner is not None and tuner.is_done(kernel)
+        seconds = float("inf") if is_done else self.tune if tuner is not None else 0.0
+        key = self._tried(kernel)
+        if not is_done or self.cache.get(key) is not None:
+            self.cache.put(key, str(seconds).encode(), self.about)
+
+    def _tried(self, kernel: Kernel) -> str:
+        return self.key(f"seconds of trying\n{kernel}")
 
     def objects(
         self, kernels: Sequence[Kernel], moving: Collection[Kernel] = ()
@@ -264,7 +312,9 @@ class Device:
         if not isinstance(kernel, Special):
             return None
         give_way()  # sizes are put in here, and runs need the interpreter as well
-        return self._found(self.key(kernel.known))
+        code = self._found(self.key(kernel.known))
+        # What sizes tell may lie elsewhere in each run.
+        return None if _library_in(code) else code
 
     def _found(self, key: str) -> bytes | None:
         code = self.prebuilt.get(key)
@@ -272,10 +322,10 @@ class Device:
             code = self.cache.get(key)
         return None if code is not None and _is_foreign(code) else code
 
-    def _keep(self, kernel: Kernel | Special, job: Job) -> None:
+    def _keep(self, kernel: Kernel | Special, job: Job, moving: Collection[Kernel] = ()) -> None:
         self.compiled += 1
         if self.cache is not None:
-            self.cache.put(self.key(kernel), job.code, self.about)
+            self.cache.put(self._key_for(kernel, moving), job.code, self.about)
         if knobs.dump is not None:
             self._dump(kernel, job)
 
@@ -307,10 +357,7 @@ class Device:
 
     def library_of(self, kernel: Kernel | Special | None) -> str:
         """The library of NVIDIA's that was found to run a kernel fastest; "" where that is ours."""
-        if kernel is None or kernel not in self._objects:
-            return ""
-        (first, *_) = self.functions(kernel)
-        return first.name if library.is_library(first.cubin) else ""
+        return "" if kernel is None else _library_in(self._objects.get(kernel))
 
     def footprint(self, plan: Plan, given: Sequence[Value]) -> Footprint:
         """What a session is going to take of the device's memory."""
@@ -406,11 +453,15 @@ def is_open(kernel: Kernel | Special) -> bool:
     return not isinstance(kernel, Special) and bool(kernel.sizes)
 
 
+def _library_in(code: bytes | None) -> str:
+    """The library of NVIDIA's that code is for; "" where it is ours."""
+    found = unpack(code) if code is not None and library.MARK in code[:4096] else []
+    return "".join(f.name for f in found[:1] if library.is_library(f.cubin))
+
+
 def _is_foreign(code: bytes) -> bool:
     """Whether it is for a library that is not here, or in another version."""
-    return library.MARK in code[:4096] and any(
-        library.is_library(f.cubin) and not library.usable(f.cubin) for f in unpack(code)
-    )
+    return bool(_library_in(code)) and not library.usable(unpack(code)[0].cubin)
 
 
 KEPT_BYTES = 4096

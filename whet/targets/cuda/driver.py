@@ -153,6 +153,8 @@ class Found:
     name: str
     architecture: Architecture
     memory: int
+    cache: int
+    """The bytes of its second level."""
     driver: str
 
 
@@ -184,12 +186,13 @@ def find(number: int) -> Found:
         raise DeviceError(f"there is no device cuda:{number}; there are: {known}")
     device = check(driver.cuDeviceGet(number), "opening the device")
     wanted = driver.CUdevice_attribute
-    major, minor, multiprocessors = (
+    major, minor, multiprocessors, cache = (
         int(check(driver.cuDeviceGetAttribute(attribute, device), "asking the device"))
         for attribute in (
             wanted.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
             wanted.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
             wanted.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT,
+            wanted.CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE,
         )
     )
     name = check(driver.cuDeviceGetName(256, device), "asking the device")
@@ -197,7 +200,7 @@ def find(number: int) -> Found:
     memory = int(check(driver.cuDeviceTotalMem(device), "asking the device"))
     version = int(check(driver.cuDriverGetVersion(), "asking the driver"))
     architecture = of_capability(major, minor, multiprocessors)
-    return Found(number, text, architecture, memory, release(version))
+    return Found(number, text, architecture, memory, cache, release(version))
 
 
 _popped = ctypes.c_uint64()

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from whet.ir.graph import Value
+from whet.ir.types import TensorType, Type
 from whet.plan import trace
 from whet.plan.kernel import Kernel
 from whet.plan.plan import Plan, segments
@@ -36,6 +37,11 @@ MOST_BOUND = 256
 
 MOST_SPECIAL = 64
 """Sets of sizes for which a plan gets kernels of their own."""
+
+
+def _is_open(kind: Type) -> bool:
+    """Whether a tensor has sizes that a run tells."""
+    return isinstance(kind, TensorType) and not kind.is_static
 
 
 class Executable:
@@ -62,7 +68,8 @@ class Executable:
         self._specials = 0
         self.layout: Layout | None = None
         """Where sizes go that a run tells."""
-        if plan.sizes or plan.rooms.members:
+        # What has no elements may have sizes that no kernel needs.
+        if plan.sizes or plan.rooms.members or any(_is_open(o.type) for o in plan.graph.outputs):
             # Code is on the device before a run needs it.
             self._code = [None if k is None else device.code(k) for k in self.kernels]
             self.layout = Layout(plan, self._code, device.context.found.architecture)
@@ -206,6 +213,8 @@ class Executable:
     def _make(self, sizes: Sizes, kernel_for: Callable[[Kernel], Any], tries: bool) -> None:
         """Has the launches for the very sizes made, once, by the kernels that stand for the plan's;
         where it `tries`, other ways to run these are measured then."""
+        if self.layout is None:
+            return  # no size matters
         bound, plan = self.bound(sizes), weakref.ref(self)
         with self._lock:
             if bound.is_wanted or self._specials >= MOST_SPECIAL:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from whet.ir.sizes import Size, coefficient, product
+from whet.ir.sizes import Size, coefficient, minimum, product
 from whet.plan.kernel import Axis, Load, Loops, Nest, Reduction, walk
 from whet.plan.loops import sizes_of
 from whet.targets.cuda import arithmetic
@@ -178,7 +178,9 @@ def _rows(nest: Nest, reductions: list, architecture: Architecture, index: str) 
         while x * r < 128 and x < count:
             x *= 2
     warps = min(8, max(1, x * r // 256))
-    return Schedule(rows, line, (), x, r, blocks_of(blocks, x), warps, True, index)
+    # Where there is nothing to write, there may be nothing to read either.
+    some = minimum(_turns(line), 1)
+    return Schedule(rows, line, (), x, r, blocks_of(blocks, x) * some, warps, True, index)
 
 
 def _length(count: Size) -> int:

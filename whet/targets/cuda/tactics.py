@@ -6,11 +6,14 @@ what the kernel before has just written does; the others, most often weights, do
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from whet.errors import DeviceError
+from whet.errors import DeviceError, OutOfMemory
 from whet.ir.sizes import Expr, Size
 from whet.ir.types import NUMPY_DTYPES
 from whet.plan.kernel import Load, Template, walk
@@ -24,9 +27,14 @@ from whet.targets.cuda.library import Routine, RoutineCall
 from whet.targets.cuda.memory import Heap
 from whet.targets.cuda.source import Grid
 
+logger = logging.getLogger("whet.cuda")
+
 TURNS = 16
 ROUNDS = 3
-REGION = 160 << 20  # bytes, more than any second-level cache holds
+CACHES = 2
+"""How many second-level caches noise would fill, and results: nothing else stays in one then."""
+LEAST_FREE = 4
+"""How many times what measuring takes must be free: others may want memory meanwhile."""
 
 MOST_SPREAD = 4  # blocks on a multiprocessor
 RESERVED = 1024  # bytes of shared memory that every block has besides its own
@@ -95,6 +103,24 @@ def extents(kernel: Template) -> list[int]:
     return [n * NUMPY_DTYPES[d].itemsize for n, d in zip(reach, kernel.buffers)]
 
 
+def has_room(context: Context, kernels: Iterable[Any]) -> bool:
+    """Whether kernels can be measured on a device, and leave much of its memory to others."""
+    reach = [extents(kernel) for kernel in kernels if isinstance(kernel, Template)]
+    read, written = (sum(sizes[:-1]) for sizes in reach), (sizes[-1] for sizes in reach)
+    size = sum(max([region(context), *sizes]) for sizes in (read, written))
+    free = context.free_bytes()
+    if not reach or free >= LEAST_FREE * size:
+        return bool(reach)
+    said = "kernels are not measured: that takes %d MB, and %d MB of the device are free"
+    logger.info(said, size / 1e6, free / 1e6)
+    return False
+
+
+def region(context: Context) -> int:
+    """The bytes of noise at least, and of results."""
+    return CACHES * context.found.cache
+
+
 class Bench:
     """Memory full of noise, and the time that kernels take on it."""
 
@@ -106,14 +132,14 @@ class Bench:
         """The time of one run of a kernel; infinite for code that the device refuses."""
         try:
             return self._seconds(kernel, load(self.context, code))
-        except DeviceError:
+        except (DeviceError, OutOfMemory):
             return float("inf")
 
     def agrees(self, kernel: Template, ours: bytes, theirs: bytes) -> bool:
         """Whether two ways give the same but for rounding, and no number for the same elements."""
         try:
             found = [self._result(kernel, load(self.context, code)) for code in (ours, theirs)]
-        except DeviceError:
+        except (DeviceError, OutOfMemory):
             return False
         first, second = found
         known = np.isfinite(first)
@@ -179,7 +205,7 @@ class Bench:
             self.counters, self.scratch = self.heap.take(1), self.heap.take(1)
             self.stream.zero(self.counters.pointer, self.counters.size)
         if self.noise.size < read:
-            self.noise = self.heap.take(max(REGION, read))
+            self.noise = self.heap.take(max(region(self.context), read))
             rng = np.random.default_rng(0)
             piece = rng.normal(size=1 << 20).astype(np.float16)
             first = min(piece.nbytes, self.noise.size)
@@ -188,7 +214,7 @@ class Bench:
                 size = min(piece.nbytes, self.noise.size - at)
                 self.stream.copy(self.noise.pointer + at, self.noise.pointer, size)
         if self.room.size < written:
-            self.room = self.heap.take(max(REGION, written))
+            self.room = self.heap.take(max(region(self.context), written))
         self.stream.synchronize()
 
     def _zeros(self, counters: int, scratch: int) -> None:

@@ -11,7 +11,7 @@ import logging
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from whet.targets.background import PAUSE, give_way
 from whet.targets.cuda.autotune import FEWEST_BYTES, FEWEST_SECONDS, MOST_OTHERS
 from whet.targets.cuda.driver import Event
 from whet.targets.cuda.graph import Graph
-from whet.targets.cuda.tactics import TURNS, Bench, Loaded, extents, load
+from whet.targets.cuda.tactics import TURNS, Bench, Loaded, extents, has_room, load
 from whet.targets.cuda.ways import Way
 from whet.targets.special import Special
 
@@ -44,13 +44,18 @@ SECONDS_EACH = (2 + ROUNDS) * PAUSE
 """What a way takes to be loaded and measured, nearly all of it pauses."""
 
 
-def _was_measured(device: Device, special: Special) -> bool:
-    """Whether the fastest way is known, and what the cache has."""
-    return device.cache is not None and device.cache.get(_mark(device, special)) is not None
+ALL = 1 + MOST_OTHERS
+"""Ways to run a kernel."""
+
+
+def _compared(device: Device, special: Special) -> int:
+    """Of how many ways, the likely best first, the cache has the fastest."""
+    kept = None if device.cache is None else device.cache.get(_mark(device, special))
+    return 1 if kept is None else int(kept)
 
 
 def _mark(device: Device, special: Special) -> str:
-    return device.key(f"the fastest of {1 + MOST_OTHERS} ways\n{special}")
+    return device.key(f"ways compared\n{special}")
 
 
 class Trials:
@@ -82,23 +87,29 @@ class Trials:
         """Whether the session is still there, and remembers the sizes."""
         return self._executable() is not None and self._bound() is not None
 
-    def _compiled(self) -> dict[Special, list[bytes]]:
-        """The code of each kernel's ways, as many as there is time to measure, those first that may
-        gain most."""
-        new = [k for k in self.counts if not _was_measured(self.device, k)]
+    def _compiled(self) -> dict[Special, tuple[int, list[bytes]]]:
+        """The code of each kernel's other ways, as many as there is time to measure, those first
+        that may gain most; and how many will have been compared then."""
+        before = {k: _compared(self.device, k) for k in self.counts}
+        new = [k for k, count in before.items() if count < ALL]
         reach: dict[Special, int] = {}
         for special in new:
             reach[special] = sum(extents(special.known))
             give_way()
         worth = [k for k in new if reach[k] >= FEWEST_BYTES]
+        if not has_room(self.device.context, (k.known for k in worth)):
+            return {}
         worth.sort(key=lambda k: -self.counts[k] * reach[k])
-        compiled = self.device.compile_ways(affordable(worth, self.device.tune))
-        found: dict[Special, list[bytes]] = {}
-        for way, code in compiled.items():
-            found.setdefault(Special(way.kernel, way.sizes), []).append(code)
+        ways = affordable(worth, self.device.tune, before)
+        compiled = self.device.compile_ways(ways)
+        found: dict[Special, tuple[int, list[bytes]]] = {}
+        for way in ways:
+            special = Special(way.kernel, way.sizes)
+            _, codes = found.get(special, (0, []))
+            found[special] = 1 + way.rank, codes + [compiled[way]] * (way in compiled)
         return {special: found[special] for special in worth if special in found}
 
-    def _measured(self, ways: dict[Special, list[bytes]]) -> bool:
+    def _measured(self, ways: dict[Special, tuple[int, list[bytes]]]) -> bool:
         """Measures kernel after kernel, and says whether another way was faster for any."""
         if not ways:
             return False
@@ -106,7 +117,7 @@ class Trials:
         until = time.monotonic() + device.tune
         with device.context, device.gate.up(), suppress(TimeoutError):
             bench = Slices(device, until)
-            for special, others in ways.items():
+            for special, (count, others) in ways.items():
                 if time.monotonic() > until or not self._is_wanted:
                     break
                 first = device.object_of(special)
@@ -119,20 +130,25 @@ class Trials:
                 if times[0] == float("inf"):
                     continue  # runs take it: it is memory that is not there, or the device
                 fastest = min(range(len(codes)), key=times.__getitem__)
-                if times[0] < FEWEST_SECONDS or times[fastest] > times[0] * (1 - LEAST_GAIN):
+                if times[0] < FEWEST_SECONDS:
+                    fastest, count = 0, ALL
+                if times[fastest] > times[0] * (1 - LEAST_GAIN):
                     fastest = 0
                 gained |= fastest > 0
-                _choose(device, special, codes[fastest])
+                _choose(device, special, codes[fastest], count)
         return gained
 
 
-def affordable(kernels: Sequence[Special], seconds: float) -> list[Way]:
+def affordable(
+    kernels: Sequence[Special], seconds: float, before: Mapping[Special, int]
+) -> list[Way]:
     """Other ways to run kernels, as many as can be measured in so many seconds, of each kernel the
-    likely best first."""
+    likely best first, from those on that were compared before."""
     most, found = int(seconds / SECONDS_EACH), list[Way]()
-    for rank in range(1, 1 + MOST_OTHERS):
-        for special in kernels:
-            most -= 2 if rank == 1 else 1  # the way that runs now is measured as well
+    for rank in range(1, ALL):
+        for special in (k for k in kernels if rank >= before[k]):
+            # The way that runs now is measured as well.
+            most -= 2 if rank == before[special] else 1
             if most < 0:
                 return found
             found.append(Way(special.kernel, special.sizes, rank))
@@ -143,12 +159,12 @@ def _has_ways(kernel: Any) -> bool:
     return isinstance(kernel, Special) and isinstance(kernel.kernel, Template)
 
 
-def _choose(device: Device, special: Special, code: bytes) -> None:
-    """Later runs, and later starts, take the code."""
+def _choose(device: Device, special: Special, code: bytes, count: int) -> None:
+    """Later runs, and later starts, take the code: the fastest of so many ways."""
     device.replace(special, code)
     if device.cache is not None:
         device.cache.put(device.key(special), code, device.about)
-        device.cache.put(_mark(device, special), b"measured", device.about)
+        device.cache.put(_mark(device, special), str(count).encode(), device.about)
 
 
 class Slices(Bench):

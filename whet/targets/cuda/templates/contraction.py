@@ -167,8 +167,9 @@ class Code:
         if size <= MOST_PREFETCHED:
             parts, count = max(1, self.tile.split), self.number(self.blocks)
             block = "tl.program_id(0)" + f" + tl.program_id(1) * {count}" * (parts > 1)
-            blocks, more = int(bounds(self.blocks)[0]) * parts, isinstance(self.blocks, Expr)
-            self.text.prefetch(self.names[buffer], int(size), block, max(1, blocks), more)
+            blocks = int(max(1, bounds(self.blocks)[0])) * parts
+            more = isinstance(self.blocks, Expr)
+            self.text.prefetch(self.names[buffer], int(size), block, blocks, more)
 
     def emitter(self, x: int, r: int) -> Emitter:
         rough = is_rough([self.problem.epilogue])

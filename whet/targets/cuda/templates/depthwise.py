@@ -7,7 +7,7 @@ share comes from the first-level cache.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from whet.ir.graph import Op, Value, operator
@@ -129,8 +129,11 @@ class Code:
         self.kernel, self.op, self.architecture = kernel, _op(kernel.op), architecture
         x, w = kernel.inputs
         assert x is not None and w is not None
-        self.x, self.w, self.tile = x, w, tile
+        self.x, self.w = x, w
         *self.lead, self.along, self.last = kernel.axes
+        # Neighbours that no row has would be stored in the place of those that it has.
+        most = self.along.size if isinstance(self.along.size, int) else tile.span
+        self.tile = tile = replace(tile, span=min(tile.span, most))
         self.groups = blocks_of(self.along.size, tile.span)
         self.rows = product(axis.size for axis in self.lead) * self.groups
         self.channels = integer(self.last.size)

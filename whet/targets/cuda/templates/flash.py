@@ -180,10 +180,7 @@ class Code:
             self._hide(bounded, inside)
             text.line("grown = tl.maximum(top, tl.max(s, 1)[:, None])")
             text.line('safe = tl.where(grown == float("-inf"), 0.0, grown)')
-            # One multiplication and subtraction for each score, as one instruction.
-            text.line(f"low = safe * {self.unit}")
-            text.line(f"p = tl.exp2(s * {self.unit} - low)")
-            text.line(f"shrink = tl.exp2(top * {self.unit} - low)")
+            self._weigh()
             text.line("total = total * shrink + tl.sum(p, 1)[:, None]")
             below = f"(nx < {keys})" * ragged
             wide = f"(e < {self.width})" * (padded(self.width) != self.width)
@@ -214,6 +211,19 @@ class Code:
             where = f", mask={all_of(rows, keys)}, other=0" if all_of(rows, keys) else ""
             loaded = f"tl.load({self.names[self.mask.buffer]} + ({' + '.join(terms)}){where})"
             text.line(f"s = s + {loaded}.to(tl.float32)")
+
+    def _weigh(self) -> None:
+        """The weight of each score, and by how much those before are less now."""
+        text, unit = self.text, self.unit
+        if self.mask is not None:
+            # It may have the least number there is, which has no multiple.
+            text.line(f"p = tl.exp2((s - safe) * {unit})")
+            text.line(f"shrink = tl.exp2((top - safe) * {unit})")
+            return
+        # One multiplication and subtraction for each score, as one instruction.
+        text.line(f"low = safe * {unit}")
+        text.line(f"p = tl.exp2(s * {unit} - low)")
+        text.line(f"shrink = tl.exp2(top * {unit} - low)")
 
     def _hide(self, bounded: bool, inside: str) -> None:
         """What no query may see is as far below as can be."""
