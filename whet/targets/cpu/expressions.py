@@ -92,6 +92,8 @@ class Emitter:
 
     def varies(self, symbols: frozenset[str]) -> bool:
         """Whether something that depends on these indices differs from lane to lane."""
+        if self.lanes == 1:
+            return False
         return self.vector in symbols or any(name in symbols for name in self.wide)
 
     def hoist(self, expression: Expression, known: frozenset[str]) -> None:
