@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tests.fences import fenced
 from tests.levels import LEVELS, architecture
 from whet.targets.cpu import host, jit
 from whet.targets.cpu.architecture import Architecture
@@ -101,18 +102,18 @@ def check(
     """y as the kernel computes it, compared with the reference."""
     rng = np.random.default_rng(seed)
     x_shape, y_shape = (c.batch, *c.size, c.channels), (c.batch, *c.outputs, c.filters)
-    x_memory = np.full(span_of(x_shape, c.x_strides), POISON)
+    x_memory = fenced(np.full(span_of(x_shape, c.x_strides), POISON))
     x = strided(x_memory, x_shape, c.x_strides)
     x[...] = rng.standard_normal(x_shape, np.float32)
     weight = rng.standard_normal((c.filters, *c.kernel, c.group_channels), np.float32)
-    bias = rng.standard_normal(c.filters, np.float32)
+    bias = fenced(rng.standard_normal(c.filters, np.float32))
     want = reference(c, x, weight) + (bias if c.bias else 0)
     bound = reference(replace(c), abs(x), abs(weight)) + 10
     y_span = span_of(y_shape, c.y_strides)
     y_memory = np.full(y_span + 2 * GUARD, POISON)
     y = strided(y_memory[GUARD:], y_shape, c.y_strides)
-    residual = rng.standard_normal(y_span).astype(np.float32)
-    scale = rng.standard_normal(c.filters, np.float32)
+    residual = fenced(rng.standard_normal(y_span).astype(np.float32))
+    scale = fenced(rng.standard_normal(c.filters, np.float32))
     epilogue, buffers = Epilogue(), []
     if hole == "residual":
         epilogue, buffers = residual_and_relu(c.y_strides), [residual, scale]

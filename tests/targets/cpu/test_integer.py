@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.fences import fenced
 from tests.levels import architecture
 from tests.targets.cpu.kernels import expected, tensor
 from whet.engine.weights import ImportedWeights
@@ -51,7 +52,7 @@ def agrees(y: Value, feeds: dict[Value, Any], level: str) -> None:
     graph = Graph(tuple(feeds), (y,))
     poison = [np.full_like(array, 0x5A) for array in feeds.values()]
     runner.execute(graph, poison)
-    (got,) = runner.execute(graph, list(feeds.values()))
+    (got,) = runner.execute(graph, list(map(fenced, feeds.values())))
     (want,) = expected([y], feeds)
     assert np.array_equal(got, want)
 
