@@ -9,9 +9,11 @@ from tests.fences import fenced
 from tests.levels import LEVELS, architecture
 from tests.targets.cpu.kernels import expected, tensor
 from whet.engine.weights import ImportedWeights
-from whet.ir.graph import Graph
+from whet.ir.evaluate import evaluate
+from whet.ir.graph import Graph, constant
 from whet.ir.sizes import symbol
 from whet.ops.attention import Attention
+from whet.ops.contract import Convolution
 from whet.runtime.program import Runner
 from whet.targets.cpu.device import Device
 
@@ -20,6 +22,23 @@ RNG = np.random.default_rng(1)
 
 def floats(*shape: int) -> np.ndarray:
     return RNG.standard_normal(shape, np.float32)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "uint8"])
+@pytest.mark.parametrize("groups", [1, 16])
+def test_windows_longer_than_likely_sizes(groups: int, dtype: str) -> None:
+    """As those of a spectrum over samples, whose number a run tells."""
+    w = RNG.integers(-9, 9, (16, 1000, 16 // groups)).astype("int8" if dtype == "uint8" else dtype)
+    x = tensor("x", dtype, symbol("n"), symbol("length"), 16)  # type: ignore[arg-type]
+    whole = "int32" if dtype == "uint8" else None
+    y = Convolution((3,), (1,), (0,), (0,), groups, whole)(x, constant(w))
+    runner = Runner(Device(architecture("sse2")), ImportedWeights({}), 2, "none")
+    graph = Graph((x,), (y,))
+    for length in (1000, 1007):
+        given = RNG.integers(0, 9, (2, length, 16)).astype(dtype)
+        (got,), (want,) = runner.execute(graph, [given]), evaluate(graph, {x: given})
+        np.testing.assert_array_equal(got, want)
+    assert not runner.reference_ops and len(runner.plans) == 1
 
 
 @pytest.mark.parametrize("level", LEVELS)
