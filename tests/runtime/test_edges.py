@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+from onnx import helper
 
+import whet
 from tests.fences import fenced
 from tests.levels import LEVELS, architecture
+from tests.runtime.models import model, value
 from tests.targets.cpu.kernels import expected, tensor
 from whet.engine.weights import ImportedWeights
+from whet.errors import ShapeError
 from whet.ir.evaluate import evaluate
 from whet.ir.graph import Graph, constant
 from whet.ir.sizes import symbol
@@ -18,6 +24,14 @@ from whet.runtime.program import Runner
 from whet.targets.cpu.device import Device
 
 RNG = np.random.default_rng(1)
+
+
+def one_node(shape: list[Any], operator: str, *stored: Any, **attributes: Any) -> whet.Session:
+    """A session for one operator on x, and on further inputs that the model holds."""
+    weights = {f"w{i}": np.asarray(w) for i, w in enumerate(stored)}
+    node = helper.make_node(operator, ["x", *weights], ["y"], **attributes)
+    proto = model([node], [value("x", shape)], [value("y", None)], weights)
+    return whet.build(proto).session("cpu", cache=False, specialize="none")
 
 
 def floats(*shape: int) -> np.ndarray:
@@ -39,6 +53,19 @@ def test_windows_longer_than_likely_sizes(groups: int, dtype: str) -> None:
         (got,), (want,) = runner.execute(graph, [given]), evaluate(graph, {x: given})
         np.testing.assert_array_equal(got, want)
     assert not runner.reference_ops and len(runner.plans) == 1
+
+
+@pytest.mark.parametrize("mode", ["reflect", "edge", "wrap"])
+def test_padding_by_what_hardly_is_there(mode: str) -> None:
+    session = one_node(["n", "m"], "Pad", np.array([0, 2, 0, 1]), mode=mode)
+    for shape in ((2, 3), (2, 1), (0, 3)):
+        x = floats(*shape)
+        want = np.pad(x, ((0, 0), (2, 1)), mode)  # type: ignore[call-overload]
+        np.testing.assert_array_equal(session.run({"x": x})["y"], want)
+    with pytest.raises(ShapeError, match="no elements cannot be padded"):
+        session.run({"x": floats(3, 0)})
+    beside = one_node([3, 0], "Pad", np.array([1, 0, 0, 0]), mode=mode)
+    assert beside.run({"x": floats(3, 0)})["y"].shape == (4, 0)
 
 
 @pytest.mark.parametrize("level", LEVELS)

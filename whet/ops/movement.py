@@ -173,11 +173,17 @@ class Pad(Op):
         for side in (*self.before, *self.after):
             if is_less(side, 0):
                 raise ShapeError(f"padding by {side} is negative; slice instead")
+        for size, b, a in zip(x.shape, self.before, self.after):
+            if self.mode != "constant" and size == 0 and is_less(0, b + a):
+                raise ShapeError(f"an axis of no elements cannot be padded by {self.mode!r}")
         same_dtype(x, fill)
         return x.with_shape(*(b + s + a for b, s, a in zip(self.before, x.shape, self.after)))
 
     def accepts_all(self, x: TensorType, fill: TensorType) -> bool:
-        return all(is_at_most(0, side) for side in (*self.before, *self.after))
+        sides = list(zip(x.shape, self.before, self.after))
+        has_elements = all((b, a) == (0, 0) or is_at_most(1, size) for size, b, a in sides)
+        grows = all(is_at_most(0, side) for side in (*self.before, *self.after))
+        return grows and (self.mode == "constant" or has_elements)
 
     def reference(self, x: Array, fill: Array) -> Array:
         if self.mode == "constant":
@@ -187,8 +193,6 @@ class Pad(Op):
         for axis, (b, a) in enumerate(zip(self.before, self.after)):
             if b or a:
                 size = x.shape[axis]
-                if size == 0:
-                    raise ShapeError(f"an axis of no elements cannot be padded by {self.mode!r}")
                 places = np.arange(-int(b), size + int(a))
                 x = np.take(x, padded_index(places, size, self.mode), axis)
         return x
