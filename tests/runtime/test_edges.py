@@ -68,6 +68,22 @@ def test_padding_by_what_hardly_is_there(mode: str) -> None:
     assert beside.run({"x": floats(3, 0)})["y"].shape == (4, 0)
 
 
+@pytest.mark.parametrize("size", ["n", None], ids=["told", "known"])
+@pytest.mark.parametrize("operator", ["MaxPool", "AveragePool"])
+def test_windows_that_hang_over_the_end(operator: str, size: str | None) -> None:
+    def run(n: int, kernel: int, stride: int) -> np.ndarray:
+        window = {"kernel_shape": [kernel], "strides": [stride], "ceil_mode": 1}
+        return one_node([1, 1, size or n], operator, **window).run({"x": np.ones((1, 1, n), "f")})[
+            "y"
+        ]
+
+    assert run(2, 3, 2).tolist() == [[[1]]]
+    assert run(2, 3, 1).shape == run(1, 5, 3).shape == (1, 1, 0)
+    for n, kernel in ((2, 4), (0, 2)):
+        with pytest.raises(ShapeError, match="larger than the padded axes"):
+            run(n, kernel, 1)
+
+
 @pytest.mark.parametrize("level", LEVELS)
 def test_keys_of_one_element(level: str) -> None:
     """Those of the last head end where memory does."""
