@@ -193,6 +193,8 @@ class Pad(Op):
         for axis, (b, a) in enumerate(zip(self.before, self.after)):
             if b or a:
                 size = x.shape[axis]
+                if size == 0:
+                    raise ShapeError(f"an axis of no elements cannot be padded by {self.mode!r}")
                 places = np.arange(-int(b), size + int(a))
                 x = np.take(x, padded_index(places, size, self.mode), axis)
         return x
