@@ -68,6 +68,15 @@ def test_padding_by_what_hardly_is_there(mode: str) -> None:
     assert beside.run({"x": floats(3, 0)})["y"].shape == (4, 0)
 
 
+def test_a_step_beyond_every_axis() -> None:
+    """Its product with a size does not fit into 64 bits: nothing is written behind the result."""
+    session = one_node(["n"], "Slice", *([i] for i in (0, 99, 0, 1 << 62)))
+    for n in (1, 5, 26):
+        memory = np.zeros(64, np.float32)
+        session.run({"x": np.arange(7, n + 7, dtype=np.float32)}, out={"y": memory[:1]})
+        assert memory[0] == 7 and not memory[1:].any()
+
+
 @pytest.mark.parametrize("size", ["n", None], ids=["told", "known"])
 @pytest.mark.parametrize("operator", ["MaxPool", "AveragePool"])
 def test_windows_that_hang_over_the_end(operator: str, size: str | None) -> None:
