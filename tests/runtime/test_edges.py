@@ -16,10 +16,12 @@ from tests.targets.cpu.kernels import expected, tensor
 from whet.engine.weights import ImportedWeights
 from whet.errors import ShapeError
 from whet.ir.evaluate import evaluate
-from whet.ir.graph import Graph, constant
+from whet.ir.graph import Graph, Value, constant
 from whet.ir.sizes import symbol
 from whet.ops.attention import Attention
-from whet.ops.contract import Convolution
+from whet.ops.block_quantized import BlockQuantizedMatMul
+from whet.ops.contract import Convolution, MatMul
+from whet.ops.movement import reshape, slice_axis, transpose
 from whet.runtime.program import Runner
 from whet.targets.cpu.device import Device
 
@@ -91,6 +93,46 @@ def test_windows_that_hang_over_the_end(operator: str, size: str | None) -> None
     for n, kernel in ((2, 4), (0, 2)):
         with pytest.raises(ShapeError, match="larger than the padded axes"):
             run(n, kernel, 1)
+
+
+def of_some(name: str) -> tuple[Value, Value]:
+    """x, and what one kind of kernel makes of all of it but the first row."""
+    n = symbol("n")
+    shapes = {"image": (n, 9, 9, 32), "heads": (1, 2, n, 8)}
+    x = tensor("x", "float32", *shapes.get(name.split()[0], (n, 32)))  # type: ignore[arg-type]
+    rest = slice_axis(x, x.shape.index(n), 1, n - 1)
+    same: Any = ((1, 1),) * 4
+    codes = constant(RNG.integers(0, 255, (40, 1, 16), dtype=np.uint8))
+    turned = reshape(transpose(rest, *reversed(range(x.rank))), (n - 1) * 32)
+    return x, {
+        "product": lambda: MatMul()(rest, constant(floats(32, 300))),
+        "few bits": lambda: BlockQuantizedMatMul(32, 4, 32)(rest, codes, constant(floats(40, 1))),
+        "loops": lambda: turned + 1.0,
+        "image": lambda: Convolution(*same)(rest, constant(floats(300, 3, 3, 32))),
+        "image by channel": lambda: Convolution(*same, 32)(rest, constant(floats(32, 3, 3, 1))),
+        "heads queries": lambda: Attention(0.3)(rest, x, x),
+        "heads keys": lambda: Attention(0.3)(x, rest, rest),
+    }[name]()
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("product", "few bits", "loops", "image", "image by channel"),
+        *("heads queries", "heads keys"),
+    ],
+)
+def test_none_are_left(name: str, level: str) -> None:
+    """Kernels for every size, at sizes that leave them nothing: no number is divided by 0."""
+    x, y = of_some(name)
+    graph = Graph((x,), (y,))
+    runner = Runner(Device(architecture(level)), ImportedWeights({}), 2, "none")
+    for rows in (1, 2, 1):
+        given = floats(*(size if isinstance(size, int) else rows for size in x.shape))
+        (got,), (want,) = runner.execute(graph, [given]), evaluate(graph, {x: given})
+        np.testing.assert_allclose(got, want, atol=1e-4)
+    assert not runner.reference_ops and len(runner.plans) == 1
 
 
 @pytest.mark.parametrize("level", LEVELS)
