@@ -24,6 +24,8 @@ INT = "int64"
 
 
 def known(x: Any, sizes: dict[str, int]) -> Any:
+    if isinstance(x, str):
+        return x
     return tuple(known(i, sizes) for i in x) if isinstance(x, tuple) else substitute(x, sizes)
 
 
@@ -41,7 +43,7 @@ def drawn(rng: np.random.Generator) -> tuple[Op, list[TensorType]]:
         (GatherElements(1), [x, other]),
         (GatherND(1), [x, TensorType(INT, (c, 1))]),
         (Pad((a, b), (c, d)), [x, TensorType(INT, ())]),
-        (Pad((a, 0), (c, 0), "edge"), [other, TensorType(INT, ())]),
+        (Pad((0, c), (0, d), "edge"), [x, TensorType(INT, ())]),
         (Iota(a), []),
     ]
     return ways[rng.integers(len(ways))]
@@ -62,10 +64,7 @@ def test_what_is_proved_holds_for_all_numbers() -> None:
             ]  # type: ignore[misc]
             if any(s < 0 for kind in numbers for s in kind.shape):  # type: ignore[union-attr]
                 continue  # no tensor is like that
-            attributes = {
-                name: x if isinstance(x, str) else known(x, sizes)
-                for name, x in op.attributes.items()
-            }
+            attributes = {name: known(x, sizes) for name, x in op.attributes.items()}
             type(op)(**attributes).infer(*numbers)
     assert proved > 100
 
@@ -91,3 +90,11 @@ def test_what_is_proved(op: Op, shape: tuple[Size, ...], is_proved: bool) -> Non
         numbers = {name: known(found, at) for name, found in op.attributes.items()}
         with pytest.raises(ShapeError):
             type(op)(**numbers).infer(TensorType(INT, known((4,) * len(shape), at)))
+
+
+@pytest.mark.parametrize("mode", ["edge", "reflect", "wrap"])
+def test_an_axis_of_no_elements_repeats_none(mode: str) -> None:
+    x, fill = TensorType(INT, (0, 3)), TensorType(INT, ())
+    assert Pad((0, 1), (0, 2), mode).infer(x, fill).shape == (0, 6)
+    with pytest.raises(ShapeError, match="no elements"):
+        Pad((1, 0), (0, 0), mode).infer(x, fill)

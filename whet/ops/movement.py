@@ -173,17 +173,20 @@ class Pad(Op):
         for side in (*self.before, *self.after):
             if is_less(side, 0):
                 raise ShapeError(f"padding by {side} is negative; slice instead")
-        for size, b, a in zip(x.shape, self.before, self.after):
-            if self.mode != "constant" and size == 0 and is_less(0, b + a):
-                raise ShapeError(f"an axis of no elements cannot be padded by {self.mode!r}")
+        if any(is_less(0, more) and is_less(size, 1) for more, size in self._repeats(x)):
+            raise ShapeError(f"an axis of no elements cannot be padded by {self.mode!r}")
         same_dtype(x, fill)
         return x.with_shape(*(b + s + a for b, s, a in zip(self.before, x.shape, self.after)))
 
     def accepts_all(self, x: TensorType, fill: TensorType) -> bool:
-        sides = list(zip(x.shape, self.before, self.after))
-        has_elements = all((b, a) == (0, 0) or is_at_most(1, size) for size, b, a in sides)
-        grows = all(is_at_most(0, side) for side in (*self.before, *self.after))
-        return grows and (self.mode == "constant" or has_elements)
+        return all(is_at_most(0, side) for side in (*self.before, *self.after)) and all(
+            is_less(0, size) for _, size in self._repeats(x)
+        )
+
+    def _repeats(self, x: TensorType) -> list[tuple[Size, Size]]:
+        """The padding in which an axis' own elements stand, and the size of that axis."""
+        both = [(b + a, size) for b, a, size in zip(self.before, self.after, x.shape)]
+        return [(more, size) for more, size in both if self.mode != "constant" and more != 0]
 
     def reference(self, x: Array, fill: Array) -> Array:
         if self.mode == "constant":
