@@ -11,6 +11,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from tests.fences import fenced
 from tests.levels import LEVELS, architecture
 from tests.ops.cases import CASES
 from tests.ops.draw import Case, assert_close
@@ -67,9 +68,8 @@ def by_cpu(level: str) -> Run:
     """The CPU's own machine code, for one processor level."""
 
     def run(graph: Graph, arrays: list[np.ndarray]) -> list[np.ndarray]:
-        return Runner(Device(architecture(level)), ImportedWeights({}), threads=2).execute(
-            graph, arrays
-        )
+        runner = Runner(Device(architecture(level)), ImportedWeights({}), threads=2)
+        return runner.execute(graph, [fenced(array) for array in arrays])
 
     return run
 

@@ -326,10 +326,10 @@ def test_convolutions_of_any_image(number: int, level: str) -> None:
     rng = np.random.default_rng([SEED, number])
     print(f"the seed is {SEED}, {number}")
     kernel = [int(n) for n in rng.choice([1, 2, 3, 5], 2)]
-    strides, dilations = ([int(n) for n in rng.integers(1, 3, 2)] for _ in range(2))
+    strides, dilations = ([int(n) for n in rng.integers(1, 5, 2)] for _ in range(2))
     groups = int(rng.choice([1, 1, 2, 16]))
     channels, filters = 16 * int(rng.integers(1, 5)), 16 * int(rng.integers(1, 6))
-    pads = [int(n) for n in rng.integers(0, 4, 4)]
+    pads = [int(n) for n in rng.integers(0, 8, 4)]
     weights = {"w": rng.standard_normal((filters, channels // groups, *kernel), np.float32) * 0.1}
     attributes = {"pads": pads, "strides": strides, "dilations": dilations, "group": groups}
     nodes = [
@@ -337,7 +337,8 @@ def test_convolutions_of_any_image(number: int, level: str) -> None:
         helper.make_node("Mul", ["a", "gate"], ["b"]),
         helper.make_node("Relu", ["b"], ["y"]),
     ]
-    least = [d * (k - 1) + 1 for d, k in zip(dilations, kernel)]
+    seen = zip(dilations, kernel, pads, pads[2:])
+    least = [max(d * (k - 1) + 1 - before - after, 1) for d, k, before, after in seen]
     shape: list[Any] = ["n", channels, "h", "w"]
     if number % 4 > 1:
         shape[number % 4] = least[number % 4 - 2] + int(rng.integers(20))

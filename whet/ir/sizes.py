@@ -296,8 +296,14 @@ def _merge_division(a: Size, b: int) -> tuple[Size, int]:
     return a, b
 
 
+LONGEST = 1 << 31
+"""No axis is worth a thought that is longer: 64 bits hold the product of two such."""
+
+
 def ceil_divide(a: Size, b: Size) -> Size:
     """a / b, rounded up."""
+    if isinstance(a, Expr) and isinstance(b, int) and b >= LONGEST:
+        return minimum(maximum(a, 0), 1)  # kernels would have to multiply a by nearly b
     return -floor_divide(-a, b)
 
 

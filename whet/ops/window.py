@@ -9,7 +9,7 @@ import numpy as np
 
 from whet.errors import ShapeError
 from whet.ir.graph import Op, Value, constant, operator
-from whet.ir.sizes import Size, maximum
+from whet.ir.sizes import Size, is_less, maximum
 from whet.ir.types import FLOATS, TensorType, dtype_name
 from whet.ops.contract import check_windows
 from whet.ops.elementwise import And, Less, LessOrEqual, Or, Where
@@ -23,6 +23,8 @@ def _check(op: Pool | ArgPool, x: TensorType) -> None:
         raise ShapeError(f"pooling over {len(op.kernel)} axes does not fit {x}")
     if min(op.kernel, default=1) < 1:
         raise ShapeError(f"windows of {op.kernel} elements are empty")
+    if any(is_less(size, 0) for size in op.shape):
+        raise ShapeError(f"windows of {op.kernel} elements are larger than the padded axes of {x}")
     check_windows(op.strides, op.dilations, op.before)
 
 
@@ -125,10 +127,10 @@ def windows_of(x: np.ndarray, op: Pool | ArgPool, fill: object) -> np.ndarray:
     for size, k, s, d, b, out in zip(
         x.shape[1:-1], op.kernel, op.strides, op.dilations, op.before, op.shape
     ):
-        pads.append((b, max(0, (out - 1) * s + (k - 1) * d + 1 - size - b)))
+        pads.append((b, max(0, (max(out, 1) - 1) * s + (k - 1) * d + 1 - size - b)))
     padded = np.pad(x, [*pads, (0, 0)], constant_values=fill)  # type: ignore[call-overload]
     spans = [(k - 1) * d + 1 for k, d in zip(op.kernel, op.dilations)]
     views = np.lib.stride_tricks.sliding_window_view(padded, spans, tuple(range(1, x.ndim - 1)))
-    steps = tuple(slice(0, (out - 1) * s + 1, s) for s, out in zip(op.strides, op.shape))
+    steps = tuple(slice(0, out * s, s) for s, out in zip(op.strides, op.shape))
     taps = tuple(slice(None, None, d) for d in op.dilations)
     return views[(slice(None), *steps, slice(None), *taps)]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from whet.ir.graph import Constant, Op, Value
-from whet.ir.sizes import Size, floor_divide, is_less, minimum, modulo, product, symbol
+from whet.ir.sizes import Size, floor_divide, is_less, maximum, minimum, modulo, product, symbol
 from whet.ir.types import NUMPY_DTYPES
 from whet.ops import contract, elementwise, gather, movement, reduce, window
 from whet.ops import index as positions
@@ -209,31 +209,25 @@ def _pad(lowering: Lowering, value: Value, index: Indices) -> Expression:
         if not ranges:
             return inside
         return Select(ranges, inside, lowering.pull(fill, (0,) * fill.rank), value.dtype)
+    sides = zip(source, x.shape, op.before, op.after)
     folded = tuple(
-        i if not within([(i, n)]) else _FOLD[op.mode](i, n) for i, n in zip(source, x.shape)
+        i if (b, a) == (0, 0) or not within([(i, n)]) else _FOLD[op.mode](i, n)
+        for i, n, b, a in sides
     )
     return lowering.pull(x, folded)
 
 
 def _reflect(i: Size, n: Size) -> Size:
-    period = (n - 1) * 2
-    if period == 0:
-        return 0
+    period = maximum((n - 1) * 2, 1)  # all places of one element are that element
     i = modulo(i, period)
     return minimum(i, period - i)
 
 
 _FOLD: dict[str, Callable[[Size, Size], Size]] = {
-    "edge": lambda i, n: minimum(_at_least_zero(i), n - 1),
+    "edge": lambda i, n: minimum(maximum(i, 0), n - 1),
     "wrap": modulo,
     "reflect": _reflect,
 }
-
-
-def _at_least_zero(i: Size) -> Size:
-    from whet.ir.sizes import maximum
-
-    return maximum(i, 0)
 
 
 def _concat(lowering: Lowering, value: Value, index: Indices) -> Expression:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tests.fences import fenced
 from tests.levels import LEVELS, architecture
 from whet.targets.cpu import host, jit
 from whet.targets.cpu.architecture import Architecture
@@ -101,18 +103,18 @@ def check(
     """y as the kernel computes it, compared with the reference."""
     rng = np.random.default_rng(seed)
     x_shape, y_shape = (c.batch, *c.size, c.channels), (c.batch, *c.outputs, c.filters)
-    x_memory = np.full(span_of(x_shape, c.x_strides), POISON)
+    x_memory = fenced(np.full(span_of(x_shape, c.x_strides), POISON))
     x = strided(x_memory, x_shape, c.x_strides)
     x[...] = rng.standard_normal(x_shape, np.float32)
     weight = rng.standard_normal((c.filters, *c.kernel, c.group_channels), np.float32)
-    bias = rng.standard_normal(c.filters, np.float32)
+    bias = fenced(rng.standard_normal(c.filters, np.float32))
     want = reference(c, x, weight) + (bias if c.bias else 0)
     bound = reference(replace(c), abs(x), abs(weight)) + 10
     y_span = span_of(y_shape, c.y_strides)
     y_memory = np.full(y_span + 2 * GUARD, POISON)
     y = strided(y_memory[GUARD:], y_shape, c.y_strides)
-    residual = rng.standard_normal(y_span).astype(np.float32)
-    scale = rng.standard_normal(c.filters, np.float32)
+    residual = fenced(rng.standard_normal(y_span).astype(np.float32))
+    scale = fenced(rng.standard_normal(c.filters, np.float32))
     epilogue, buffers = Epilogue(), []
     if hole == "residual":
         epilogue, buffers = residual_and_relu(c.y_strides), [residual, scale]
@@ -140,18 +142,23 @@ def check(
     return y
 
 
+def any_padding(rng: np.random.Generator, reach: Sequence[int]) -> tuple[int, ...]:
+    """Padding of one side: none, some, or more than a window reaches over."""
+    return tuple(int(rng.integers(0, rng.choice([1, r + 1, r + 4]))) for r in reach)
+
+
 def random_case(rng: np.random.Generator) -> Convolution:
     """Any geometry, small enough to run in milliseconds."""
     rank = int(rng.integers(1, 4))
     most = {1: 60, 2: 20, 3: 8}[rank]
     kernel = tuple(int(k) for k in rng.choice([1, 1, 2, 3, 3, 5, 7], rank))
     kernel = (1,) * rank if rng.random() < 0.3 else kernel
-    dilations = tuple(int(d) for d in rng.choice([1, 1, 1, 2, 3], rank))
-    before = tuple(int(rng.integers(0, k + 1)) for k in kernel)
-    after = tuple(int(rng.integers(0, k + 1)) for k in kernel)
+    dilations = tuple(int(d) for d in rng.choice([1, 1, 1, 2, 3, 6], rank))
     reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations)]
+    before, after = (any_padding(rng, reach) for _ in range(2))
     size = tuple(
-        int(max(rng.integers(1, most), r - b - a, 1)) for r, b, a in zip(reach, before, after)
+        int(max(rng.choice([1, rng.integers(1, most)], p=[0.1, 0.9]), r - b - a, 1))
+        for r, b, a in zip(reach, before, after)
     )
     groups = int(rng.choice([1, 1, 1, 2, 3, 8]))
     channels = groups * int(rng.choice([1, 2, 3, 4, 5, 8, 16, 17, 33]))
@@ -165,7 +172,7 @@ def random_case(rng: np.random.Generator) -> Convolution:
         channels=channels,
         filters=filters,
         kernel=kernel,
-        steps=tuple(int(s) for s in rng.choice([1, 1, 2, 3], rank)),
+        steps=tuple(int(s) for s in rng.choice([1, 1, 2, 3, 5], rank)),
         dilations=dilations,
         before=before,
         after=after,

@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.fences import fenced
 from tests.levels import architecture
 from tests.targets.cpu.kernels import expected, tensor
+from tests.targets.cpu.test_convolution import any_padding
 from whet.engine.weights import ImportedWeights
 from whet.ir.evaluate import evaluate
 from whet.ir.graph import Graph, Value, constant
@@ -51,7 +53,7 @@ def agrees(y: Value, feeds: dict[Value, Any], level: str) -> None:
     graph = Graph(tuple(feeds), (y,))
     poison = [np.full_like(array, 0x5A) for array in feeds.values()]
     runner.execute(graph, poison)
-    (got,) = runner.execute(graph, list(feeds.values()))
+    (got,) = runner.execute(graph, list(map(fenced, feeds.values())))
     (want,) = expected([y], feeds)
     assert np.array_equal(got, want)
 
@@ -74,10 +76,12 @@ def random_convolution(rng: np.random.Generator) -> tuple[Value, Value]:
     """x and a convolution of it into int32."""
     rank = int(rng.integers(1, 4))
     pick = lambda *some: tuple(int(n) for n in rng.choice(some, rank))  # noqa: E731
-    kernel, strides, dilations = pick(1, 1, 2, 3, 5, 7), pick(1, 1, 2, 3), pick(1, 1, 2)
-    before, after = (tuple(int(rng.integers(0, k + 1)) for k in kernel) for _ in range(2))
+    kernel, strides, dilations = pick(1, 1, 2, 3, 5, 7), pick(1, 1, 2, 3, 5), pick(1, 1, 2, 4)
+    reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations)]
+    before, after = (any_padding(rng, reach) for _ in range(2))
     most = {1: 40, 2: 16, 3: 7}[rank]
-    size = [max((k - 1) * d + 1, int(rng.integers(1, most))) for k, d in zip(kernel, dilations)]
+    least = [max(1, r - b - a) for r, b, a in zip(reach, before, after)]
+    size = [max(n, int(rng.integers(1, most))) for n in least]
     groups = int(rng.choice([1, 1, 1, 2, 3, 8]))
     channels = groups * int(rng.choice([1, 2, 3, 4, 5, 7, 8, 16, 17, 33]))
     filters = groups * int(rng.choice([1, 2, 3, 8, 15, 16, 17, 31, 40]))

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from tests.levels import LEVELS
-from tests.targets.cpu.kernels import expected, plan, run, tensor
-from whet.ir.graph import Value
+from tests.targets.cpu.kernels import device, expected, plan, run, tensor
+from whet.engine.weights import ImportedWeights
+from whet.ir.graph import Graph, Value, constant
 from whet.ops.contract import MatMul
 from whet.ops.elementwise import Cast, Gelu, Less, Max, Tanh
 from whet.ops.movement import Slice, reshape, transpose
 from whet.plan.kernel import Template
+from whet.runtime.program import Runner
 
 Shapes = tuple[tuple[int, ...], tuple[int, ...]]
 
@@ -159,6 +161,18 @@ def test_products_are_stored_where_they_are_wanted(level: str) -> None:
     check(reshape(transpose(product, 0, 1, 3, 2), 2, 3, 5, 4, 18), [a, b], level, 2, seed=3)
     thin = MatMul()(tensor("c", "float32", 30, 7), tensor("d", "float32", 7, 1))
     check(reshape(thin, 1, 5, 6), list(thin.inputs), level, 2, seed=4)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_column_alone_in_the_last_vector(level: str) -> None:
+    x, gain = tensor("x", "float32", 5, 8), tensor("gain", "float32", 3, 1)
+    rng = np.random.default_rng(5)
+    w = constant(rng.standard_normal((8, 33), np.float32))
+    y = reshape(MatMul()(x, w), 5, 3, 11) * gain
+    feeds = feeds_of(rng, x, gain)
+    runner = Runner(device(level), ImportedWeights({}), threads=1)
+    (got,) = runner.execute(Graph((x, gain), (y,)), list(feeds.values()))
+    np.testing.assert_allclose(got, expected([y], feeds)[0], rtol=1e-5, atol=1e-5)
 
 
 def test_movements_that_do_not_step_evenly_take_a_kernel_of_their_own() -> None:

@@ -63,9 +63,8 @@ class Emitter:
         self.vector: str | None = None
         self.mask: str | None = None
         self.places: dict[str, Place] = {}
-        self.wide: dict[
-            str, str
-        ] = {}  # loop indices that differ by lane otherwise than by counting up
+        self.wide: dict[str, str] = {}
+        """Loop indices that differ by lane otherwise than by counting up."""
         self.scopes: list[Scope] = [Scope()]
         self.hole: tuple[str, int] | None = None
         self.error = error
@@ -92,7 +91,7 @@ class Emitter:
 
     def varies(self, symbols: frozenset[str]) -> bool:
         """Whether something that depends on these indices differs from lane to lane."""
-        return self.vector in symbols or any(name in symbols for name in self.wide)
+        return self.lanes > 1 and (self.vector in symbols or not symbols.isdisjoint(self.wide))
 
     def hoist(self, expression: Expression, known: frozenset[str]) -> None:
         """Computes, here, the largest parts that depend on nothing but `known` indices."""
@@ -136,14 +135,19 @@ class Emitter:
                 raise CompileError(f"the index {atom.name} is not bound")
             return self.f.add(place.base, place.delta)
         assert isinstance(atom, Call)
-        a, b = (self.size(arg) for arg in atom.args[:2])
-        if atom.function in ("min", "max"):
-            combine = self.f.min if atom.function == "min" else self.f.max
-            for arg in atom.args[2:]:
-                b = combine(b, self.size(arg))
-            return combine(a, b)
-        floor, rest = self.divide(a, b, atom.args[0])
-        return floor() if atom.function == "//" else rest()
+        total = self.size(atom.args[0])
+        if atom.function in ("//", "%"):
+            floor, rest = self.divide(total, self.divisor(atom.args[1]), atom.args[0])
+            return floor() if atom.function == "//" else rest()
+        combine = self.f.min if atom.function == "min" else self.f.max
+        for arg in atom.args[1:]:
+            total = combine(total, self.size(arg))
+        return total
+
+    def divisor(self, size: Size) -> str | int:
+        """What is divided by: at least 1, since a loop that has no turns may stand behind."""
+        b = self.size(size)
+        return b if bounds(size)[0] > 0 else self.f.max(b, 1)
 
     def divide(
         self, a: str | int, b: str | int, size: Size
@@ -217,6 +221,8 @@ class Emitter:
             return self.f.binary("add", kind, start, array_literal(kind, range(self.lanes)))
         assert isinstance(atom, Call)
         args = [self.lanes_of(arg) for arg in atom.args]
+        if atom.function in ("//", "%") and bounds(atom.args[1])[0] <= 0:
+            args[1] = self.f.intrinsic("llvm.smax", kind, args[1], literal(kind, 1))
         if atom.function in ("min", "max"):
             total = args[0]
             for arg in args[1:]:

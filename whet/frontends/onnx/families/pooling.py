@@ -196,7 +196,7 @@ def _elements(size: Size, w: Windows, axis: int, count_padding: bool) -> Value |
     first = np.arange(windows)[:, None] * stride - before
     tap = first + np.arange(kernel) * dilation
     counts = np.sum((tap >= 0) & (tap < size), 1)
-    return int(counts[0]) if np.ptp(counts) == 0 else constant(counts)
+    return int(counts[0]) if len(np.unique(counts)) == 1 else constant(counts)
 
 
 @onnx_op

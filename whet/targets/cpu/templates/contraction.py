@@ -88,6 +88,14 @@ class PackedConvolution(Op):
             x_strides=x_strides,
         )
 
+    def likely(self, shape: tuple[Size, ...]) -> Specification:
+        """The kernel for the likely sizes of an x of some shape, where a window fits at least."""
+        sizes = [likely_value(size) for size in shape]
+        windows = zip(self.order[1:-1], self.kernel, self.dilations, self.before, self.after)
+        for axis, taps, dilation, before, after in windows:
+            sizes[axis] = max(sizes[axis], (taps - 1) * dilation + 1 - before - after)
+        return self.specification(contiguous(tuple(sizes)), tuple(sizes))
+
 
 @operator
 class PackedProduct(Op):
@@ -235,8 +243,7 @@ class Contraction:
         )
         if not is_steady(plain, contiguous_view(x)):
             return None
-        wanted = tuple(map(likely_value, x.shape))
-        spec = plain.specification(contiguous(wanted), wanted)
+        spec = plain.likely(x.shape)
         is_known = are_numbers(plain.images(x.shape))
         schedule = kernels.candidates(spec, architecture, self.threads, transforms=is_known)[0]
         packing = kernels.packing(spec, schedule, architecture)

@@ -64,6 +64,7 @@ class FlashCode:
         if total != 0 and p.width and p.keys != 0:
             low = f.div(f.mul("%thread", total), "%threads")
             high = f.div(f.mul(f.add("%thread", 1), total), "%threads")
+            tiles = f.max(tiles, 1)  # a run may tell that there are none
             k, v = (self._start_of(f, x) for x in (p.k, p.v))
             room = self._room(f)
 
@@ -132,18 +133,19 @@ class FlashCode:
         return each
 
     def _told_blocks(self, f: Function) -> Callable[[Callable[[Index, Index], None]], None]:
-        """As few blocks as hold all keys, nearly equal, whole vectors but for the last."""
+        """As few blocks as hold all keys, nearly equal, whole vectors but for the last; where there
+        are no keys, one of none, behind which results are 0."""
         keys, lanes = self.named.index(f, self.p.keys), self.lanes
         vectors = f.div(f.add(keys, lanes - 1), lanes)
         most = self.most_keys // lanes
-        blocks = f.div(f.add(vectors, most - 1), most)
+        blocks = f.max(f.div(f.add(vectors, most - 1), most), 1)
         step = f.mul(f.div(f.add(vectors, f.sub(blocks, 1)), blocks), lanes)
 
         def each(body: Callable[[Index, Index], None]) -> None:
             def one(b: str, _: list[str]) -> None:
                 start = f.mul(b, step)
                 count = f.min(f.sub(keys, start), step)
-                some = f.op(f"icmp sgt i64 {count}, 0")
+                some = f.op(f"icmp slt i64 {start}, {f.max(keys, 1)}")
                 f.when(some, lambda: body(count, start))
 
             f.loop(0, blocks, 1, one)

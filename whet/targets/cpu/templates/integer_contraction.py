@@ -108,7 +108,7 @@ class IntegerContraction(Contraction):
         self, op: Convolution, x: Value, w: Value, fill: int, architecture: Architecture
     ) -> Value:
         plain = _geometry(op, w)
-        spec = _specification(plain, x)
+        spec = plain.likely(x.shape)
         schedule = integer.candidates(spec, architecture, self.threads)[0]
         packed = _packed(w, spec, schedule, architecture)
         fill = fill & 255 if x.dtype == "uint8" else fill + 128
@@ -122,7 +122,7 @@ class IntegerContraction(Contraction):
         self, op: Convolution, x: Value, w: Value, fill: int, architecture: Architecture
     ) -> Value | None:
         plain = _geometry(op, w)
-        spec = _specification(plain, x)
+        spec = plain.likely(x.shape)
         if not integer.fits_lanewise(spec, architecture, 255 * greatest(w)):
             return None
         schedule = kernels.candidates(spec, architecture, self.threads)[0]
@@ -215,11 +215,6 @@ def _geometry(op: Convolution, w: Value) -> PackedConvolution:
         order=tuple(range(w.rank)),
         schedule=(),
     )
-
-
-def _specification(op: PackedConvolution, x: Value) -> Specification:
-    shape = tuple(map(likely_value, x.shape))
-    return op.specification(contiguous(shape), shape)
 
 
 def attributes(op: Op, **changes: Any) -> dict[str, Any]:

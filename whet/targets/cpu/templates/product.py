@@ -82,6 +82,7 @@ class ProductCode:
         if total != 0:
             low = f.div(f.mul("%thread", total), "%threads")
             high = f.div(f.mul(f.add("%thread", 1), total), "%threads")
+            tiles = f.max(tiles, 1)  # a run may tell that there are none
             sides = [self._base(f, side) for side in (self.p.left, self.p.right)]
             scratch = [self._panel(f), self._sums(f)]
             first, end = f.div(low, tiles), f.div(f.add(high, f.sub(tiles, 1)), tiles)

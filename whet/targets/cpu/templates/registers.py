@@ -133,7 +133,7 @@ class PanelCopy:
     `outer` and `depth` are the distances of neighbouring columns and steps, in elements. Where
     steps are neighbours the copy is written in whole vectors of steps. `vectors` is the panel's
     width where that is more than the columns fill. With `told` the function is given the number of
-    columns, and the last of these stands in for those that are missing.
+    columns; zeros, or the last of these, stand in for those that are missing.
     """
 
     def __init__(
@@ -172,7 +172,10 @@ class PanelCopy:
         source, target = self.addresses(k)
         for v in range(self.vectors):
             at, count = 4 * v * self.lanes, self.columns - v * self.lanes
-            if count >= self.lanes:
+            if self.told:
+                mask = lane_mask(f, f.sub("%columns", v * self.lanes), self.lanes)
+                value = f.masked_load(self.type, mask, source, at)
+            elif count >= self.lanes:
                 value = f.load(self.type, source, at)
             elif count <= 0:
                 value = literal(self.type, 0.0)
@@ -190,12 +193,17 @@ class PanelCopy:
         source, target = self.addresses(k)
 
         def one(c: str, _: list[str]) -> None:
-            value = f.load("float", f.address(source, f.mul(c, 4 * self.outer)))
+            value = f.load("float", f.address(source, self._column(c)))
             f.store("float", value, f.address(target, f.mul(c, 4)))
 
         f.loop(0, self.columns, 1, one)
         for c in range(self.columns, self.vectors * self.lanes):
             f.store("float", literal("float", 0.0), target, 4 * c)
+
+    def _column(self, c: Index) -> Index:
+        """Bytes from the first column to another one."""
+        f = self.f
+        return f.mul(f.min(c, f.sub("%columns", 1)) if self.told else c, 4 * self.outer)
 
     def transposed(self) -> None:
         """Columns whose steps are neighbours, block by block through registers."""
@@ -212,9 +220,7 @@ class PanelCopy:
         for v in range(self.vectors):
             rows = []
             for c in range(v * lanes, (v + 1) * lanes):
-                at: Index = 4 * c * self.outer
-                if self.told:
-                    at = f.mul(f.min(c, f.sub("%columns", 1)), 4 * self.outer)
+                at = self._column(c)
                 if c >= self.columns:
                     rows.append(literal(self.type, 0.0))
                 elif mask:

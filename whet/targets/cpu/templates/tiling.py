@@ -170,7 +170,8 @@ def share(f: Function, thread: str, threads: str, tiles: Index, panels: int, col
         return Share(*_part(f, thread, threads, tiles), 0, 1)
     wanted: Index = columns or threads
     if tiles != 1 or panels > 1:
-        least = f.div(f.add(threads, f.sub(tiles, 1)), tiles)
+        some = f.max(tiles, 1)  # a run may tell that there are none
+        least = f.div(f.add(threads, f.sub(some, 1)), some)
         wanted = f.max(wanted, least)
     teams = f.min(f.min(wanted, threads), panels)
     team = f.div(f.mul(thread, teams), threads)
