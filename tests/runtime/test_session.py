@@ -206,6 +206,13 @@ def test_profiles_bound_the_sizes() -> None:
         whet.Profile(shapes[1], shapes[0], shapes[2])
 
 
+def test_bounds_beyond_all_memory() -> None:
+    shapes = [{"x": (n, 3, 16, 16)} for n in (1, 2, 2**80)]
+    engine = whet.build(convolutions(batch="batch"), profiles=whet.Profile(*shapes))
+    session = engine.session(cache=False)
+    assert session.run({"x": draw(0, 4)})["y"].shape == (4, 10)
+
+
 def test_sizes_that_contradict_name_the_node() -> None:
     nodes = [helper.make_node("Add", ["a", "b"], ["y"], name="the sum")]
     inputs = [value("a", ["n"]), value("b", ["m"])]

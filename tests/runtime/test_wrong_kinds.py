@@ -23,6 +23,16 @@ WRONG: dict[str, tuple[Callable[[Any], Any], str]] = {
         "a whet.ProgressMonitor is needed",
     ),
     "weights": (lambda engine: engine.refit("missing.npz"), "'missing.npz' cannot be read"),
+    "profiles": (
+        lambda engine: whet.build(layers(), profiles="x=1:4:8"),
+        "profiles='x=1:4:8'; a whet.Profile is needed",
+    ),
+    "shapes": (lambda engine: whet.Profile(None, None, None), "by the inputs' names"),
+    "sizes": (lambda engine: whet.Profile(*[{"x": [1.5, 512]}] * 3), "is whole numbers"),
+    "no numbers": (
+        lambda engine: whet.Profile({"x": [1]}, {"x": [2]}, {"x": [float("nan")]}),
+        "max of a profile is whole numbers",
+    ),
     "source": (lambda engine: engine.refit(3), "weights cannot come from a int"),
 }
 

@@ -7,12 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
 from whet.errors import Error, ShapeError, located
 from whet.ir.atoms import Symbol
 from whet.ir.attributes import Nested, uses_sizes
-from whet.ir.evaluate import bind_sizes, check_guards
+from whet.ir.evaluate import bind_shape, check_guards
 from whet.ir.graph import Graph, Input, Parameter, Value
 from whet.ir.sizes import Expr, Size, substitute, symbol
 from whet.ir.types import OptionalType, SequenceType, TensorType, Type, map_sizes
@@ -127,9 +125,9 @@ def _sizes_at(graph: Graph, shapes: Mapping[str, Sequence[int]]) -> dict[str, in
     found: dict[str, int] = {}
     for value in graph.inputs:
         shape: Any = shapes.get(value.op.name)  # type: ignore[attr-defined]
-        if shape is not None:
+        if shape is not None and isinstance(value.type, TensorType):
             try:
-                bind_sizes(value.type, np.broadcast_to(np.int8(0), tuple(shape)), found)
+                bind_shape(value.type, tuple(shape), found)
             except ShapeError:
                 continue  # a profile whose shapes contradict each other bounds nothing
     return found
