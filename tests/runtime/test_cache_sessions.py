@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import subprocess
@@ -140,3 +141,13 @@ def test_without_a_compiler_the_error_says_what_to_do(monkeypatch: pytest.Monkey
 def test_starts_that_are_killed_leave_whole_entries(tmp_path: Path) -> None:
     """Six here, 50 in scripts/soak."""
     storm(tmp_path, kills=6, processes=3, seed=secrets.randbits(32))
+
+
+def test_a_cache_that_is_not_used_is_not_said_to_keep_anything(
+    engine: whet.Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with caplog.at_level(logging.INFO, "whet"):
+        engine.session(cache=tmp_path / "file")
+    said = [r.getMessage() for r in caplog.records if r.name == "whet"]
+    assert len(said) == 1 and "compiled" in said[0] and "cached in" not in said[0]

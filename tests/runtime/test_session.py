@@ -250,6 +250,7 @@ def test_options_that_do_not_exist_are_refused(engine: whet.Engine) -> None:
         "weight_budget": ("50% or auto", [-1, 0.5, [], "half"]),
         "allocator": ("whet.Arena", [3, np.empty(64)]),
         "device": ("no device", [3, ""]),
+        "cache": ("folder", [None, 0, 5, "", b"x"]),
     }
     for option, (says, values) in wrong.items():
         for given in values:

@@ -353,7 +353,8 @@ def session(model: str | os.PathLike[str] | bytes | onnx.ModelProto, **options: 
 
 def _report(device: Any, compiled: int, seconds: float) -> None:
     if compiled:
-        where = f", cached in {device.cache.folder}" if device.cache is not None else ""
+        is_kept = device.cache is not None and device.cache.problem is None
+        where = f", cached in {device.cache.folder}" if is_kept else ""
         logger.info("compiled %d kernels in %.1f s%s", compiled, seconds, where)
     else:
         logger.info("ready in %.2f s, no kernel was compiled", seconds)
