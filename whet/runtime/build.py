@@ -7,10 +7,11 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from whet.engine.file import weight_names
+from whet.engine.file import is_engine, weight_names
 from whet.engine.fold import fold_by_value
 from whet.engine.refit import digest
 from whet.engine.weights import ImportedWeights
+from whet.errors import InvalidModel
 from whet.ir.evaluate import bind_shape
 from whet.ir.graph import Graph
 from whet.ir.types import TensorType
@@ -64,6 +65,8 @@ def build(
     Cancelled.
     """
     architectures, debug, ranges = names_in(architectures), names_in(debug), profiles_in(profiles)
+    if is_engine(model):
+        raise InvalidModel("an engine was given, which is built already: whet.load reads it")
     with monitored(progress), phase("build", 2 + len(architectures)) as step:
         source, imported = source_of(model)
         step()
