@@ -21,6 +21,7 @@ WRONG: dict[str, tuple[Callable[[Any], Any], str]] = {
     "engine": (lambda engine: whet.load(3), "as a path or its bytes, not as a int"),
     "validity": (lambda engine: whet.engine_validity(3), "as a path or its bytes, not as a int"),
     "target": (lambda engine: engine.save(3), "to a path or a file, not to a int"),
+    "name": (lambda engine: engine.save("a\0b"), "'a\\x00b' cannot be written: embedded null byte"),
     "monitor": (
         lambda engine: engine.save("x.whet", progress=3),
         "a whet.ProgressMonitor is needed",
