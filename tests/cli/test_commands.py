@@ -74,6 +74,15 @@ def test_build_with_machine_code(whet, two_inputs, tmp_path):
     assert whet("run", path, "--allow-code", "--device", "cpu:sse2").status == 0
 
 
+def test_machine_code_is_for_the_sizes_asked_for(whet, digits, tmp_path):
+    path, name = tmp_path / "code.whet", "sse2"
+    asked = ["--size", "batch=1:32:64", "--architectures", name]
+    assert whet("build", digits, "-o", path, *asked).status == 0
+    profile = library.Profile(*({"image": (n, 1, 8, 8)} for n in (1, 32, 64)))
+    wanted = library.build(digits, profiles=profile, architectures=name)
+    assert library.load(path, allow_code=True).kernels.keys() == wanted.kernels.keys()
+
+
 def test_run_saves_what_the_library_gives(whet, digits, engine, tmp_path):
     rng = np.random.default_rng(3)
     images = rng.uniform(0, 16, (5, 1, 8, 8)).astype(np.float32)

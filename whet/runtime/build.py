@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from whet.engine.file import is_engine, weight_names
@@ -82,17 +83,26 @@ def build(
             graph, weights = fold_by_value(graph, weights)
         step()
         check_profiles(ranges, graph)
-        plain = without_outputs(graph, marked)
-        devices = [compiler_for(name) for name in architectures]
-        kernels = _prebuilt(plain, devices, step, ranges) if devices else None
-        compiled_for = tuple(str(device.architecture) for device in devices)
+        engine = Engine(graph, weights, ranges, refittable, debug=marked)
+        engine = with_kernels(engine, architectures, step)
     if not refittable:
-        return Engine(graph, weights, ranges, False, {}, kernels, (), compiled_for, marked)
+        return engine
     frozen = {n: digest(imported.weights[n]) for n in sorted(imported.frozen | numbers.frozen)}
     unused = frozenset(imported.weights) - set(weight_names(graph)) - frozen.keys()
-    return Engine(
-        graph, weights, ranges, refittable, frozen, kernels, unused, compiled_for, marked, source
-    )
+    return replace(engine, frozen=frozen, unused=unused, source=source)
+
+
+def with_kernels(
+    engine: Engine, architectures: Sequence[str], step: Callable[[], None] = lambda: None
+) -> Engine:
+    """The engine with kernels for architectures, for its profiles; `step` is called after each."""
+    if not architectures:
+        return engine
+    devices = [compiler_for(name) for name in architectures]
+    plain = without_outputs(engine.graph, engine.debug)
+    kernels = _prebuilt(plain, devices, step, engine.profiles)
+    compiled_for = tuple(str(device.architecture) for device in devices)
+    return replace(engine, kernels=kernels, architectures=compiled_for)
 
 
 def _dump() -> Watch | None:
