@@ -199,6 +199,9 @@ def test_a_cache_moves_as_one_file(whet, two_inputs, monkeypatch, tmp_path):
 
 def test_cache_that_cannot_be_used(whet, tmp_path):
     (tmp_path / "file").touch()
+    for action in ("info", "list", "clear"):
+        assert whet("cache", action, "--folder", tmp_path / "typo").status == 2
+    assert not (tmp_path / "typo").exists()
     done = whet("cache", "--folder", tmp_path / "file")
     assert done.status == 4 and "is no folder" in done.out
 

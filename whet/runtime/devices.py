@@ -96,7 +96,10 @@ def compiler_for(name: str) -> Device:
     from whet.targets.cpu import architecture as cpu
     from whet.targets.cpu.device import Device as Cpu
 
-    return Cpu(cpu.Architecture.parse(name))
+    try:
+        return Cpu(cpu.Architecture.parse(name))
+    except DeviceError as error:
+        raise InvalidSetting(f"{error}; GPUs are written sm80, sm90 and so on") from None
 
 
 def cache_of(cache: str | os.PathLike[str] | Cache | bool) -> Cache | None:
