@@ -32,7 +32,8 @@ class Memory:
     resident: int
     """How much of that is in memory at most; less than `weights` with a `weight_budget`."""
     arenas: tuple[int, ...]
-    """For intermediate results: one for each plan and each run that is under way at a time."""
+    """For intermediate results: one for each plan and each run that is under way at a time. Where
+    sizes are open, what the profiles' greatest take, or without a profile what runs took so far."""
 
     @property
     def arena(self) -> int:

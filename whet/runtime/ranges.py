@@ -20,6 +20,8 @@ from whet.ops.contract import Convolution, MatMul
 from whet.ops.movement import Concat, Gather, Reshape, Sizes, Transpose
 from whet.ops.reduce import LayerNorm, Reduce, RMSNorm
 from whet.ops.window import Pool
+from whet.plan.describe import arena_of
+from whet.plan.plan import Plan
 from whet.runtime.profile import Profile
 from whet.targets.bound import evaluator
 
@@ -48,6 +50,12 @@ class Ranges:
     def serve(self, sizes: Mapping[str, int]) -> bool:
         """Whether the sizes of a run lie within the bounds."""
         return all(_holds(_symbol(size), sizes[name]) for name, size in self.sizes.items())
+
+    def arena(self, plan: Plan) -> int:
+        """What a plan's results take at the greatest sizes; 0 where one has no bound."""
+        highs = {_name(size): _symbol(size).high for size in self.sizes.values()}
+        bounds = {name: high for name, high in highs.items() if isinstance(high, int)}
+        return arena_of(plan, bounds)[0] if len(bounds) == len(highs) else 0
 
     def inside(self) -> Ranges:
         """The same for graphs in which sizes have the names that they have in kernels."""
