@@ -28,6 +28,10 @@ RUN = """
     session = whet.load(sys.argv[1]).session(threads=2)
     x = np.linspace(-1, 1, 768, dtype=np.float32).reshape(1, 3, 16, 16)
     print(session.run({"x": x})["y"].tobytes().hex())
+    if "blocked" in sys.argv:
+        found = session.inspect({"x": x}, runs=1)
+        assert found.kernels and found.seconds > 0 and found.limits is None
+        found.to_json(sys.argv[1] + ".json")
 """
 
 
