@@ -294,6 +294,7 @@ def _print_sum(found: Inspection) -> None:
 
 
 def _print_memory(found: Inspection) -> None:
+    from whet.cli.draw.charts import shared
     from whet.plan.describe import arena_of, buffers
     from whet.plan.plan import nbytes
     from whet.runtime.ahead import needed
@@ -302,8 +303,7 @@ def _print_memory(found: Inspection) -> None:
     held = sorted(buffers(found.plan, found.sizes), key=lambda b: (b.first, b.start))
     rows = [(b.start, size(b.bytes), b.first + 1, b.last + 1, b.title) for b in held]
     table(("address", "size", "from step", "to step", "buffer"), rows, left=(4,))
-    alone, arena = size(sum(b.bytes for b in held)), arena_of(found.plan, found.sizes)[0]
-    say(f"{len(held)} buffers share {size(arena)}; each for itself they would take {alone}")
+    say(shared(held, arena_of(found.plan, found.sizes)[0]))
     weights = sum(nbytes(v.tensor) for v in needed(found.plan))
     say(f"prepared weights take {size(weights)}, once for all sessions")
     if (foreseen := found.footprint) is not None:
