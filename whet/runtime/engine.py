@@ -121,7 +121,8 @@ class Engine:
 
         `source`: arrays by name, or a file: .safetensors, .npz, an ONNX model, another engine.
         Weights go by their names in the ONNX model, also those that were folded, packed or merged:
-        what was made of them is made anew. Arrays are copied, files stay mapped. A run that is
+        what was made of them is made anew; one that stands in a body of control flow goes by the
+        name of that node, a slash and its own. Arrays are copied, files stay mapped. A run that is
         under way keeps the weights it began with. Unless `partial`, a whole model must hold all
         weights, and anything else those that are missing. Raises RefitError with all that is wrong,
         and then nothing has changed.
