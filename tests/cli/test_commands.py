@@ -148,6 +148,12 @@ def test_bench_goes_on_without_a_runner_that_fails(whet, digits, tmp_path):
     assert "torch failed" in done.out
 
 
+def test_bench_of_what_cannot_run_is_no_defect(whet, engine, tmp_path):
+    library.load(engine).save(tmp_path / "bare.whet", strip=True)
+    done = whet("bench", tmp_path / "bare.whet", "--rounds", 1, "--seconds", 0.05)
+    assert done.status == 3 and "whet failed: MissingWeights: weights are missing" in done.out
+
+
 def test_devices(whet):
     done = whet("devices")
     assert done.status == 0

@@ -294,7 +294,7 @@ def load(
     `weights=False` those in the file are left alone: sessions compile, and raise MissingWeights
     when they run, until `refit` has given them weights, from this file or another.
     """
-    file = EngineFile.open(path, allow_code)
+    file = EngineFile.open(path, allow_code is True)
     profiles = tuple(Profile.from_plain(p) for p in file.metadata.get("profiles", ()))
     withheld = () if weights else file.weights.types.keys() - _frozen(file).keys()
     return Engine(
