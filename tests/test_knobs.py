@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from whet.errors import Error, InvalidSetting
-from whet.knobs import a_count, a_flag, a_size, knobs, user_cache_folder
+from whet.knobs import Knobs, a_count, a_flag, a_size, knobs, user_cache_folder
 
 
 def test_defaults_and_environment(monkeypatch):
@@ -15,6 +15,12 @@ def test_defaults_and_environment(monkeypatch):
     assert knobs.cache_size == 500 * 2**20, "read when asked, not when imported"
     monkeypatch.setenv("WHET_CACHE_DIR", "/some/where")
     assert knobs.cache_dir == Path("/some/where")
+
+
+@pytest.mark.parametrize("name", ["cache_dir", "cache_size", "threads", "check"])
+def test_an_empty_variable_is_none(monkeypatch, name):
+    monkeypatch.setenv(f"WHET_{name.upper()}", "")
+    assert getattr(knobs, name) == getattr(Knobs, name).default
 
 
 def test_override(monkeypatch):

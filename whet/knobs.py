@@ -95,7 +95,7 @@ class Knob(Generic[T]):
         if self.name in knobs.overrides:
             return knobs.overrides[self.name]
         text = os.environ.get(self.variable)
-        if text is None:
+        if not text:  # an empty variable is none, as for most programs
             return self.default
         try:
             return self.parse(text)

@@ -74,6 +74,15 @@ def test_build_with_machine_code(whet, two_inputs, tmp_path):
     assert whet("run", path, "--allow-code", "--device", "cpu:sse2").status == 0
 
 
+def test_machine_code_is_for_the_sizes_asked_for(whet, digits, tmp_path):
+    path, name = tmp_path / "code.whet", "sse2"
+    asked = ["--size", "batch=1:32:64", "--architectures", name]
+    assert whet("build", digits, "-o", path, *asked).status == 0
+    profile = library.Profile(*({"image": (n, 1, 8, 8)} for n in (1, 32, 64)))
+    wanted = library.build(digits, profiles=profile, architectures=name)
+    assert library.load(path, allow_code=True).kernels.keys() == wanted.kernels.keys()
+
+
 def test_run_saves_what_the_library_gives(whet, digits, engine, tmp_path):
     rng = np.random.default_rng(3)
     images = rng.uniform(0, 16, (5, 1, 8, 8)).astype(np.float32)
@@ -139,6 +148,12 @@ def test_bench_goes_on_without_a_runner_that_fails(whet, digits, tmp_path):
     assert "torch failed" in done.out
 
 
+def test_bench_of_what_cannot_run_is_no_defect(whet, engine, tmp_path):
+    library.load(engine).save(tmp_path / "bare.whet", strip=True)
+    done = whet("bench", tmp_path / "bare.whet", "--rounds", 1, "--seconds", 0.05)
+    assert done.status == 3 and "whet failed: MissingWeights: weights are missing" in done.out
+
+
 def test_devices(whet):
     done = whet("devices")
     assert done.status == 0
@@ -190,6 +205,9 @@ def test_a_cache_moves_as_one_file(whet, two_inputs, monkeypatch, tmp_path):
 
 def test_cache_that_cannot_be_used(whet, tmp_path):
     (tmp_path / "file").touch()
+    for action in ("info", "list", "clear"):
+        assert whet("cache", action, "--folder", tmp_path / "typo").status == 2
+    assert not (tmp_path / "typo").exists()
     done = whet("cache", "--folder", tmp_path / "file")
     assert done.status == 4 and "is no folder" in done.out
 

@@ -7,7 +7,9 @@ import sys
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 import whet as library
 from whet.cli.models import pass_names
@@ -92,6 +94,16 @@ def test_times_and_memory_are_drawn_over_the_same_steps(whet, digits, tmp_path):
     for rectangle in (g.find(f"{SVG}rect") for g in held):
         x, y, w, h = (float(rectangle.get(name)) for name in ("x", "y", "width", "height"))
         assert x >= 0 and x + w <= width and y >= 0 and h > 0
+
+
+def test_one_kernel_has_no_memory_to_draw(whet, tmp_path):
+    nodes = [helper.make_node("Relu", ["x"], ["y"])]
+    info = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [8]) for n in "xy"]
+    path, html = tmp_path / "m.onnx", tmp_path / "m.html"
+    onnx.save(helper.make_model(helper.make_graph(nodes, "g", info[:1], info[1:])), path)
+    done = whet("show", path, "--memory", "--html", html)
+    assert done.status == 0 and "no buffers, 0 bytes" in done.out
+    assert "as 1 kernel<" in html.read_text() and "Memory:" not in html.read_text()
 
 
 def test_passes(whet, digits):

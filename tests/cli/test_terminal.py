@@ -55,6 +55,11 @@ def test_sizes():
     ]  # fmt: skip
 
 
+def test_one_of_a_thing_is_not_several():
+    said = [terminal.count(n, "kernel") for n in (0, 1, 2)]
+    assert said == ["no kernels", "1 kernel", "2 kernels"]
+
+
 def test_tables_are_plain_text_in_files(capsys):
     terminal.table(("name", "count"), [("[red]x", 3), ("y" * 300, 40)])
     lines = capsys.readouterr().out.splitlines()

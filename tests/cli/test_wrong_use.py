@@ -115,6 +115,12 @@ def test_options(whet, digits, arguments, words):
     assert all(word in done.err for word in words), done.err
 
 
+@pytest.mark.parametrize("name", ["z80", "avx2+speed", "sm75", "sm999"])
+def test_architectures_that_there_are_none_of(whet, digits, name):
+    done = whet("build", digits, "--architectures", name)
+    assert done.status == 2 and any(said in done.err for said in ("knows", "must be one of 8.0"))
+
+
 def test_engines_where_models_are_needed(whet, engine):
     for arguments in (
         ["build", engine],

@@ -7,6 +7,7 @@ import pytest
 
 from whet.engine.file import EngineFile
 from whet.engine.header import VERSION
+from whet.engine.validity import check_file
 from whet.ir.evaluate import evaluate
 
 FIXTURES = sorted((Path(__file__).parents[1] / "fixtures").glob("*_v*.bin"))
@@ -28,6 +29,12 @@ def test_engines_of_earlier_versions(path):
     for name, result in zip(engine.graph.output_names, map(np.asarray, results)):
         wanted = array(expected[name], result.dtype.name)
         np.testing.assert_allclose(result, wanted, 1e-5, 1e-6, err_msg=name)
+
+
+def test_of_the_first_days_the_levels_of_kernels_are_known():
+    path = next(path for path in FIXTURES if path.name == "engine_v1.bin")
+    assert check_file(path, architecture="x86_64-linux-avx2").is_optimal
+    assert not check_file(path, architecture="x86_64-linux-sse2").is_optimal
 
 
 def test_there_is_one_of_each_version():

@@ -71,6 +71,18 @@ def test_unique_of_strings() -> None:
         agree(of(node, "string[N] x", outputs), given, late=False)
 
 
+@pytest.mark.parametrize(
+    "shape, axis, kept",
+    [((0,), None, (0,)), ((0, 3), 0, (0, 3)), ((3, 0), 0, (1, 0)), ((0, 3), 1, (0, 1))],
+)
+def test_unique_of_nothing(shape: tuple[int, ...], axis: int | None, kept: tuple[int, ...]) -> None:
+    """Lines without elements are all the same."""
+    y, first, which, counts = select.Unique(0, axis).reference(np.zeros(shape, np.float32))
+    assert y.shape == kept
+    assert first.size == counts.size == kept[axis or 0]
+    assert which.size == counts.sum() == shape[axis or 0]
+
+
 def test_unique_of_what_numpy_cannot_sort_by_rows() -> None:
     x = np.array([[1, 2], [0, 5], [1, 2]], ml_dtypes.bfloat16)
     values = select.Unique(2, 0)(constant(x))

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
 import pytest
+from onnx import helper
 
 import whet
-from tests.runtime.models import MODELS, attention, convolutions
+from tests.runtime.models import MODELS, attention, convolutions, model
+from tests.runtime.models import value as declared
+from whet.plan.describe import kind_of, title_of
 from whet.plan.kernel import Loops
 from whet.plan.legalize import legal
 from whet.plan.plan import Plan, make_plan
@@ -83,3 +87,21 @@ def test_equal_kernels_are_one() -> None:
     kernels = [s.kernel for s in plan_of(attention()).steps]
     assert len(set(kernels)) < len(kernels)
     assert all(isinstance(k, Loops) or k for k in kernels)
+
+
+@pytest.mark.parametrize(
+    "operator, groups, said",
+    [
+        ("Conv", 8, "depthwise 3x3"),
+        ("ConvInteger", 1, "integer convolution 3x3"),
+        ("ConvInteger", 8, "integer depthwise 3x3"),
+    ],
+)
+def test_all_convolutions_are_called_so(operator: str, groups: int, said: str) -> None:
+    dtype, number = ("float32", 1) if operator == "Conv" else ("uint8", 2)
+    weights = {"w": np.ones((8, 8 // groups, 3, 3), dtype)}
+    node = helper.make_node(operator, ["x", "w"], ["y"], group=groups)
+    given = [declared("x", [1, 8, 16, 16], number)]
+    plan = plan_of(model([node], given, [declared("y", None, 1 if number == 1 else 6)], weights))
+    found = {title_of(step): kind_of(step) for step in plan.steps}
+    assert found.get(said) == "convolution", found

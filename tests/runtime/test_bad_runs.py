@@ -138,7 +138,8 @@ def test_the_same_numbers_in_other_memory(array: np.ndarray) -> None:
         ([("x", X)], "arrays by name"),
         ({1: X}, "unknown: 1"),
         ({"x": X.astype(object)}, "must be float32, got object"),
-        ({"x": None}, "must be float32, got object"),
+        ({"x": None}, "must be an array of float32, got a NoneType"),
+        ({"x": [[1.0, 2.0], [3.0]]}, "input 'x' is no array"),
         ({"x": X.astype("datetime64[s]")}, "must be float32, got datetime64"),
     ],
 )

@@ -14,7 +14,7 @@ import pytest
 
 from tests.soak.cache import content, key, storm
 from whet.engine import atomic
-from whet.errors import CacheError
+from whet.errors import CacheError, InvalidSetting
 from whet.knobs import knobs
 from whet.runtime import cache as cache_module
 from whet.runtime import entries
@@ -311,10 +311,25 @@ def test_export_and_import(cache, tmp_path):
 
 def test_importing_takes_trust(cache, tmp_path):
     cache.put(key("0"), b"code", here())
-    for trusted in (False, 0, None):
+    for trusted in (False, 0, None, "no"):
         with pytest.raises(CacheError, match="trusted=True"):
             Cache(tmp_path / "other").import_(cache.export(), trusted=trusted)
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("blob", ["kernels.bin", None, [1, 2]])
+def test_what_is_no_export(cache, blob):
+    with pytest.raises(CacheError, match="is bytes, not a"):
+        cache.import_(blob, trusted=True)
+
+
+def test_what_is_no_folder_or_limit(tmp_path):
+    for folder in ("", 5, b"folder"):
+        with pytest.raises(InvalidSetting, match="does not name"):
+            Cache(folder)
+    for limit in (-1, "1G", float("nan")):
+        with pytest.raises(InvalidSetting, match="a number of bytes from 0 on"):
+            Cache(tmp_path, limit)
 
 
 def test_what_does_not_fit_is_skipped_and_said(cache, tmp_path, caplog):

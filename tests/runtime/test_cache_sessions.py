@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import subprocess
@@ -27,6 +28,10 @@ RUN = """
     session = whet.load(sys.argv[1]).session(threads=2)
     x = np.linspace(-1, 1, 768, dtype=np.float32).reshape(1, 3, 16, 16)
     print(session.run({"x": x})["y"].tobytes().hex())
+    if "blocked" in sys.argv:
+        found = session.inspect({"x": x}, runs=1)
+        assert found.kernels and found.seconds > 0 and found.limits is None
+        found.to_json(sys.argv[1] + ".json")
 """
 
 
@@ -140,3 +145,13 @@ def test_without_a_compiler_the_error_says_what_to_do(monkeypatch: pytest.Monkey
 def test_starts_that_are_killed_leave_whole_entries(tmp_path: Path) -> None:
     """Six here, 50 in scripts/soak."""
     storm(tmp_path, kills=6, processes=3, seed=secrets.randbits(32))
+
+
+def test_a_cache_that_is_not_used_is_not_said_to_keep_anything(
+    engine: whet.Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with caplog.at_level(logging.INFO, "whet"):
+        engine.session(cache=tmp_path / "file")
+    said = [r.getMessage() for r in caplog.records if r.name == "whet"]
+    assert len(said) == 1 and "compiled" in said[0] and "cached in" not in said[0]

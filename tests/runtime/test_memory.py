@@ -111,3 +111,28 @@ def test_what_is_no_memory_is_refused(engine: whet.Engine, give: Any, error: typ
     session = engine.session(device="cpu", cache=False, allocator=give)
     with pytest.raises(error):
         session.run(inputs_of(engine))
+
+
+def test_a_profile_tells_how_much_all_of_its_sizes_take() -> None:
+    shapes = ({"x": (n, 3, 16, 16)} for n in (1, 2, 8))
+    engine = whet.build(convolutions(batch="batch"), profiles=whet.Profile(*shapes))
+    options: dict[str, Any] = {"device": "cpu", "cache": False, "specialize": "none"}
+    foreseen = engine.session(**options).memory.arena
+    arena = whet.Arena(foreseen + 64)  # for memory that does not begin at a multiple of 64
+    session = engine.session(**options, allocator=arena)
+    for batch in (1, 2, 4, 8, 1):
+        session.run({"x": np.ones((batch, 3, 16, 16), np.float32)})
+    assert 0 < foreseen == session.memory.arena == arena.used
+
+    small = whet.Arena(foreseen // 2)  # enough for small sizes
+    session = engine.session(**options, allocator=small)
+    session.run({"x": np.ones((1, 3, 16, 16), np.float32)})
+    with pytest.raises(OutOfMemory):
+        session.run({"x": np.ones((8, 3, 16, 16), np.float32)})
+
+
+def test_without_a_profile_memory_is_what_runs_took() -> None:
+    session = whet.build(convolutions(batch="batch")).session("cpu", cache=False)
+    assert session.memory.arena == 0
+    session.run({"x": np.ones((4, 3, 16, 16), np.float32)})
+    assert session.memory.arena > 0

@@ -91,6 +91,13 @@ def test_only_trusted_code_is_used(tmp_path: Path) -> None:
     assert whet.load(path).session("cpu", cache=False).architecture == str(HERE)
 
 
+def test_trust_is_said_and_not_meant(tmp_path: Path) -> None:
+    path, _ = saved(next(iter(CASES)), tmp_path, str(HERE))
+    assert whet.load(path, allow_code=True).kernels
+    for meant in ("no", 1, None):
+        assert not whet.load(path, allow_code=meant).kernels  # type: ignore[arg-type]
+
+
 def test_its_own_code_comes_first(tmp_path: Path) -> None:
     path, inputs = saved("static", tmp_path, LOWER, str(HERE))
     session = whet.load(path, allow_code=True).session("cpu", cache=False)

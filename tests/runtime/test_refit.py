@@ -292,10 +292,22 @@ def test_archives_that_are_damaged(damage: str, tmp_path: Path) -> None:
         whet.build(convolutions()).refit(path)
 
 
-@pytest.mark.parametrize("source", [5, None, [np.ones(3)], {"w1": object()}, {"w1": [[1, "a"]]}])
+@pytest.mark.parametrize(
+    "source",
+    [
+        *(5, None, [np.ones(3)], {"w1": object()}, {"w1": [[1, "a"]]}),
+        *({"w1": [[1, 2], [3]]}, {5: np.ones(3)}),
+    ],
+)
 def test_what_is_no_source_of_weights(source: Any) -> None:
     with pytest.raises((InvalidInput, RefitError)):
         whet.build(convolutions()).refit(source)
+
+
+def test_an_engine_of_which_hardly_anything_is_left(tmp_path: Path) -> None:
+    (tmp_path / "cut.whet").write_bytes(b"\x93whe")
+    with pytest.raises(InvalidEngine, match="only a part of one"):
+        whet.build(convolutions()).refit(tmp_path / "cut.whet")
 
 
 def test_on_a_thread_of_its_own() -> None:

@@ -18,7 +18,13 @@ import whet
 from tests.frontends.written import written
 from tests.levels import LEVELS, architecture
 from tests.runtime.models import convolutions, model, value
-from whet.errors import IndexOutOfRange, InvalidInput, InvalidSetting, ShapeError
+from whet.errors import (
+    IndexOutOfRange,
+    InvalidInput,
+    InvalidSetting,
+    OutOfMemory,
+    ShapeError,
+)
 from whet.ir.evaluate import evaluate
 from whet.targets.cpu.executable import Executable
 
@@ -206,6 +212,13 @@ def test_profiles_bound_the_sizes() -> None:
         whet.Profile(shapes[1], shapes[0], shapes[2])
 
 
+def test_bounds_beyond_all_memory() -> None:
+    shapes = [{"x": (n, 3, 16, 16)} for n in (1, 2, 2**80)]
+    engine = whet.build(convolutions(batch="batch"), profiles=whet.Profile(*shapes))
+    session = engine.session(cache=False)
+    assert session.run({"x": draw(0, 4)})["y"].shape == (4, 10)
+
+
 def test_sizes_that_contradict_name_the_node() -> None:
     nodes = [helper.make_node("Add", ["a", "b"], ["y"], name="the sum")]
     inputs = [value("a", ["n"]), value("b", ["m"])]
@@ -243,13 +256,32 @@ def test_options_that_do_not_exist_are_refused(engine: whet.Engine) -> None:
         "weight_budget": ("50% or auto", [-1, 0.5, [], "half"]),
         "allocator": ("whet.Arena", [3, np.empty(64)]),
         "device": ("no device", [3, ""]),
+        "cache": ("folder", [None, 0, 5, "", b"x"]),
     }
     for option, (says, values) in wrong.items():
         for given in values:
             with pytest.raises(whet.Error, match=says):
                 engine.session(**{"device": "cpu", option: given})
-    with pytest.raises(InvalidSetting, match="from 0 on"):
-        whet.Arena(-1)
+    for given in (-1, True):
+        with pytest.raises(InvalidSetting, match="from 0 on"):
+            whet.Arena(given)
+    for given in (2**60, 2**80):
+        with pytest.raises(OutOfMemory, match="no memory for an arena of"):
+            whet.Arena(given)
+
+
+def test_times_of_no_runs_are_none(session: whet.Session) -> None:
+    for runs in (0, -1, 1.5, "two"):
+        for look_inside in (session.inspect, session.trace):
+            with pytest.raises(InvalidSetting, match="from 1 on"):
+                look_inside({"x": draw(0, 2)}, runs=runs)
+
+
+def test_an_input_that_no_memory_holds() -> None:
+    session = whet.build(convolutions(batch="batch")).session(cache=False)
+    huge = np.broadcast_to(np.float32(0), (2**40, 3, 16, 16))
+    with pytest.raises(OutOfMemory, match="more memory than there is"):
+        session.run({"x": huge})
 
 
 @pytest.mark.parametrize("level", LEVELS)

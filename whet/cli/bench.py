@@ -16,7 +16,7 @@ from whet.cli.contest import Result, Rules, compete
 from whet.cli.contestant import Task
 from whet.cli.inputs import given_inputs, random_inputs
 from whet.cli.parser import a_count, add_inputs, add_model, names, seconds
-from whet.cli.status import DEFECT, OK, UsageError
+from whet.cli.status import OK, UsageError
 from whet.cli.terminal import duration, note, say, size, table, working
 from whet.cli.timeline import add_trace, write_trace
 
@@ -108,7 +108,7 @@ def run(options: argparse.Namespace) -> int:
         _write(options, results, built, threads)
     if options.trace:
         write_trace(options, feeds[0])
-    return OK if results[0].is_measured else DEFECT
+    return OK if results[0].is_measured else results[0].status
 
 
 def peers_of(asked: Sequence[str], model: str) -> dict[str, str]:

@@ -84,16 +84,19 @@ def build(options: argparse.Namespace) -> int:
         raise UsageError(f"{target} is the model itself; name another file with -o")
     if options.strip and not options.refittable:
         raise UsageError("--strip and --not-refittable: such an engine could never get its weights")
+    from whet.runtime.build import with_kernels
+
     start = time.perf_counter()
     engine = models.open_model(
         source,
-        architectures=tuple(options.architectures),
         refittable=options.refittable,
         precision=options.precision,
         debug=options.debug,
     )
     if options.size:
         engine = _with_profile(engine, dict(options.size))
+    with working("compiling"):
+        engine = with_kernels(engine, options.architectures)
     with working(f"writing {target.name}"):
         engine.save(target, strip=options.strip)
     taken = time.perf_counter() - start

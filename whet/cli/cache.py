@@ -57,6 +57,8 @@ def run(options: argparse.Namespace) -> int:
     needs_file = options.action in ("export", "import")
     if needs_file != (options.file is not None):
         raise UsageError(f"whet cache {options.action} takes {'one' if needs_file else 'no'} file")
+    if options.folder and options.action != "import" and not Path(options.folder).exists():
+        raise UsageError(f"--folder {options.folder}: there is no such folder")
     cache = Cache(options.folder) if options.folder else Cache.default()
     return ACTIONS[options.action](cache, options)
 

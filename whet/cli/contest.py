@@ -21,11 +21,16 @@ import numpy as np
 
 from whet.cli.contestant import Task
 from whet.cli.judge import relative_error
+from whet.cli.status import DEFECT
 from whet.errors import Error
 
 
 class RunnerError(Error, RuntimeError):
-    """A runner reported an error or died."""
+    """A runner reported an error, of that exit status, or died."""
+
+    def __init__(self, said: str, status: int = DEFECT) -> None:
+        self.status = status
+        super().__init__(said)
 
 
 class Process:
@@ -53,10 +58,10 @@ class Process:
             self.child.stdin.flush()
             succeeded, result = pickle.load(self.child.stdout)
         except (OSError, EOFError, pickle.UnpicklingError):
-            raise RunnerError(f"{self.name} died: {self._last_words()}") from None
+            raise RunnerError(f"it died: {self._last_words()}") from None
         self._signal("SIGSTOP")
         if not succeeded:
-            raise RunnerError(f"{self.name}: {result}")
+            raise RunnerError(*result)
         return result
 
     def close(self) -> None:
@@ -87,6 +92,8 @@ class Result:
     throughput: float | None = None
     kernels: list[tuple[str, str, float]] = field(default_factory=list)
     failure: str | None = None
+    status: int = DEFECT
+    """The exit status that the failure is worth."""
 
     @property
     def times(self) -> list[float]:
@@ -184,7 +191,7 @@ def _try(
     try:
         do(running[result.name], result)
     except RunnerError as failure:
-        result.failure = str(failure)
+        result.failure, result.status = str(failure), failure.status
         del running[result.name]
 
 

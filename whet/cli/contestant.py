@@ -217,7 +217,9 @@ def serve() -> None:
         try:
             reply = True, getattr(contestant, method)(*arguments)
         except Exception as error:
-            reply = False, f"{type(error).__name__}: {error}"
+            from whet.cli.status import status_of
+
+            reply = False, (f"{type(error).__name__}: {error}", status_of(error))
         pickle.dump(reply, replies)
         replies.flush()
 

@@ -116,20 +116,13 @@ def check_names(asked: Mapping[str, Any], names: list[str]) -> None:
 
 def profile_sizes(engine: Engine) -> dict[str, int]:
     """The likely sizes in the engine's first profile."""
-    from whet.ir.evaluate import bind_sizes
+    from whet.ir.evaluate import bind_shape
 
     sizes: dict[str, int] = {}
     for profile in engine.profiles[:1]:
         for name, shape in profile.opt.items():
-            bind_sizes(engine.inputs[name], _Shape(shape), sizes)
+            bind_shape(engine.inputs[name], tuple(shape), sizes)  # type: ignore[arg-type]
     return sizes
-
-
-class _Shape:
-    """Stands for an array of a shape."""
-
-    def __init__(self, shape: Any) -> None:
-        self.shape = tuple(shape)
 
 
 def shape_at(kind: Any, sizes: Mapping[str, int]) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from whet.cli import models
 from whet.cli.parser import a_count, add_model
 from whet.cli.status import OK, UsageError
-from whet.cli.terminal import amount, duration, note, say, size, table, working
+from whet.cli.terminal import amount, count, duration, note, say, size, table, working
 
 if TYPE_CHECKING:
     from whet.ir.graph import Graph
@@ -127,7 +127,7 @@ def _show_graph(options: argparse.Namespace) -> int:
     graph = graph_after(options.model, options.after)
     picture = diagram.of_graph(graph)
     title = f"{Path(options.model).name} after {options.after}"
-    lines = [f"{sum(box.kind != 'end' for box in picture.boxes.values())} operators"]
+    lines = [count(sum(box.kind != "end" for box in picture.boxes.values()), "operator")]
     drawn = svg.draw(picture) if options.svg or options.html else None
     if options.svg and drawn:
         _write(options.svg, svg.stacked([svg.heading(title, lines), drawn]).svg())
@@ -195,9 +195,9 @@ def _summary(engine: Engine, found: Inspection) -> list[str]:
     weights = sum(_nbytes(kind) for kind in engine.weights.types.values())
     references = sum(kernel.is_reference for kernel in found.kernels)
     lines = [
-        f"{found.device} {found.architecture}, {found.threads} threads",
+        f"{found.device} {found.architecture}, {count(found.threads, 'thread')}",
         f"{size(weights)} of weights, {size(found.arena)} for all results in between, "
-        f"{references or 'no'} operators on their NumPy reference",
+        f"{count(references, 'operator')} on NumPy references",
     ]
     if found.seconds is not None:
         lines.append(f"{duration(found.seconds)} in all kernels, the median of {found.runs} runs")
@@ -220,7 +220,7 @@ def _write_files(engine: Engine, found: Inspection, options: argparse.Namespace)
         return
     from whet.cli.draw.report import Report
 
-    title = f"{Path(options.model).name} as {len(found.kernels)} kernels"
+    title = f"{Path(options.model).name} as {count(len(found.kernels), 'kernel')}"
     report = Report(found, title, _summary(engine, found))
     if options.svg:
         _write(options.svg, report.svg())
@@ -286,7 +286,7 @@ def _nodes(kernel: Kernel) -> str:
 
 def _print_sum(found: Inspection) -> None:
     whole = "" if found.seconds is None else f", {duration(found.seconds)} in all"
-    say(f"{len(found.kernels)} kernels{whole}, arena {size(found.arena)}")
+    say(f"{count(len(found.kernels), 'kernel')}{whole}, arena {size(found.arena)}")
     names = found.reference_ops
     if names:
         said = ", ".join(names[:8]) + (" …" if len(names) > 8 else "")
@@ -294,6 +294,7 @@ def _print_sum(found: Inspection) -> None:
 
 
 def _print_memory(found: Inspection) -> None:
+    from whet.cli.draw.charts import shared
     from whet.plan.describe import arena_of, buffers
     from whet.plan.plan import nbytes
     from whet.runtime.ahead import needed
@@ -302,8 +303,7 @@ def _print_memory(found: Inspection) -> None:
     held = sorted(buffers(found.plan, found.sizes), key=lambda b: (b.first, b.start))
     rows = [(b.start, size(b.bytes), b.first + 1, b.last + 1, b.title) for b in held]
     table(("address", "size", "from step", "to step", "buffer"), rows, left=(4,))
-    alone, arena = size(sum(b.bytes for b in held)), arena_of(found.plan, found.sizes)[0]
-    say(f"{len(held)} buffers share {size(arena)}; each for itself they would take {alone}")
+    say(shared(held, arena_of(found.plan, found.sizes)[0]))
     weights = sum(nbytes(v.tensor) for v in needed(found.plan))
     say(f"prepared weights take {size(weights)}, once for all sessions")
     if (foreseen := found.footprint) is not None:

@@ -172,6 +172,11 @@ def duration(seconds: float) -> str:
     return f"{value:.{digits}f} {unit}"
 
 
+def count(number: int, thing: str) -> str:
+    """How many things there are: no kernels, 1 kernel, 2 kernels."""
+    return f"{number or 'no'} {thing}{'' if number == 1 else 's'}"
+
+
 def amount(count: float) -> str:
     """A number of things in the unit that suits it; a k is 1,000."""
     for unit in ("", "k", "M", "G", "T"):

@@ -25,8 +25,11 @@ def atomic_write(
     leaves nothing behind, and a temporary one in the same folder elsewhere. `sync` waits for the
     disk. Raises WriteError where the folder, the disk or the file in the way does not let it.
     """
-    path = os.path.realpath(path)
-    _check_place(path)
+    try:
+        path = os.path.realpath(path)
+        _check_place(path)
+    except ValueError as error:
+        raise WriteError(f"{path!r} cannot be written: {error}") from None
     temporary = os.path.join(
         os.path.dirname(path), f".{os.path.basename(path)[:200]}.{secrets.token_hex(8)}.tmp"
     )

@@ -18,7 +18,7 @@ import os
 import stat
 import struct
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cached_property
 from typing import Any, BinaryIO
 
@@ -31,6 +31,7 @@ from whet.engine.encode import encode
 from whet.engine.header import (
     HEADER_BYTES,
     KERNELS,
+    MAGIC,
     REFITTABLE,
     STRIPPED,
     VERSION,
@@ -329,6 +330,18 @@ class EngineFile:
             stored = self.weights.types.get(name)
             need(stored is not None, f"its graph reads a weight {name!r} that it does not have")
             need(stored == kind, f"the weight {name!r} is {stored}, not {kind}")
+
+
+def is_engine(source: Any) -> bool:
+    """Whether a file or bytes begin as an engine does."""
+    if isinstance(source, bytes | bytearray | memoryview):
+        return bytes(source[: len(MAGIC)]) == MAGIC
+    # What is no regular file could not be read a second time.
+    if not isinstance(source, str | os.PathLike) or not os.path.isfile(source):
+        return False
+    with suppress(OSError), open(source, "rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
+    return False
 
 
 def engine_bytes(graph: Graph, weights: WeightStore, **options: Any) -> bytes:

@@ -39,7 +39,7 @@ class NewWeights:
 def weights_in(source: WeightSource) -> NewWeights:
     """A source's weights; raises InvalidInput, InvalidModel or InvalidEngine for what is none."""
     if isinstance(source, Mapping):
-        return NewWeights({name: _array(name, x) for name, x in source.items()})
+        return NewWeights({_name(name): _array(name, x) for name, x in source.items()})
     if not isinstance(source, str | os.PathLike):
         if not isinstance(source, bytes) and not hasattr(source, "SerializeToString"):
             raise InvalidInput(
@@ -53,7 +53,7 @@ def weights_in(source: WeightSource) -> NewWeights:
             start = file.read(16)
     except (OSError, ValueError) as error:
         raise InvalidInput(f"the weights in {str(path)!r} cannot be read: {error}") from None
-    if start.startswith(MAGIC):
+    if start.startswith(MAGIC) or path.suffix == ".whet":
         return NewWeights(_of_engine(path), True)
     if path.suffix == ".npz":
         return NewWeights({name: _array(name, x) for name, x in read_archive(path).items()})
@@ -91,11 +91,20 @@ class _Kept:
         return array
 
 
+def _name(name: Any) -> str:
+    if not isinstance(name, str):
+        raise InvalidInput(f"weights are given by their names in the model, not by {name!r}")
+    return name
+
+
 def _array(name: str, x: Any) -> ArraySource:
     """A copy of the array, which its owner may change afterwards."""
     if not isinstance(x, np.ndarray | np.generic) and hasattr(x, "__dlpack__"):
         x = np.from_dlpack(x)
-    array = np.array(x, order="C")
+    try:
+        array = np.array(x, order="C")
+    except ValueError as error:  # rows of different lengths
+        raise InvalidInput(f"the weight {name!r} is no array: {error}") from None
     if array.dtype == object or array.dtype.kind in "US":
         if not all(isinstance(item, str) for item in array.reshape(-1).tolist()):
             raise InvalidInput(f"the weight {name!r} is no array of numbers or of text")

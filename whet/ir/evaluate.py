@@ -124,9 +124,12 @@ def check_guards(guards: Sequence[Guard], sizes: Mapping[str, int]) -> list[Guar
 
 def bind_sizes(type: Type, array: Any, sizes: dict[str, int]) -> None:
     """Learns the named sizes that a tensor's type shows by themselves from the array it is."""
-    if not isinstance(type, TensorType):
-        return
-    shape = np.shape(array)
+    if isinstance(type, TensorType):
+        bind_shape(type, np.shape(array), sizes)
+
+
+def bind_shape(type: TensorType, shape: tuple[int, ...], sizes: dict[str, int]) -> None:
+    """Learns the named sizes that a tensor's type shows by themselves from its shape."""
     if shape == type.shape:
         return
     if len(shape) != type.rank:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -126,7 +127,7 @@ class Unique(Op):
 
     def reference(self, x: Array) -> tuple[Array, ...]:
         rows = x.reshape(-1, 1) if self.axis is None else np.moveaxis(x, self.axis, 0)
-        first, which, counts = unique_rows(rows.reshape(rows.shape[0], -1))
+        first, which, counts = unique_rows(rows.reshape(len(rows), math.prod(rows.shape[1:])))
         if not self.ascending:
             order = np.argsort(first)
             first, counts = first[order], counts[order]

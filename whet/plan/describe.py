@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from whet.plan.plan import Plan, Step
 from whet.plan.work import Sizes, nbytes_at
 
 WORDS = {
-    "convolution": ("convolution",),
+    "convolution": ("convolution", "depthwise"),
     "product": ("product", "matmul", "einsum"),
     "attention": ("attention",),
     "reduction": ("reduce", "softmax", "norm", "pool", "cumulat", "arg"),
@@ -70,13 +71,14 @@ def _operator(op: Any) -> str:
     name = type(op).__name__
     for own in TARGETS_OWN:
         name = name.removeprefix(own)
-    name = name.lower()
+    name = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()
     kernel = getattr(op, "kernel", None)
     if kernel is None:
         return name
-    is_depthwise = op.groups > 1 and op.groups == op.filters
+    if op.groups > 1 and op.groups == op.filters:
+        name = name.replace("convolution", "depthwise")
     strides = "" if set(op.strides) == {1} else "/" + "x".join(map(str, op.strides))
-    return f"{'depthwise' if is_depthwise else name} {'x'.join(map(str, kernel))}{strides}"
+    return f"{name} {'x'.join(map(str, kernel))}{strides}"
 
 
 def _work(kernel: Loops | Template) -> list[str]:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from whet.engine.file import weight_names
+from whet.engine.file import is_engine, weight_names
 from whet.engine.fold import fold_by_value
 from whet.engine.refit import digest
 from whet.engine.weights import ImportedWeights
-from whet.ir.evaluate import bind_sizes
+from whet.errors import InvalidModel
+from whet.ir.evaluate import bind_shape
 from whet.ir.graph import Graph
+from whet.ir.types import TensorType
 from whet.knobs import knobs
 from whet.passes.fold import fold_constants
 from whet.passes.pipeline import Watch, optimise
@@ -26,7 +27,7 @@ from whet.runtime.ahead import compile_ahead
 from whet.runtime.debug import names_in, outputs_of, source_of, without_outputs
 from whet.runtime.devices import compiler_for
 from whet.runtime.engine import Engine
-from whet.runtime.profile import Profile, check_profiles
+from whet.runtime.profile import Profile, check_profiles, profiles_in
 from whet.runtime.ranges import ranges_of
 
 if TYPE_CHECKING:
@@ -64,7 +65,9 @@ def build(
     Raises InvalidModel for a damaged model, UnsupportedModel with all nodes that cannot be read,
     Cancelled.
     """
-    architectures, debug = names_in(architectures), names_in(debug)
+    architectures, debug, ranges = names_in(architectures), names_in(debug), profiles_in(profiles)
+    if is_engine(model):
+        raise InvalidModel("an engine was given, which is built already: whet.load reads it")
     with monitored(progress), phase("build", 2 + len(architectures)) as step:
         source, imported = source_of(model)
         step()
@@ -79,19 +82,27 @@ def build(
         if not refittable:
             graph, weights = fold_by_value(graph, weights)
         step()
-        ranges = (profiles,) if isinstance(profiles, Profile) else tuple(profiles or ())
         check_profiles(ranges, graph)
-        plain = without_outputs(graph, marked)
-        devices = [compiler_for(name) for name in architectures]
-        kernels = _prebuilt(plain, devices, step, ranges) if devices else None
-        compiled_for = tuple(str(device.architecture) for device in devices)
+        engine = Engine(graph, weights, ranges, refittable, debug=marked)
+        engine = with_kernels(engine, architectures, step)
     if not refittable:
-        return Engine(graph, weights, ranges, False, {}, kernels, (), compiled_for, marked)
+        return engine
     frozen = {n: digest(imported.weights[n]) for n in sorted(imported.frozen | numbers.frozen)}
     unused = frozenset(imported.weights) - set(weight_names(graph)) - frozen.keys()
-    return Engine(
-        graph, weights, ranges, refittable, frozen, kernels, unused, compiled_for, marked, source
-    )
+    return replace(engine, frozen=frozen, unused=unused, source=source)
+
+
+def with_kernels(
+    engine: Engine, architectures: Sequence[str], step: Callable[[], None] = lambda: None
+) -> Engine:
+    """The engine with kernels for architectures, for its profiles; `step` is called after each."""
+    if not architectures:
+        return engine
+    devices = [compiler_for(name) for name in architectures]
+    plain = without_outputs(engine.graph, engine.debug)
+    kernels = _prebuilt(plain, devices, step, engine.profiles)
+    compiled_for = tuple(str(device.architecture) for device in devices)
+    return replace(engine, kernels=kernels, architectures=compiled_for)
 
 
 def _dump() -> Watch | None:
@@ -133,6 +144,6 @@ def _likely_sizes(graph: Graph, profile: Profile) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for value in graph.inputs:
         shape = profile.opt.get(value.op.name)  # type: ignore[attr-defined]
-        if shape is not None:
-            bind_sizes(value.type, np.broadcast_to(0, shape), sizes)
+        if shape is not None and isinstance(value.type, TensorType):
+            bind_shape(value.type, tuple(shape), sizes)
     return sizes

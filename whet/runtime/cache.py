@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from whet.engine.atomic import atomic_write
-from whet.errors import CacheError, WriteError
+from whet.errors import CacheError, InvalidSetting, WriteError
 from whet.knobs import knobs, user_cache_folder
 from whet.runtime import entries
 from whet.runtime.entries import Entry
@@ -101,8 +101,12 @@ class Cache:
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None, limit: int | None = None) -> None:
+        if folder is not None and not (isinstance(folder, str | os.PathLike) and str(folder)):
+            raise InvalidSetting(f"a cache is kept in a folder, which {folder!r} does not name")
         self.folder = None if folder is None else Path(folder).expanduser().absolute()
         self.limit = knobs.cache_size if limit is None else limit
+        if not isinstance(self.limit, int) or self.limit < 0:
+            raise InvalidSetting(f"limit={limit!r}; a number of bytes from 0 on is needed")
         self.problem: str | None = None
         """Why the cache is not used; None where it is, or has not been asked for anything yet."""
         self._is_ready = False
@@ -183,7 +187,7 @@ class Cache:
         from where code may come from. Raises CacheError without it, for a damaged blob and for a
         folder that cannot be used, and WriteError where the disk is full.
         """
-        if not trusted:
+        if trusted is not True:
             raise CacheError(
                 "cached kernels are code that is run: import only what you exported yourself or "
                 "trust, with trusted=True"

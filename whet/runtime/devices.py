@@ -7,7 +7,7 @@ import os
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
-from whet.errors import DeviceError, Error
+from whet.errors import DeviceError, Error, InvalidSetting
 from whet.knobs import knobs
 from whet.runtime.cache import Cache
 from whet.runtime.prebuilt import mark, nearest
@@ -96,7 +96,10 @@ def compiler_for(name: str) -> Device:
     from whet.targets.cpu import architecture as cpu
     from whet.targets.cpu.device import Device as Cpu
 
-    return Cpu(cpu.Architecture.parse(name))
+    try:
+        return Cpu(cpu.Architecture.parse(name))
+    except DeviceError as error:
+        raise InvalidSetting(f"{error}; GPUs are written sm80, sm90 and so on") from None
 
 
 def cache_of(cache: str | os.PathLike[str] | Cache | bool) -> Cache | None:
@@ -105,6 +108,10 @@ def cache_of(cache: str | os.PathLike[str] | Cache | bool) -> Cache | None:
         return cache
     if cache is False:
         return None
+    if cache is None or (isinstance(cache, int) and not isinstance(cache, bool)):
+        raise InvalidSetting(
+            f'cache={cache!r}; "default", a folder, a whet.Cache or False is needed'
+        )
     return Cache.default() if cache in ("default", True) else Cache(cache)  # type: ignore[arg-type]
 
 

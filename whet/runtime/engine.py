@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from whet.engine.file import EngineFile, weight_names, write_engine
+from whet.engine.file import EngineFile, is_engine, weight_names, write_engine
 from whet.engine.header import HEADER_BYTES, REFITTABLE
 from whet.engine.refit import CurrentWeights, LayeredWeights, Names, same_weights
 from whet.engine.sources import WeightSource, weights_in
 from whet.engine.validity import Validity, architectures_of, check_file, check_header
 from whet.engine.weights import WeightStore
-from whet.errors import InvalidSetting
+from whet.errors import InvalidEngine, InvalidSetting
 from whet.ir.graph import Graph
 from whet.ir.types import TensorType, Type
 from whet.knobs import knobs
@@ -121,7 +121,8 @@ class Engine:
 
         `source`: arrays by name, or a file: .safetensors, .npz, an ONNX model, another engine.
         Weights go by their names in the ONNX model, also those that were folded, packed or merged:
-        what was made of them is made anew. Arrays are copied, files stay mapped. A run that is
+        what was made of them is made anew; one that stands in a body of control flow goes by the
+        name of that node, a slash and its own. Arrays are copied, files stay mapped. A run that is
         under way keeps the weights it began with. Unless `partial`, a whole model must hold all
         weights, and anything else those that are missing. Raises RefitError with all that is wrong,
         and then nothing has changed.
@@ -293,7 +294,7 @@ def load(
     `weights=False` those in the file are left alone: sessions compile, and raise MissingWeights
     when they run, until `refit` has given them weights, from this file or another.
     """
-    file = EngineFile.open(path, allow_code)
+    file = EngineFile.open(path, allow_code is True)
     profiles = tuple(Profile.from_plain(p) for p in file.metadata.get("profiles", ()))
     withheld = () if weights else file.weights.types.keys() - _frozen(file).keys()
     return Engine(
@@ -317,12 +318,15 @@ def _frozen(file: EngineFile) -> dict[str, str]:
 
 
 def engine_validity(
-    source: str | os.PathLike[str] | bytes, device: str = "auto", whole: bool = True
+    source: str | os.PathLike[str] | bytes | bytearray | memoryview,
+    device: str = "auto",
+    whole: bool = True,
 ) -> Validity:
     """Whether an engine can be used on a device, with a reason for all that speaks against it.
 
     `source` is a file, its bytes, or only the first 64 of them, which already tell the format's
-    version, architectures and bytes of weights; with `whole` every byte of a file is read.
+    version, architectures and bytes of weights; with `whole` every byte of a file is read. Raises
+    OSError where a file cannot be opened.
     """
     from whet.targets.cpu import host
 
@@ -330,9 +334,13 @@ def engine_validity(
     is_cpu = opened.capabilities.name == "cpu"
     memory = host.available_memory() if is_cpu else opened.context.free_bytes()  # type: ignore[attr-defined]
     asked: dict[str, Any] = {"architecture": str(opened.architecture), "memory": memory}
-    if isinstance(source, bytes):
+    if isinstance(source, bytes | bytearray | memoryview):
+        source = bytes(source)
         whole = whole and len(source) != HEADER_BYTES
         return (check_file if whole else check_header)(source, **asked)
+    if not isinstance(source, str | os.PathLike):
+        kind = type(source).__name__
+        raise InvalidEngine(f"an engine is given as a path or its bytes, not as a {kind}")
     if whole:
         return check_file(source, **asked)
     with open(source, "rb") as file:
@@ -342,9 +350,8 @@ def engine_validity(
 def session(model: str | os.PathLike[str] | bytes | onnx.ModelProto, **options: Any) -> Session:
     """A session for a model or an engine file in one step; the options are those of
     `Engine.session`."""
-    is_path = isinstance(model, str | os.PathLike)
-    is_engine = is_path and os.fspath(model).endswith(".whet")  # type: ignore[arg-type]
-    if is_engine:
+    is_named_so = isinstance(model, str | os.PathLike) and str(model).endswith(".whet")
+    if is_named_so or is_engine(model):
         return load(model).session(**options)
     from whet.runtime.build import build  # the passes take longer to load than a start may
 
@@ -353,7 +360,8 @@ def session(model: str | os.PathLike[str] | bytes | onnx.ModelProto, **options: 
 
 def _report(device: Any, compiled: int, seconds: float) -> None:
     if compiled:
-        where = f", cached in {device.cache.folder}" if device.cache is not None else ""
+        is_kept = device.cache is not None and device.cache.problem is None
+        where = f", cached in {device.cache.folder}" if is_kept else ""
         logger.info("compiled %d kernels in %.1f s%s", compiled, seconds, where)
     else:
         logger.info("ready in %.2f s, no kernel was compiled", seconds)

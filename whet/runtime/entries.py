@@ -71,6 +71,8 @@ def join(contents: Sequence[bytes]) -> bytes:
 
 def split(blob: bytes | bytearray | memoryview) -> list[Entry]:
     """The entries of a blob; raises CacheError where a single byte of it is not as it was made."""
+    if not isinstance(blob, bytes | bytearray | memoryview):
+        raise CacheError(f"an export of a kernel cache is bytes, not a {type(blob).__name__}")
     rest = memoryview(blob).cast("B")
     if len(rest) < _BLOB.size or rest[:8] != BLOB_MAGIC:
         raise CacheError("this is no export of a kernel cache; `whet cache export FILE` writes one")

@@ -65,7 +65,12 @@ def _numbers(
             _check_dtype(what, adopted, kind)
             return adopted
         x = _from_dlpack(what, x)
-    array = np.asarray(x)
+    try:
+        array = np.asarray(x)
+    except ValueError as error:  # rows of different lengths
+        raise InvalidInput(f"{what} is no array: {error}") from None
+    if array.dtype == object and not isinstance(x, np.ndarray):
+        raise InvalidInput(f"{what} must be an array of {kind.dtype}, got a {type(x).__name__}")
     _check_dtype(what, array, kind)
     array = array.astype(TensorType(kind.dtype, ()).numpy, copy=False)
     return np.ascontiguousarray(array) if array.ndim else array

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from whet.engine.atomic import atomic_write
+from whet.errors import DeviceError
 from whet.ir.graph import Value
 from whet.plan.bind import bound
 from whet.plan.describe import arena_of, kind_of, source_of, title_of
@@ -20,6 +22,8 @@ from whet.plan.work import Sizes, Work, nbytes_at, work_of
 
 if TYPE_CHECKING:
     from whet.plan.target import Device
+
+logger = logging.getLogger("whet")
 
 VERSION = 1
 """Of the JSON's layout: what is there keeps its name and meaning."""
@@ -157,7 +161,7 @@ def inspect_run(
     """What the steps of so many traced runs do, those between two plans as well."""
     taken, sizes = trace.per_run(runs), {t.step: t.sizes for t in trace.timings}
     owner = {step: plan for plan in plans for step in plan.steps}
-    limits = device.limits()
+    limits = _limits_of(device)
     inspectors: dict[Plan | None, _Inspector] = {}
     kernels: list[Kernel] = []
     for number, (step, seconds) in enumerate(taken.items(), 1):
@@ -172,6 +176,15 @@ def inspect_run(
     )
     nothing = _Inspector(None, device, {}, limits)
     return _inspection(order or [nothing], kernels, threads, limits, runs)
+
+
+def _limits_of(device: Device) -> Limits | None:
+    """What a device can do; None where that cannot be measured, for want of a compiler."""
+    try:
+        return device.limits()
+    except DeviceError as error:
+        logger.warning("the device's limits are not known: %s", error)
+        return None
 
 
 def _inspection(

@@ -32,7 +32,8 @@ class Memory:
     resident: int
     """How much of that is in memory at most; less than `weights` with a `weight_budget`."""
     arenas: tuple[int, ...]
-    """For intermediate results: one for each plan and each run that is under way at a time."""
+    """For intermediate results: one for each plan and each run that is under way at a time. Where
+    sizes are open, what the profiles' greatest take, or without a profile what runs took so far."""
 
     @property
     def arena(self) -> int:
@@ -56,9 +57,7 @@ class Arena:
             skipped = -address % ON_DEVICE
             self._cut = lambda start, end: address + skipped + start
         else:
-            if isinstance(memory, int) and memory < 0:
-                raise InvalidSetting(f"an arena has a number of bytes from 0 on, not {memory}")
-            whole = np.empty(memory, np.uint8) if isinstance(memory, int) else as_bytes(memory)
+            whole = _fresh(memory) if isinstance(memory, int) else as_bytes(memory)
             self._grain, skipped, size = ALIGNMENT, -whole.ctypes.data % ALIGNMENT, whole.nbytes
             self._cut = lambda start, end: whole[skipped + start : skipped + end]
         self.size = max(size - skipped, 0)
@@ -80,6 +79,15 @@ class Arena:
         """Makes all of it free."""
         with self._lock:
             self.used = 0
+
+
+def _fresh(nbytes: int) -> np.ndarray:
+    if nbytes < 0 or isinstance(nbytes, bool):
+        raise InvalidSetting(f"an arena has a number of bytes from 0 on, not {nbytes}")
+    try:
+        return np.empty(nbytes, np.uint8)
+    except (MemoryError, OverflowError, ValueError):
+        raise OutOfMemory(f"there is no memory for an arena of {nbytes:,} bytes") from None
 
 
 def as_bytes(memory: Any) -> np.ndarray:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import Any
 
-from whet.errors import InvalidEngine, ShapeError
+from whet.errors import InvalidEngine, InvalidSetting, ShapeError
 from whet.ir.graph import Graph
 from whet.ir.types import TensorType
 
@@ -22,6 +23,8 @@ class Profile:
     max: Shapes
 
     def __post_init__(self) -> None:
+        for which in ("min", "opt", "max"):
+            object.__setattr__(self, which, _shapes(which, getattr(self, which)))
         if not set(self.min) == set(self.opt) == set(self.max):
             raise ShapeError("min, opt and max of a profile must name the same inputs")
         for name in self.min:
@@ -50,7 +53,7 @@ class Profile:
     def to_plain(self) -> dict[str, dict[str, list[int]]]:
         """What JSON can hold of it."""
         return {
-            which: {name: [int(s) for s in shape] for name, shape in getattr(self, which).items()}
+            which: {name: list(shape) for name, shape in getattr(self, which).items()}
             for which in ("min", "opt", "max")
         }
 
@@ -66,6 +69,25 @@ class Profile:
             )
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise InvalidEngine(f"a profile of the engine is damaged: {error}") from None
+
+
+def _shapes(which: str, shapes: Any) -> dict[str, tuple[int, ...]]:
+    """A profile's shapes as it keeps them."""
+    try:
+        return {name: tuple(map(index, shape)) for name, shape in shapes.items()}
+    except (AttributeError, TypeError):
+        raise ShapeError(
+            f"{which} of a profile is whole numbers by the inputs' names, such as "
+            f"{{'x': [1, 3, 224, 224]}}, not {shapes!r}"
+        ) from None
+
+
+def profiles_in(given: Profile | Sequence[Profile] | None) -> tuple[Profile, ...]:
+    """Profiles, of which one may stand alone; raises InvalidSetting for what is none."""
+    found = tuple(given) if isinstance(given, list | tuple) else (given,) * (given is not None)
+    if not all(isinstance(profile, Profile) for profile in found):
+        raise InvalidSetting(f"profiles={given!r}; a whet.Profile is needed, or a list of them")
+    return found  # type: ignore[return-value]
 
 
 def check_profiles(profiles: Sequence[Profile], graph: Graph) -> None:

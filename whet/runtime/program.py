@@ -105,12 +105,11 @@ class Runner:
     @property
     def memory(self) -> Memory:
         """What weights and intermediate results take."""
-        programs = [stage.program for stage in self._compiled]
-        weights = sum(nbytes(v.tensor) for v in {v for p in programs for v in p.given})
+        stages = self._compiled
+        weights = sum(nbytes(v.tensor) for v in {v for s in stages for v in s.program.given})
         stream = self.prepared.stream
         resident = weights if stream is None else min(weights, stream.most)
-        arenas = (getattr(p.executable, "arena", p.plan.arena) for p in programs)
-        return Memory(weights, resident, tuple(arenas))
+        return Memory(weights, resident, tuple(stage.arena for stage in stages))
 
     @property
     def _compiled(self) -> list[Stage]:
@@ -362,12 +361,14 @@ class Stage:
         self.runner, self.graph = runner, graph
         ready = ready_values(graph, known)
         self.frontier = frontier_of(graph, ready)
-        if not self.frontier:
-            self.program = runner.program(graph)
-            return
-        first = first_part(graph, ready)
-        self.carried = first.outputs
+        first = first_part(graph, ready) if self.frontier else graph
         self.program = runner.program(first)
+        self.most = self.ranges.arena(self.program.plan)
+        if hasattr(self.program.executable, "least_arena") and hasattr(runner.device, "allocate"):
+            self.program.executable.least_arena = self.most
+        if not self.frontier:
+            return
+        self.carried = first.outputs
         self.rest = rest_of(graph, first, self.frontier)
         self.hosted = {v: _host_step(graph, v) for v in self.frontier}
         if runner.is_wide:
@@ -412,6 +413,12 @@ class Stage:
         if answers is None or self.frontier or not self.ranges.sizes:
             return False
         return self.program.is_plain and bool(answers(self.ranges.values(sizes)))
+
+    @property
+    def arena(self) -> int:
+        """The bytes of intermediate results: the most that is foreseen, or was needed so far."""
+        program = self.program
+        return max(self.most, getattr(program.executable, "arena", program.plan.arena))
 
     @property
     def is_alone(self) -> bool:

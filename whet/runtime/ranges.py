@@ -7,12 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
 from whet.errors import Error, ShapeError, located
 from whet.ir.atoms import Symbol
 from whet.ir.attributes import Nested, uses_sizes
-from whet.ir.evaluate import bind_sizes, check_guards
+from whet.ir.evaluate import bind_shape, check_guards
 from whet.ir.graph import Graph, Input, Parameter, Value
 from whet.ir.sizes import Expr, Size, substitute, symbol
 from whet.ir.types import OptionalType, SequenceType, TensorType, Type, map_sizes
@@ -22,6 +20,8 @@ from whet.ops.contract import Convolution, MatMul
 from whet.ops.movement import Concat, Gather, Reshape, Sizes, Transpose
 from whet.ops.reduce import LayerNorm, Reduce, RMSNorm
 from whet.ops.window import Pool
+from whet.plan.describe import arena_of
+from whet.plan.plan import Plan
 from whet.runtime.profile import Profile
 from whet.targets.bound import evaluator
 
@@ -50,6 +50,12 @@ class Ranges:
     def serve(self, sizes: Mapping[str, int]) -> bool:
         """Whether the sizes of a run lie within the bounds."""
         return all(_holds(_symbol(size), sizes[name]) for name, size in self.sizes.items())
+
+    def arena(self, plan: Plan) -> int:
+        """What a plan's results take at the greatest sizes; 0 where one has no bound."""
+        highs = {_name(size): _symbol(size).high for size in self.sizes.values()}
+        bounds = {name: high for name, high in highs.items() if isinstance(high, int)}
+        return arena_of(plan, bounds)[0] if len(bounds) == len(highs) else 0
 
     def inside(self) -> Ranges:
         """The same for graphs in which sizes have the names that they have in kernels."""
@@ -127,9 +133,9 @@ def _sizes_at(graph: Graph, shapes: Mapping[str, Sequence[int]]) -> dict[str, in
     found: dict[str, int] = {}
     for value in graph.inputs:
         shape: Any = shapes.get(value.op.name)  # type: ignore[attr-defined]
-        if shape is not None:
+        if shape is not None and isinstance(value.type, TensorType):
             try:
-                bind_sizes(value.type, np.broadcast_to(np.int8(0), tuple(shape)), found)
+                bind_shape(value.type, tuple(shape), found)
             except ShapeError:
                 continue  # a profile whose shapes contradict each other bounds nothing
     return found

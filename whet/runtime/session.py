@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from whet.engine.weights import WeightStore
-from whet.errors import Error, InvalidInput, OutOfMemory, ShapeError
+from whet.errors import Error, InvalidInput, InvalidSetting, OutOfMemory, ShapeError
 from whet.ir.graph import Graph, Value
 from whet.ir.types import TensorType, Type
 from whet.plan.plan import Plan
@@ -120,6 +120,7 @@ class Session:
         Raises what `run` raises. Runs of other threads are not in it.
         `session.trace(inputs).to_perfetto("run.json")` writes a timeline.
         """
+        _check_runs(runs)
         trace = Recording(look)
         with tracing(trace):
             for _ in range(runs):
@@ -134,6 +135,7 @@ class Session:
         there is none and no inputs are given, and what `run` raises.
         `session.inspect(inputs).to_json("kernels.json")` keeps it.
         """
+        _check_runs(runs)
         device = self._runner.device
         if inputs is not None:
             self.run(inputs)
@@ -232,16 +234,15 @@ class Session:
         if better is not None:
             better.note_run(self)
         self._check_names(inputs)
-        device = runner.device
-        arrays, is_known = self._take(inputs, device, stream)
-        if self.profiles:
-            self._check_profiles(arrays)
-        if out:
-            self._check_out(out)
-            arrays = [_apart(array, out.values()) for array in arrays]
-        else:
-            out = {}
         try:
+            arrays, is_known = self._take(inputs, runner.device, stream)
+            if self.profiles:
+                self._check_profiles(arrays)
+            if out:
+                self._check_out(out)
+                arrays = [_apart(array, out.values()) for array in arrays]
+            else:
+                out = {}
             if is_known and not out:
                 answer = runner.answer(graph, arrays)
                 if answer is not None:
@@ -329,6 +330,11 @@ class Session:
         for (a, x), (b, y) in combinations(out.items(), 2):
             if np.may_share_memory(x, y):
                 raise InvalidInput(f"the arrays for the outputs {a!r} and {b!r} overlap")
+
+
+def _check_runs(runs: int) -> None:
+    if not isinstance(runs, int) or runs < 1:
+        raise InvalidSetting(f"runs={runs!r}; a number from 1 on is needed")
 
 
 def _apart(x: Any, out: Iterable[np.ndarray]) -> Any:

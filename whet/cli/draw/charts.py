@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from whet.cli.draw.svg import MARGIN, TEXT_WIDTH, Picture, clean, few
-from whet.cli.terminal import duration, size
+from whet.cli.terminal import count, duration, size
 from whet.plan.describe import Buffer
 from whet.runtime.inspect import Kernel
 
@@ -61,17 +61,22 @@ class Frame:
         return "\n".join([*parts, *body])
 
 
+def shared(found: Sequence[Buffer], arena: int) -> str:
+    """How much buffers take, together and each for itself."""
+    if len(found) < 2:
+        return f"{count(len(found), 'buffer')}, {size(arena)}"
+    alone = size(sum(b.bytes for b in found))
+    return f"{len(found)} buffers share {size(arena)}; each for itself they would take {alone}"
+
+
 def memory(
     found: Sequence[Buffer], arena: int, numbers: Sequence[int], width: float = 1100
 ) -> Picture:
     """The arena over time: a rectangle is a buffer, as wide as it lives and as high as it is."""
     frame = Frame(numbers, width, 380.0, max(arena, 1))
-    alone = size(sum(b.bytes for b in found))
     needed = [sum(b.bytes for b in found if b.first <= n <= b.last) for n in range(frame.steps)]
     most = max(needed, default=0)
-    title = (
-        f"Memory: {len(found)} buffers share {size(arena)}; each for itself they would take {alone}"
-    )
+    title = f"Memory: {shared(found, arena)}"
     if needed:
         title += f"; step {numbers[needed.index(most)]} needs most, {size(most)}"
     marks = [(arena * quarter / 4, size(arena * quarter / 4)) for quarter in range(5)]

@@ -37,6 +37,8 @@ td.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 .box{cursor:pointer} .box:hover rect,.box.on rect{stroke-width:3}
 .arrow.on .a{stroke:var(--mark);stroke-width:2.4} .arrow.on .h{fill:var(--mark)}
 tr[data-key],.held,th{cursor:pointer} tr[data-key]:hover{background:var(--faint)}
+@media (max-width:800px){.view{grid-template-columns:1fr}
+ aside{border-left:0;border-top:1px solid var(--line)} .canvas,aside{max-height:60vh}}
 .held:hover rect{stroke-width:2.4} thead th{position:sticky;top:0;background:var(--paper)}
 """
 

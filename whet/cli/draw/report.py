@@ -29,7 +29,8 @@ class Report:
         sizes = self.inspection.sizes
         arena, _ = arena_of(self.plan, sizes)
         numbers = [kernel.number for kernel in self.kernels]
-        drawn = [charts.memory(buffers(self.plan, sizes), arena, numbers, width)]
+        held = buffers(self.plan, sizes)
+        drawn = [charts.memory(held, arena, numbers, width)] if held else []
         if self.inspection.seconds is not None:
             drawn.insert(0, charts.times(self.kernels, width))
         return drawn

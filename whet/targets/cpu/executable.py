@@ -12,11 +12,13 @@ import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from whet.errors import OutOfMemory
 from whet.ir.graph import Value
 from whet.ir.types import TensorType
 from whet.plan import trace
@@ -62,6 +64,8 @@ class Executable:
         """The address of each step's code, that for the whole range."""
         self.allocate: Callable[[int], np.ndarray] = host.aligned_memory
         """Where arenas come from."""
+        self.least_arena = 0
+        """What is asked for at once where that is there, so that larger sizes need no more."""
         self.pace: Pace | None = None
         """How weights come and go, where they are not all in memory."""
         self._bound: OrderedDict[tuple[int, ...], Bound] = OrderedDict()
@@ -88,6 +92,13 @@ class Executable:
         """The bytes that a run takes for intermediate results; the most of any sizes so far."""
         with self._lock:
             return max([self.plan.arena, *(bound.arena for bound in self._bound.values())])
+
+    def room(self, nbytes: int) -> np.ndarray:
+        """Memory for a run that takes so many bytes."""
+        if nbytes < self.least_arena:
+            with suppress(OutOfMemory):
+                return self.allocate(self.least_arena)
+        return self.allocate(nbytes)
 
     def bound(self, sizes: Sizes) -> Bound:
         """The plan at given sizes, evaluated anew or remembered."""
@@ -278,7 +289,7 @@ class _Context:
         if bound is not self.bound:
             if self.arena.nbytes < bound.arena:
                 # First: where it fails, the arguments are still those of the `bound` of before.
-                self.arena = self.executable.allocate(bound.arena)
+                self.arena = self.executable.room(bound.arena)
             self.bound, self.inside = bound, None
             bound.fill(self.arguments, self.arena.ctypes.data)
             self.addresses.clear()
