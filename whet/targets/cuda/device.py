@@ -265,12 +265,12 @@ class Device:
 
     def _may_gain(self, kernel: Kernel | Special, code: bytes) -> bool:
         """Whether more ways to run a kernel that the cache has may be tried now."""
-        if self.cache is None or not isinstance(kernel, Template) or not has_triton():
+        if self.cache is None or not isinstance(kernel, Template):
             return False
         if _library_in(code) or self.key(kernel) in self.prebuilt:
             return False
         kept = self.cache.get(self._tried(kernel))
-        return kept is not None and float(kept) < self.tune
+        return kept is not None and float(kept) < self.tune and has_triton()
 
     def _mark(self, kernel: Kernel | Special, tuner: Autotuner | None) -> None:
         """Notes for how many seconds ways were tried, unless it was all of them: a session that has
