@@ -122,6 +122,12 @@ def test_exact_quotients_vanish(a: Tree, b: Tree, d: int) -> None:
     assert floor_divide(a.size, d) * d + modulo(a.size, d) is not None
 
 
+def test_divisions_of_divisions_have_one_form() -> None:
+    n = symbol("n")
+    assert floor_divide(floor_divide(2 * n, 3), 2) == floor_divide(n, 3)
+    assert floor_divide(floor_divide(6 * n + 3, 5), 3) == floor_divide(2 * n + 1, 5)
+
+
 @given(TREES)
 def test_text(tree: Tree) -> None:
     """What is printed reads back as the same expression, and is an expression in Python too."""

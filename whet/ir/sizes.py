@@ -209,7 +209,9 @@ def floor_divide(a: Size, b: Size) -> Size:
         return quotient
     if isinstance(b, int):
         rest, b = _cancel_gcd(rest, b)
-        rest, b = _merge_division(rest, b)
+        inner, both = _merge_division(rest, b)
+        if both != b:
+            return quotient + floor_divide(inner, both)  # (2 * n) // 3 // 2 is n // 3
     return quotient + _atom(Call("//", (rest, b)))
 
 

@@ -131,8 +131,7 @@ def order(rng: np.random.Generator, *shape: int, dtype: str = "int64", few: int 
 
 
 def orders(rng: np.random.Generator) -> Iterator[Layer]:
-    """Lines of one element, of one run, and of runs that are merged once, twice, three times."""
+    """Lines of one element, of one run, and of runs that are merged once and twice."""
     for shape in ((2, 1), (2, 17), (2, 129), (2, 257), (2049,), (3, 2, int(rng.integers(2, 300)))):
         dtype = str(rng.choice(["int32", "int64"]))
         yield order(rng, *shape, dtype=dtype, few=int(rng.choice([0, 3, 1000])))
-    yield order(rng, 16500, dtype="int32", few=9)

@@ -483,7 +483,11 @@ def test_the_check_for_machines_that_have_a_gpu(
 
 @needs_triton
 @pytest.mark.parametrize(
-    "words", ["product", "mixed", "attention", "conv-sides", "depthwise", "order", "s"]
+    "words",
+    [
+        *("product", "mixed", "scores", "attention", "conv-sides", "conv-one-stride", "conv-int8"),
+        *("depthwise-sides", "order", "softmax", "mean", "scan", "moved"),
+    ],
 )
 def test_kernels_that_are_told_sizes(words: str) -> None:
     command = [sys.executable, "-m", "tests.targets.cuda.run_ranges", words]
