@@ -125,7 +125,7 @@ def test_exact_quotients_vanish(a: Tree, b: Tree, d: int) -> None:
 def test_divisions_of_divisions_have_one_form() -> None:
     n = symbol("n")
     assert floor_divide(floor_divide(2 * n, 3), 2) == floor_divide(n, 3)
-    assert floor_divide(floor_divide(6 * n + 3, 5), 3) == floor_divide(2 * n + 1, 5)
+    assert floor_divide(floor_divide(3 * n + 3, 7), 6) == floor_divide(n + 1, 14)
 
 
 @given(TREES)
