@@ -9,13 +9,26 @@ import numpy as np
 from whet.errors import TypeMismatch
 from whet.ir.graph import Constant, Op, Value, constant, operator
 from whet.ir.types import FLOATS, INTEGERS, TensorType
+from whet.ops.bits import BitCast
 from whet.ops.cast import bit_width, cast
 from whet.ops.contract import Convolution, MatMul
-from whet.ops.elementwise import Array, Cast, Clip, Elementwise, Round, broadcast, cast_to, need
+from whet.ops.elementwise import (
+    Array,
+    BitwiseXor,
+    Cast,
+    Clip,
+    Elementwise,
+    Round,
+    broadcast,
+    cast_to,
+    need,
+)
 from whet.ops.movement import Pad, reshape
 from whet.ops.reduce import Reduce
 
 EIGHT_BITS = ("int8", "uint8")
+SIGN = 0x80
+"""The highest bit of a byte, and what `signed` takes off one."""
 
 
 def integer_range(dtype: str) -> tuple[int, int]:
@@ -136,6 +149,14 @@ def sums(op: Convolution | MatMul, w: Value) -> Value:
         total = Reduce("sum", (w.rank - 2,))(wide)
         return reshape(total, w.shape[1]) if w.rank == 2 else total
     return reshape(Reduce("sum", tuple(range(1, w.rank)))(wide), w.shape[0])
+
+
+def signed(x: Value) -> Value:
+    """Bytes less 128, as int8: the highest bit is turned; int8 as it is."""
+    if x.dtype == "int8":
+        return x
+    flipped: Value = BitCast("int8")(BitwiseXor()(x, constant(SIGN, "uint8")))
+    return flipped
 
 
 def with_padding(op: Convolution, x: Value) -> tuple[Convolution, Value, int]:

@@ -14,17 +14,10 @@ from whet.ir.graph import Constant, Value, constant
 from whet.ops.bits import BitCast
 from whet.ops.elementwise import BitwiseXor
 from whet.ops.movement import Concat, Reshape, Slice, Transpose
-from whet.ops.quantize import Dequantize, Quantize
+from whet.ops.quantize import SIGN, Dequantize, Quantize, signed
 from whet.ops.window import Pool
 
-SIGN = 0x80
 MOVES = (Reshape, Transpose, Slice)
-
-
-def signed(bytes_: Value) -> Value:
-    """Bytes less 128, as int8."""
-    flipped: Value = BitCast("int8")(BitwiseXor()(bytes_, constant(SIGN, "uint8")))
-    return flipped
 
 
 def unsigned(x: Value) -> Value:

@@ -13,12 +13,12 @@ from whet.ir.types import TensorType, Type, map_sizes
 from whet.ops.attention import Attention
 from whet.ops.contract import Convolution, MatMul
 from whet.ops.recurrent import Recurrent
-from whet.ops.select import Order, Suppression
+from whet.ops.select import Suppression
 from whet.plan.legalize import loops_hold, simpler
 from whet.targets.cuda.arithmetic import COMPUTE, EMIT
 from whet.targets.cuda.told import USUAL
 
-WHOLE = (Attention, Convolution, MatMul, Order, Recurrent, Suppression)
+WHOLE = (Attention, Convolution, MatMul, Recurrent, Suppression)
 """Operators that templates run, where they can."""
 
 

@@ -14,12 +14,11 @@ from whet.ir.sizes import Size, symbol
 from whet.ir.types import TensorType
 from whet.ops.contract import Convolution, MatMul
 from whet.ops.movement import Slice, Transpose, reshape, transpose
-from whet.ops.quantize import EIGHT_BITS, sums, with_padding
+from whet.ops.quantize import EIGHT_BITS, SIGN, signed, sums, with_padding
 from whet.plan.kernel import Axis, Range, Template, View
 from whet.plan.lower import loop_index, within
 from whet.targets.cuda.architecture import Architecture
 from whet.targets.cuda.expressions import Emitter, Place, R, X
-from whet.targets.cuda.signed import HALF, signed
 from whet.targets.cuda.source import Source
 from whet.targets.cuda.templates import tiling
 from whet.targets.cuda.templates.contraction import Code, Problem, integer
@@ -77,7 +76,7 @@ class ConvolutionTemplate:
         wide = in_wide_lines(op, x, w, value)
         if wide is not None:
             return wide
-        less = HALF if x.dtype == "uint8" else 0
+        less = SIGN if x.dtype == "uint8" else 0
         first = isinstance(x.op, Transpose) and x.op.order[-1] != x.rank - 1 and op.groups == 1
         first = first and not less
         turned = transpose(w, 0, w.rank - 1, *range(1, w.rank - 1)) if first else w

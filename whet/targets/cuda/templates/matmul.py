@@ -9,14 +9,13 @@ from whet.ir.sizes import Size, coefficient, symbol
 from whet.ir.types import NUMPY_DTYPES
 from whet.ops.contract import MatMul
 from whet.ops.elementwise import Cast
-from whet.ops.quantize import EIGHT_BITS, sums
+from whet.ops.quantize import EIGHT_BITS, SIGN, signed, sums
 from whet.ops.reduce import Reduce
 from whet.plan.kernel import Axis, Nest, Store, Template, View
 from whet.plan.loops import merge
 from whet.plan.lower import broadcast_index, loop_index
 from whet.targets.cuda.architecture import Architecture
 from whet.targets.cuda.expressions import Emitter, Place, R, X
-from whet.targets.cuda.signed import HALF, signed
 from whet.targets.cuda.source import Source
 from whet.targets.cuda.templates import persistent, tiling
 from whet.targets.cuda.templates.contraction import Code, Problem, integer, turns
@@ -83,9 +82,9 @@ def integer_product(op: MatMul, a: Value, b: Value) -> Value | None:
     low = signed(b)
     total: Value = Product("int32")(signed(a), low)
     if a.dtype == "uint8":
-        total = total + sums(op, low) * HALF
+        total = total + sums(op, low) * SIGN
     if b.dtype == "uint8":
-        total = total + Reduce("sum", (a.rank - 1,))(Cast("int32")(a)) * HALF
+        total = total + Reduce("sum", (a.rank - 1,))(Cast("int32")(a)) * SIGN
     return total
 
 
