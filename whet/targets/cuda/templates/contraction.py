@@ -216,14 +216,16 @@ class Code:
     def accumulate(self, begin: str, end: str) -> None:
         """The loop over the depth, from one step to another."""
         text, t, p = self.text, self.tile, self.problem
-        precision = ', input_precision="ieee"' if self.dtype == "float32" else ""
+        # Triton 3.6 takes sums of integers only where it is told that they are.
+        told = {"float32": ', input_precision="ieee"', "int8": ", out_dtype=tl.int32"}
+        more = told.get(self.dtype, "")
         for count in self.each_piece():
             text.line(f"{self.sums} = tl.zeros(({t.rows}, {count}), {self.kind})")
         with text.block(f"for step in range({begin}, {end}):"):
             a = p.left(self, self.emitter(t.rows, t.depth), "step")
             for count in self.each_piece():
                 b = p.right(self, self.emitter(t.depth, count), "step")
-                text.line(f"{self.sums} = tl.dot({a}, {b}, {self.sums}{precision})")
+                text.line(f"{self.sums} = tl.dot({a}, {b}, {self.sums}{more})")
 
     def each_piece(self) -> Iterator[int]:
         """How many columns each piece has, while it is the one at hand."""
