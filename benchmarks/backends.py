@@ -35,10 +35,11 @@ class Backend:
 
 
 class Whet:
-    def __init__(self, source: Source, device: str):
+    def __init__(self, source: Source, device: str, cache: Path | None):
         import whet
 
-        self.session = whet.build(source).session(device=device, threads=1, cache=False)
+        kept = whet.Cache(cache) if cache else False
+        self.session = whet.build(source).session(device=device, threads=1, cache=kept)
 
     def run(self, inputs: dict[str, Any]) -> dict[str, Any]:
         return dict(self.session.run(inputs))
@@ -77,17 +78,17 @@ def ort_value(x: Any) -> Any:
     return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, kind)
 
 
-def open_whet(device: str) -> Backend:
+def open_whet(device: str, cache: Path | None = None) -> Backend:
     import whet
 
-    return Backend(partial(Whet, device=device), (whet.Error,))
+    return Backend(partial(Whet, device=device, cache=cache), (whet.Error,))
 
 
-def open_onnxruntime() -> Backend:
+def open_onnxruntime(cache: Path | None = None) -> Backend:
     return Backend(OnnxRuntime, (Exception,))
 
 
-BACKENDS: dict[str, Callable[[], Backend]] = {
+BACKENDS: dict[str, Callable[..., Backend]] = {
     "whet": partial(open_whet, "cpu"),
     "whet-cuda": partial(open_whet, "cuda"),
     "onnxruntime": open_onnxruntime,

@@ -105,10 +105,12 @@ def judge(case: Any, outputs: Sequence[Any], expected: Sequence[Any]) -> str | N
     return next((d for d in differences if d), None)
 
 
-def open_cases(backend_name: str, names: dict[str, str]) -> Callable[[Any], Result]:
+def open_cases(
+    backend_name: str, names: dict[str, str], cache: Path | None = None
+) -> Callable[[Any], Result]:
     """Load a backend, in the worker, and return what runs a case on it."""
     warnings.simplefilter("ignore")
-    backend = BACKENDS[backend_name]()
+    backend = BACKENDS[backend_name](cache)
 
     def run(case: Any) -> Result:
         operator = names[case.name]
@@ -141,12 +143,16 @@ def place(error: Exception) -> str:
 
 
 def run_cases(
-    cases: Sequence[Any], backend: str, names: dict[str, str], **options: Any
+    cases: Sequence[Any],
+    backend: str,
+    names: dict[str, str],
+    cache: Path | None = None,
+    **options: Any,
 ) -> Iterator[Result]:
     """The results in the order in which the cases end."""
 
     def open_tasks() -> Callable[[int], Result]:
-        run = open_cases(backend, names)
+        run = open_cases(backend, names, cache)
         return lambda index: run(cases[index])
 
     for index, result in run_isolated(range(len(cases)), open_tasks, **options):
@@ -197,6 +203,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--references", action="store_true", help="operators left to a reference")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--timeout", type=float, default=30.0, help="seconds for one case")
+    parser.add_argument("--cache", type=Path, metavar="FOLDER", help="kernels made before")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args(argv)
 
@@ -204,7 +211,8 @@ def main(argv: list[str] | None = None) -> None:
     if not cases:
         sys.exit(f"no case has a name that matches {args.only!r}")
     names = operators(cases)
-    running = run_cases(cases, args.backend, names, workers=args.workers, seconds=args.timeout)
+    options = {"workers": args.workers, "seconds": args.timeout}
+    running = run_cases(cases, args.backend, names, args.cache, **options)
     results = sorted(running, key=lambda result: result.case)
 
     if args.only and len(results) <= 20:

@@ -83,12 +83,12 @@ def stream(loaded: Loaded, folder: Path, io: dict[str, Any]) -> float:
     return max(worst, compare(outputs, final))
 
 
-def run_model(backend_name: str, folder: Path) -> Result:
+def run_model(backend_name: str, cache: Path | None, folder: Path) -> Result:
     """Open a model and run all that its folder gives expectations for."""
     io = json.loads((folder / "io.json").read_text())
     start, worst, runs = time.perf_counter(), 0.0, []
     try:
-        loaded = BACKENDS[backend_name]().open(folder / "model.onnx")
+        loaded = BACKENDS[backend_name](cache).open(folder / "model.onnx")
         for name, files in {"main": io, "alt": io.get("alt")}.items():
             if files:
                 outputs = loaded.run(read(folder, files["inputs"]))
@@ -103,9 +103,11 @@ def run_model(backend_name: str, folder: Path) -> Result:
     return Result(folder.name, worst, "", seconds, tuple(runs), tuple(loaded.references()))
 
 
-def run_all(folders: list[Path], backend: str, **options: Any) -> Iterator[Result]:
+def run_all(
+    folders: list[Path], backend: str, cache: Path | None = None, **options: Any
+) -> Iterator[Result]:
     def open_tasks() -> Callable[[Path], Result]:
-        return partial(run_model, backend)
+        return partial(run_model, backend, cache)
 
     for index, result in run_isolated(folders, open_tasks, **options):
         yield Result(folders[index].name, reason=result) if isinstance(result, str) else result
@@ -128,6 +130,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--backend", default="whet", choices=BACKENDS)
     parser.add_argument("--only", default="", metavar="PATTERN", help="models with such a name")
     parser.add_argument("--timeout", type=float, default=120.0, help="seconds for one model")
+    parser.add_argument("--cache", type=Path, metavar="FOLDER", help="kernels made before")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args(argv)
 
@@ -136,7 +139,7 @@ def main(argv: list[str] | None = None) -> None:
     if not folders:
         sys.exit(f"{args.folder} holds no model (a folder with io.json) whose name matches")
     results = []
-    for result in run_all(folders, args.backend, workers=1, seconds=args.timeout):
+    for result in run_all(folders, args.backend, args.cache, workers=1, seconds=args.timeout):
         results.append(result)
         print(describe(result), flush=True)
     print(f"{sum(result.matches for result in results)} of {len(results)} models match")

@@ -91,8 +91,8 @@ def pointer(array: np.ndarray, kind: str) -> Any:
 
 
 class Watch:
-    """The interpreter's way to memory, which refuses what lies outside of a launch's arrays, and
-    stores to those that it may only read."""
+    """The interpreter's way to memory, which refuses what lies outside of a launch's arrays, stores
+    to those that it may only read, and loads that Triton compiles wrongly."""
 
     def __init__(self, way: Any, spans: Iterable[tuple[int, int, bool]]) -> None:
         self._way, self._lost = way, np.array([[0, 0, False]])
@@ -118,6 +118,11 @@ class Watch:
 
     def load(self, at: Any, mask: Any, other: Any, dtype: Any) -> Any:
         self._check(at, mask, np.dtype(dtype).itemsize, "load")
+        # Up to 3.8 the bits of an integer that masked lanes get are put together with its sign
+        # extended: of four bytes only the lowest is right.
+        if np.dtype(dtype).kind in "iu" and np.dtype(dtype).itemsize < 4:
+            signed = np.asarray(other).view(f"i{np.dtype(dtype).itemsize}")
+            assert (signed >= 0).all(), "`other` of a load whose bits Triton gets wrong"
         return self._way.load(at, mask, other, dtype)
 
     def store(self, at: Any, value: Any, mask: Any) -> Any:

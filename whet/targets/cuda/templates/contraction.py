@@ -271,8 +271,13 @@ class Code:
                 f"{self.names[buffer]} + {wide}",
                 " & ".join([*masks.values(), *(g.text for g in e.guards)]),
             )
-        where = f", mask={mask}, other={fill}" if mask else ""
-        return self.text.assign(f"tl.load({pointer}{where})", "t")
+        where = f", mask={mask}, other=0" if mask else ""
+        loaded = self.text.assign(f"tl.load({pointer}{where})", "t")
+        if not (fill and mask):
+            return loaded
+        # As `other` of a load, Triton gets the bits of a negative integer of 8 wrong.
+        outside = f"tl.full((1, 1), {fill}, tl.{self.dtype})"
+        return self.text.assign(f"tl.where({mask}, {loaded}, {outside})", "t")
 
     def _join(self) -> None:
         """Keeps this block's part; the last block of a tile adds all parts up."""
