@@ -372,11 +372,14 @@ def test_words_that_mean_nothing_are_refused(value, name):
         decode(json.loads(json.dumps(plain)), constants)
 
 
-def test_a_size_that_doubles_at_each_step_is_refused():
+@pytest.mark.parametrize("steps, why", [(10, f"more than {MOST_PARTS} parts"), (60, "nests")])
+def test_a_size_that_doubles_at_each_step_is_refused(steps, why):
     plain, constants = sample()
     base = len(plain["sizes"])
-    plain["sizes"] += [["min", {"s": base + i - 1}, {"s": base + i - 1}] for i in range(60)]
-    with pytest.raises(InvalidEngine, match=f"more than {MOST_PARTS} parts"):
+    last = base + steps - 1
+    plain["sizes"] += [["min", *[{"s": base + i - 1}] * 2] for i in range(steps)]
+    plain["sizes"].append(["+", *([1, *[last] * power] for power in range(1, 20))])
+    with pytest.raises(InvalidEngine, match=why):
         decode(plain, constants)
 
 

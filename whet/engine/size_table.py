@@ -16,12 +16,12 @@ from whet.engine.plain import (
     short,
 )
 from whet.errors import InvalidEngine
-from whet.ir.atoms import Atom, Call, Symbol
+from whet.ir.atoms import Atom, Call, Symbol, Undecided
 from whet.ir.sizes import Expr, Size, symbol
 
-MOST_PARTS = (
-    4096  # names, functions and numbers in one size with everything it refers to written out
-)
+MOST_PARTS = 1 << 16
+"""Names, functions and numbers in one size with everything it refers to written out. A grid over
+the sizes that a few crops and paddings leave has 15,000."""
 
 
 class SizeWriter:
@@ -99,7 +99,10 @@ class SizeReader:
         need(len(args) == 2 if binary else len(args) >= 2, f"{function} of {len(args)} sizes")
         need(any(isinstance(a, Expr) for a in args), f"{function} of known sizes only")
         need(not binary or args[1] != 0, f"a size {function} 0")
-        return Expr((((Call(function, args),), 1),))
+        try:
+            return Expr((((Call(function, args),), 1),))
+        except Undecided as error:  # it would not have been made
+            raise InvalidEngine(str(error)) from None
 
     def polynomial(self, terms: list[list[Any]]) -> Expr:
         """A sum of products exactly as it was, in its order: arithmetic might put it otherwise."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from whet.errors import (
     InvalidSetting,
     OutOfMemory,
 )
+from whet.ir.sizes import maximum, symbol
 from whet.knobs import knobs
 from whet.runtime import devices
 from whet.targets.cuda import compile as compiling
@@ -234,6 +236,20 @@ def test_code_that_was_tampered_with(bad: bytes) -> None:
     assert unpack(GOOD)[0].cubin == b"code"
     with pytest.raises(CompileError, match="is damaged"):
         unpack(bad)
+
+
+def test_long_sizes_are_read_as_they_were_written() -> None:
+    """Those that crops and paddings of a few axes leave: a grid is their product."""
+    sides = [symbol(name) for name in "abc"]
+    cropped = [maximum(n - maximum(n // 2 - k, 0), maximum(k - n, 0)) for k, n in enumerate(sides)]
+    first, *others = (sum((n // k + maximum(n - k, 0) for k in range(2, 6)), n) for n in cropped)
+    grid = first
+    for other in others:
+        grid = grid * other
+    (made,) = unpack(GOOD)
+    long = replace(made, grid=(grid, 1, 1))
+    assert len(str(grid)) > 50_000
+    assert unpack(pack([long])) == [long]
 
 
 def test_a_prebuilt_section_that_was_tampered_with(tmp_path: Any) -> None:

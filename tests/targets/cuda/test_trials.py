@@ -7,7 +7,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +135,26 @@ def test_what_is_not_measured(
     measured(session, attention, inputs)
     assert not hasattr(device_of(session), "ways")
     assert kinds(gpu, lambda: check(session, attention, inputs)) <= {"special", "few", "many", "k"}
+
+
+def test_ways_that_there_are_not(
+    gpu: Driver,
+    rng: np.random.Generator,
+    attention: whet.Engine,
+    timed: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Few tiles fit small sizes, and what cannot be compiled is left out: others are measured."""
+    compile_ways = StubDevice.compile_ways
+
+    def few(device: StubDevice, ways: Sequence[Way]) -> dict[Way, bytes]:
+        return {w: code for w, code in compile_ways(device, ways).items() if w.rank == FASTEST}
+
+    monkeypatch.setattr(StubDevice, "compile_ways", few)
+    session, inputs = attention.session(device="cuda", cache=False), words(rng, 2, 9)
+    measured(session, attention, inputs)
+    found = kinds(gpu, lambda: check(session, attention, inputs))
+    assert f"way{FASTEST}" in found and "way1" not in found
 
 
 def test_only_as_many_ways_as_there_is_time_for(

@@ -106,7 +106,9 @@ class Trials:
         for way in ways:
             special = Special(way.kernel, way.sizes)
             _, codes = found.get(special, (0, []))
-            found[special] = 1 + way.rank, codes + [compiled[way]] * (way in compiled)
+            # There may be no such way: few tiles fit small sizes.
+            there = [compiled[way]] if way in compiled else []
+            found[special] = 1 + way.rank, codes + there
         return {special: found[special] for special in worth if special in found}
 
     def _measured(self, ways: dict[Special, tuple[int, list[bytes]]]) -> bool:
