@@ -148,6 +148,15 @@ class Watch:
             )
 
 
+def counted(*bounds: Any) -> Iterator[Any]:
+    """A loop's numbers as Triton has them: of 32 bits, which products may leave."""
+    import triton.language as tl
+    from triton.runtime.interpreter import TensorHandle
+
+    for number in range(*(int(bound) for bound in bounds)):
+        yield tl.tensor(TensorHandle(np.array([number], np.int32), tl.int32), tl.int32)
+
+
 _loaded: dict[str, dict[str, Any]] = {}
 
 
@@ -164,6 +173,7 @@ def functions(source: Source) -> dict[str, Any]:
             "libdevice": Libdevice(),
             "gdc_wait": lambda: None,
             "gdc_launch_dependents": lambda: None,
+            "range": counted,
         }
         exec(compile(text, name, "exec"), namespace)
         _loaded[source.text] = namespace

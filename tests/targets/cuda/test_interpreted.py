@@ -46,6 +46,11 @@ def test_layers(kind: str) -> None:
 
 
 @needs_triton
+def test_last_blocks_of_large_tensors() -> None:
+    interpret("run_large")
+
+
+@needs_triton
 def test_onnx_cases_of_few_keys() -> None:
     """They allow for one rounding, where weights that are rounded, too, take two."""
     interpret("run_onnx", "attention_4d.*_fp16")

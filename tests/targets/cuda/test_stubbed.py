@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -197,6 +197,36 @@ def test_only_a_run_without_a_stream_waits(gpu: Driver) -> None:
     assert gpu.counts["cuStreamSynchronize"] == before
     session.run(inputs)
     assert gpu.counts["cuStreamSynchronize"] > before
+
+
+def test_what_a_stream_still_has_to_copy_stays(gpu: Driver) -> None:
+    slow, late = set[int](), list[Callable[[], object]]()
+
+    def catch_up(stream: int = 0) -> int:
+        while late:
+            late.pop(0)()
+        return 0
+
+    def lagging(call: Callable[..., object]) -> Callable[..., object]:
+        def asked(*arguments: int) -> object:
+            if arguments[-1] in slow:
+                return late.append(lambda: call(*arguments))
+            catch_up()
+            return call(*arguments)
+
+        return asked
+
+    for name in ("cuMemcpyHtoDAsync", "cuGraphLaunch"):
+        setattr(gpu, f"direct_{name}", lagging(getattr(gpu, f"direct_{name}")))
+    gpu.direct_cuStreamSynchronize = catch_up  # type: ignore[method-assign]
+    session, there = open_session(), on_device(gpu, drawn(1))
+    for _ in range(2):  # graphs are made
+        session.run(there, stream=5)
+    slow.add(5)
+    got = session.run({**there, "x": drawn(1)["x"]}, stream=5)
+    assert late
+    check(session.run(drawn(9)), drawn(9))
+    check(got, drawn(1))
 
 
 def test_addresses_that_kernels_cannot_read_from(gpu: Driver) -> None:

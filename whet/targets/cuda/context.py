@@ -264,6 +264,9 @@ class Context:
         if self.used is not stream:
             stream.follow(self.used)
             self.used = stream
+            if stream is self.stream:
+                # What the run before has staged may not have left the host, and nobody waited.
+                stream.synchronize()
         if self.checking:
             self._verify()  # an earlier run that nobody waited for
         if on_device and stream is self.stream and stream is not self.device.context.stream:

@@ -113,6 +113,10 @@ class Emitter:
 
     # Index arithmetic.
 
+    def wide(self, number: str) -> str:
+        """A number of 32 bits, of which a multiple may be an offset that has more."""
+        return number if self.index == "tl.int32" else f"tl.cast({number}, {self.index})"
+
     def size(self, size: Size) -> Place:
         """An index expression."""
         if isinstance(size, int):

@@ -292,9 +292,8 @@ class NestCode:
         s = self.schedule
         turns = self.text.number(_turns(s.line))
         with self.in_rows(block), self.text.block(f"for k in range({turns}):"):
-            with self.e.scope(
-                places=self.e.placed(self.e.unjoin(Place("k"), sizes_of_axes(s.line)))
-            ):
+            found = self.e.unjoin(Place(self.e.wide("k")), sizes_of_axes(s.line))
+            with self.e.scope(places=self.e.placed(found)):
                 self.stores()
             self.text.line("tl.debug_barrier()")
 

@@ -191,7 +191,7 @@ def _one_by_one(e: Emitter, reduction: Reduction, outer: Dims) -> Place:
     is_short = isinstance(count, int) and count <= MOST_UNROLLED
     loop = "tl.static_range" if is_short else "range"
     with e.text.block(f"for {turn} in {loop}({e.text.number(count)}):"):
-        places = e.placed(e.unjoin(Place(turn), sizes))
+        places = e.placed(e.unjoin(Place(e.wide(turn)), sizes))
         with e.scope(places=places):
             if is_arg:
                 value = _compared(e, reduction, shape)

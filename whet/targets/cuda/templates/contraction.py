@@ -185,6 +185,8 @@ class Code:
         """Which tile of which product the one of a number is."""
         text, t, (down, across) = self.text, self.tile, self.tiles
         batch, number = turns(self.problem.batch), self.number
+        if self.index != "tl.int32":
+            block = text.assign(f"{block}.to({self.index})", "p")
         if batch != 1:
             text.line(f"batch = {block} // {number(down * across)}")
             block = text.assign(f"{block} % {number(down * across)}", "p")

@@ -145,7 +145,7 @@ class Patches:
         elif self.channels % t.depth == 0:
             # All of a step lies in one tap. Only when the quotient comes before the product does
             # Triton see that begins are multiples of the depth, and load ahead of time.
-            tap = Place(text.assign(f"{step} // {each}", "k"))
+            tap = Place(text.assign(e.wide(f"{step} // {each}"), "k"))
             begin = text.assign(f"{step} % {each} * {t.depth}", "k") if each > 1 else "0"
             channel = Place(text.assign(code.arange(begin, t.depth, "r"), "k"), R)
         else:

@@ -174,8 +174,8 @@ class Code:
         text, t = self.text, self.tile
         across = -(-self.channels // t.columns)
         text.wait(self.architecture)
-        text.line("pid = tl.program_id(0)")
         wide = "" if self.index == "tl.int32" else ".to(tl.int64)"
+        text.line(f"pid = tl.program_id(0){wide}")
         row, column = (f"pid // {across}", f"pid % {across}") if across > 1 else ("pid", "0")
         text.line(f"m = (({row}) * {t.rows} + tl.arange(0, {t.rows})[:, None]){wide}")
         text.line(f"n = (({column}) * {t.columns} + tl.arange(0, {t.columns})[None, :]){wide}")
@@ -233,7 +233,7 @@ class Code:
         count = math.prod(self.taps[axis:]) * self.tile.span
         loop = "tl.static_range" if count <= MOST_UNROLLED else "range"
         with self.text.block(f"for k{axis} in {loop}({self.taps[axis]}):"):
-            self._over_taps(axis + 1, {**taps, f"tap{axis}": Place(f"k{axis}")})
+            self._over_taps(axis + 1, {**taps, f"tap{axis}": Place(self.e.wide(f"k{axis}"))})
 
     def _columns(self, taps: dict[str, Place]) -> None:
         """All that a group sees in one row, each element once, for every pixel that sees it."""

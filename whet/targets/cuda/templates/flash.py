@@ -73,7 +73,10 @@ class Code:
             sizes.append(sum((reached(part, open) for part in parts), start=0))
         is_small = bool(open) or size_bound(iter(sizes)) < SAFE
         self.index = "tl.int32" if is_small else "tl.int64"
-        sizes += [self.queries + tile.rows, self.keys + tile.keys]
+        self.blocks = blocks_of(self.queries, tile.rows)
+        self.count = self.batch * self.heads * self.blocks
+        """Along x: along y no more than 65,535 blocks may lie."""
+        sizes += [self.queries + tile.rows, self.keys + tile.keys, self.count]
         self.reach = reaches(sizes, open) if open else ()
         self.precision = ', input_precision="ieee"' if self.q.dtype == "float32" else ""
         scaled = self.mask is not None or self.op.softcap > 0 or self.op.scale <= 0
@@ -92,7 +95,7 @@ class Code:
         types = (*(arithmetic.POINTER[d] for d in self.kernel.buffers), *["i32"] * len(told))
         launch = Launch(
             name,
-            (blocks_of(self.queries, t.rows), self.batch * self.heads, 1),
+            (self.count, 1, 1),
             ("error", *range(len(self.names)), *told),
             ("*i32", *types),
             t.warps,
@@ -110,12 +113,15 @@ class Code:
         text, t = self.text, self.tile
         text.wait(self.architecture)
         wide = "" if self.index == "tl.int32" else ".to(tl.int64)"
+        blocks = self.number(self.blocks)
+        text.line("pid = tl.program_id(0)")
+        text.line(f"line = pid // {blocks}")
         # The last queries first: with a causal bound, theirs are the longest rows.
-        last = self.number(blocks_of(self.queries, t.rows) - 1)
-        block = f"{last} - tl.program_id(0)" if self.op.right is not None else "tl.program_id(0)"
+        block = f"pid % {blocks}"
+        block = f"{blocks} - 1 - {block}" if self.op.right is not None else block
         text.line(f"begin = ({block}) * {t.rows}")
-        text.line(f"batch = (tl.program_id(1) // {self.heads}){wide}")
-        text.line(f"head = (tl.program_id(1) % {self.heads}){wide}")
+        text.line(f"batch = (line // {self.heads}){wide}")
+        text.line(f"head = (line % {self.heads}){wide}")
         text.line(f"m = begin + {self._lanes(t.rows, 'x')}")
         text.line(f"e = {self._lanes(padded(self.width), 'r')}")
         text.line(f"dr = {self._lanes(padded(self.depth), 'r')}")

@@ -151,11 +151,13 @@ class Described:
         """The load of the tile of a step; what lies outside is 0."""
         t, (begin, count) = code.tile, code.pieces[code.piece]
         depth = code.depth_of(step)
-        if self.is_left:
-            name, corner = self.name(t.rows), (f"row * {t.rows}", depth)
-        else:
+        first = f"row * {t.rows}"
+        if not self.is_left:
             first = f"column * {t.columns}" + f" + {begin}" * (begin > 0)
-            name, corner = self.name(count), (depth, first)
+        if code.index != "tl.int32":
+            first = f"tl.cast({first}, tl.int32)"  # corners are of 32 bits, whatever offsets are
+        name = self.name(t.rows if self.is_left else count)
+        corner = (first, depth) if self.is_left else (depth, first)
         at = ", ".join(reversed(corner) if self.matrix.is_turned else corner)
         return code.text.assign(f"{name}.load([{at}])" + ".T" * self.matrix.is_turned, "t")
 

@@ -115,9 +115,7 @@ class GroupsCode(Code):
     def __init__(self, kernel: Template, architecture: Architecture, tile: Tile) -> None:
         super().__init__(kernel, architecture, tile)
         self.deep, self.wide = columns(self.depth), columns(self.width)
-        self.blocks = -(-integer(self.queries) // tile.rows)
-        self.count = self.blocks * integer(self.batch) * self.heads
-        self.programs = min(self.count, architecture.multiprocessors)
+        self.programs = min(integer(self.count), architecture.multiprocessors)
         self.y = self.names[kernel.output.buffer]
 
     def generate(self, name: str = "kernel") -> Source:
