@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -49,7 +50,7 @@ def test_no_driver(gpu: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("libcuda.so.1 is not found")
 
     monkeypatch.setattr(gpu, "cuInit", none, raising=False)
-    with pytest.raises(DeviceError, match=r"no NVIDIA driver: libcuda\.so\.1"):
+    with pytest.raises(DeviceError, match=r"no NVIDIA driver: libcuda\.so\.1 .*run on `cpu`"):
         open_session()
 
 
@@ -101,13 +102,26 @@ def test_devices_say_what_is_there(gpu: Driver, monkeypatch: pytest.MonkeyPatch)
     assert line.value == "the NVIDIA driver is there and sees no GPU"
 
 
-def test_no_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "triton", None)
+@pytest.mark.parametrize("found", [None, types.ModuleType("triton")])
+def test_no_triton(monkeypatch: pytest.MonkeyPatch, found: Any) -> None:
+    """An empty folder of its name is none either."""
+    monkeypatch.setitem(sys.modules, "triton", found)
+    assert not compiling.has_triton()
     device: Any = devices.compiler_for("sm90")
     kernels = [step.kernel for step in steps_of(whet.build(model()), device)]
     for compile in (device.compile, lambda kernels: device.object(kernels[0])):
         with pytest.raises(DeviceError, match=r"Triton is not here .*pip install whet\[cuda\]"):
             compile(kernels)
+
+
+def test_a_triton_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    old: Any = types.ModuleType("triton")
+    old.__version__ = "3.2.0"
+    monkeypatch.setitem(sys.modules, "triton", old)
+    device: Any = devices.compiler_for("sm90")
+    (step, *_) = steps_of(whet.build(model()), device)
+    with pytest.raises(DeviceError, match=r"Triton 3\.6 or later, and 3\.2\.0 is there; pip"):
+        device.object(step.kernel)
 
 
 @needs_triton
@@ -206,7 +220,48 @@ def test_a_tensor_of_another_device(
     check(session.run(on_device(gpu, drawn(1))), drawn(1))
 
 
-@pytest.mark.parametrize("stream", ["main", 1.5, object()])
+def fails(*arguments: Any, **named: Any) -> Any:
+    raise RuntimeError("it is gone")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"__dlpack__": fails},
+        {"__dlpack__": lambda *arguments, **named: 42},
+        {"__dlpack_device__": fails},
+        {"__dlpack_device__": lambda self: "cuda"},
+        {"__dlpack_device__": None},
+    ],
+)
+@pytest.mark.parametrize("stream", [None, 5])
+def test_a_tensor_that_cannot_be_taken(gpu: Driver, wrong: Any, stream: int | None) -> None:
+    session = open_session()
+    bad = type("Bad", (Tensor,), wrong)
+    with pytest.raises(InvalidInput, match=r"'x', a Bad, cannot be taken through DLPack: .*NumPy"):
+        session.run({**on_device(gpu, drawn(1)), "x": bad(gpu, drawn(1)["x"])}, stream=stream)
+    check(session.run(on_device(gpu, drawn(1))), drawn(1))
+
+
+class Named:
+    """A stream by cuda.core's protocol."""
+
+    def __init__(self, said: Any) -> None:
+        self.said = said
+
+    def __cuda_stream__(self) -> Any:
+        return self.said() if callable(self.said) else self.said
+
+
+@pytest.mark.parametrize("stream", [5, np.int64(5), Named((0, 5))])
+def test_what_is_a_stream(stream: Any) -> None:
+    assert driver.handle_of(stream) == 5
+
+
+NO_STREAMS = ["main", 1.5, object(), True, -1, 1 << 64, Named(5), Named((0, "x")), Named(fails)]
+
+
+@pytest.mark.parametrize("stream", NO_STREAMS)
 def test_what_is_no_stream(gpu: Driver, stream: Any) -> None:
     session = open_session()
     with pytest.raises(InvalidSetting, match="is no CUDA stream"):
