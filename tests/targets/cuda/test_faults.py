@@ -87,6 +87,21 @@ def test_a_capability_that_code_is_not_made_for(
     assert devices.open_device("auto").capabilities.name == "cuda"
 
 
+def test_auto_is_the_first_gpu_that_can_be_used(
+    gpus: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "is_installed", lambda: True)
+    opened: Any = devices.open_device("auto")
+    assert opened.number == 0
+    gpus.capabilities[0] = (7, 5)
+    opened = devices.open_device("auto")
+    assert opened.number == 1
+    check(whet.build(model()).session(cache=False).run(drawn(1)), drawn(1))
+    assert len(gpus.contexts) == 1
+    with pytest.raises(DeviceError, match="there is no device 'auto:1'; whet runs on auto, cpu,"):
+        devices.open_device("auto:1")
+
+
 def test_devices_say_what_is_there(gpu: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver, "is_installed", lambda: True)
     (line,) = doctor.gpus()
@@ -308,8 +323,9 @@ def test_a_prebuilt_section_that_was_tampered_with(tmp_path: Any) -> None:
 def test_a_gpu_that_is_not_there(gpu: Driver) -> None:
     with pytest.raises(DeviceError, match=r"no device cuda:1; there are: cuda:0$"):
         whet.build(model()).session(device="cuda:1", cache=False)
-    with pytest.raises(DeviceError, match="GPUs are written cuda:0"):
-        whet.build(model()).session(device="cuda:one", cache=False)
+    for name in ("cuda:one", "cuda:-1", "cuda:\u0661"):
+        with pytest.raises(DeviceError, match="GPUs are written cuda:0"):
+            whet.build(model()).session(device=name, cache=False)
 
 
 def test_several_gpus_in_one_process(gpus: Driver) -> None:
