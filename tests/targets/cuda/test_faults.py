@@ -104,11 +104,16 @@ def test_auto_is_the_first_gpu_that_can_be_used(
 
 def test_devices_say_what_is_there(gpu: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver, "is_installed", lambda: True)
+    monkeypatch.setattr(compiling, "has_triton", lambda: True)
     (line,) = doctor.gpus()
     assert line.name == "cuda:0" and line.problem is None
     assert line.value == (
         "a stub, compute capability 9.0, 8.0 GiB, driver for CUDA 13.0; code for sm90x132"
     )
+    monkeypatch.setattr(compiling, "has_triton", lambda: False)
+    _, line = doctor.gpus()
+    assert line.value == "Triton is not installed" and "whet[cuda]" in (line.problem or "")
+    monkeypatch.setattr(compiling, "has_triton", lambda: True)
     gpu.capability = (7, 5)
     (line,) = doctor.gpus()
     assert line.name == "cuda:0" and line.value.startswith("not used: there are no kernels for")
