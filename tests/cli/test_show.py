@@ -183,3 +183,9 @@ def test_kernels_of_a_gpu_that_is_not_here(whet, digits):
     assert "of the device" not in whet("show", digits, "--memory").out
     done = whet("show", digits, "--times", "--device", "sm90")
     assert done.status == 2 and "cuda" in done.err
+
+
+def test_memory_of_a_gpu_where_sizes_are_open(whet, two_inputs):
+    done = whet("show", two_inputs, "--memory", "--device", "sm90")
+    assert done.status == 0 and "for all sizes begins with 32.0 MiB for a run" in done.out
+    assert "all sizes" not in whet("show", two_inputs, "--memory").out

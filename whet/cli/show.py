@@ -88,6 +88,8 @@ def run(options: argparse.Namespace) -> int:
         say(str(found.plan))
     elif options.memory:
         _print_memory(found)
+        if found.footprint is not None and models.named_sizes(engine):
+            _print_room(engine)
     elif options.kernels:
         _print_work(found)
     elif not (options.html or options.svg or options.json):
@@ -291,6 +293,14 @@ def _print_sum(found: Inspection) -> None:
     if names:
         said = ", ".join(names[:8]) + (" …" if len(names) > 8 else "")
         say(f"slow: {len(names)} nodes run their NumPy reference: {said}")
+
+
+def _print_room(engine: Engine) -> None:
+    """What a session of a GPU has for runs where their sizes are not known."""
+    from whet.targets.cuda.context import EASY_ROOM
+
+    said = "what the greatest sizes of the profile take" if engine.profiles else size(EASY_ROOM)
+    say(f"that is for these sizes alone; a session for all sizes begins with {said} for a run")
 
 
 def _print_memory(found: Inspection) -> None:
