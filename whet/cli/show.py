@@ -196,8 +196,11 @@ def _inspect(engine: Engine, options: argparse.Namespace) -> Inspection:
 def _summary(engine: Engine, found: Inspection) -> list[str]:
     weights = sum(_nbytes(kind) for kind in engine.weights.types.values())
     references = sum(kernel.is_reference for kernel in found.kernels)
+    is_host = found.device == "cpu"
+    threads = f", {count(found.threads, 'thread')}" if is_host else ""
+    taken = f", {size(found.footprint.taken)} of the device" if found.footprint else ""
     lines = [
-        f"{found.device} {found.architecture}, {count(found.threads, 'thread')}",
+        f"{found.device} {found.architecture}{threads}{taken}",
         f"{size(weights)} of weights, {size(found.arena)} for all results in between, "
         f"{count(references, 'operator')} on NumPy references",
     ]
@@ -272,10 +275,9 @@ def _print_work(found: Inspection) -> None:
     table(heads, rows, left=(len(heads) - 3, len(heads) - 2, len(heads) - 1))
     _print_sum(found)
     if found.limits is not None:
-        flops = found.limits.operations.get("float32", 0.0)
-        say(
-            f"limits: {amount(flops)}FLOP/s in float32, {amount(found.limits.bytes)}B/s from memory"
-        )
+        peaks = found.limits.operations.items()
+        flops = ", ".join(f"{amount(most)}FLOP/s in {dtype}" for dtype, most in peaks)
+        say(f"limits: {flops}, {amount(found.limits.bytes)}B/s from memory")
 
 
 def _gives(kernel: Kernel) -> str:

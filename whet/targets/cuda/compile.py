@@ -95,7 +95,7 @@ def _triton() -> Any:
         raise DeviceError(
             f"a kernel has to be compiled, and Triton is not here ({error}): `pip install "
             "whet[cuda]`, or bring the kernels along in a cache (`whet cache export`) or an engine "
-            "(`whet build --architectures`)"
+            "(`whet build --architectures`, used with `allow_code=True`), made by this very version"
         ) from None
     if tuple(map(int, re.findall(r"\d+", found)[:2])) < OLDEST:
         oldest = ".".join(map(str, OLDEST))
