@@ -27,8 +27,9 @@ from whet.errors import (
 )
 from whet.knobs import knobs
 from whet.runtime import devices
+from whet.runtime.fit import misfit
+from whet.targets.cuda import codegen, driver
 from whet.targets.cuda import compile as compiling
-from whet.targets.cuda import driver
 from whet.targets.cuda.compile import Function, pack, unpack
 from whet.targets.cuda.memory import Loan
 
@@ -100,6 +101,16 @@ def test_auto_is_the_first_gpu_that_can_be_used(
     assert len(gpus.contexts) == 1
     with pytest.raises(DeviceError, match="there is no device 'auto:1'; whet runs on auto, cpu,"):
         devices.open_device("auto:1")
+
+
+def test_code_fits_beside_a_gpu_that_cannot_be_used(
+    gpus: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "is_installed", lambda: True)
+    gpus.capabilities[0] = (7, 5)
+    about = f"cuda {codegen.version()}"
+    assert misfit(f"{about} sm90x132") is None
+    assert misfit(f"{about} sm80x108") == "for sm80x108, and no such GPU is here"
 
 
 def test_devices_say_what_is_there(gpu: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
