@@ -102,7 +102,7 @@ class WriteError(Error, OSError):
 
 
 class InvalidSetting(Error, ValueError):
-    """An environment variable with a value that it cannot have."""
+    """An argument or an environment variable with a value that it cannot have."""
 
 
 class OutOfMemory(Error, MemoryError):

@@ -183,3 +183,19 @@ def test_kernels_of_a_gpu_that_is_not_here(whet, digits):
     assert "of the device" not in whet("show", digits, "--memory").out
     done = whet("show", digits, "--times", "--device", "sm90")
     assert done.status == 2 and "cuda" in done.err
+
+
+def test_a_picture_says_what_a_gpu_takes(whet, digits, tmp_path):
+    heads = []
+    for device in ("sm90", "cpu"):
+        path = tmp_path / f"{device}.svg"
+        assert whet("show", digits, "--device", device, "--threads", "2", "--svg", path).status == 0
+        heads.append(path.read_text())
+    assert "cuda sm90x132, 2.0 MiB of the device" in heads[0] and "thread" not in heads[0]
+    assert "2 threads" in heads[1] and "of the device" not in heads[1]
+
+
+def test_memory_of_a_gpu_where_sizes_are_open(whet, two_inputs):
+    done = whet("show", two_inputs, "--memory", "--device", "sm90")
+    assert done.status == 0 and "for all sizes begins with 32.0 MiB for a run" in done.out
+    assert "all sizes" not in whet("show", two_inputs, "--memory").out

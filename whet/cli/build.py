@@ -22,6 +22,8 @@ EXAMPLES = """\
   whet build model.onnx --size batch=1:8:32      least, likely and greatest batch
   whet build model.onnx --architectures avx2,avx512+vnni
                                                  machine code for these goes into the file too
+  whet build model.onnx --architectures sm80,sm90,sm120
+                                                 the same for GPUs; none has to be here
   whet build model.onnx --precision float16      faster on a GPU; sums stay float32
   whet build model.onnx --strip                  without weights: see `whet refit`"""
 
@@ -46,7 +48,8 @@ def add(commands: Any) -> None:
         metavar="LIST",
         type=names,
         default=[],
-        help="compile for these now and keep the code in the engine (load it with --allow-code)",
+        help="compile for these now and keep the code in the engine (load it with --allow-code); "
+        "current is the GPU at hand, or else the processor",
     )
     parser.add_argument(
         "--precision",

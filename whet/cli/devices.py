@@ -33,6 +33,7 @@ OPTIONAL = {
     "openvino": "whet bench against it",
     "torch": "whet bench against it",
     "triton": "compiling for NVIDIA GPUs: `pip install whet[cuda]`",
+    "cuda-bindings": "running on NVIDIA GPUs: `pip install whet[cuda]`",
 }
 
 
@@ -150,6 +151,7 @@ def cores() -> list[Line]:
 def gpus() -> list[Line]:
     """The GPUs that can be used, or why there are none."""
     from whet.targets.cuda import driver
+    from whet.targets.cuda.compile import has_triton
 
     try:
         driver.api()
@@ -157,6 +159,9 @@ def gpus() -> list[Line]:
         # Without a GPU nothing is wrong: it is said, and is no problem.
         return [Line("gpu", "none", str(error))]
     found = [_gpu(number) for number in range(driver.count())]
+    if found and not has_triton():
+        advice = "`pip install whet[cuda]`: without it only kernels from elsewhere run"
+        found.append(Line("gpu", "compiler", "Triton is not installed", advice))
     return found or [Line("gpu", "none", "the NVIDIA driver is there and sees no GPU")]
 
 

@@ -88,6 +88,8 @@ def run(options: argparse.Namespace) -> int:
         say(str(found.plan))
     elif options.memory:
         _print_memory(found)
+        if found.footprint is not None and models.named_sizes(engine):
+            _print_room(engine)
     elif options.kernels:
         _print_work(found)
     elif not (options.html or options.svg or options.json):
@@ -194,8 +196,11 @@ def _inspect(engine: Engine, options: argparse.Namespace) -> Inspection:
 def _summary(engine: Engine, found: Inspection) -> list[str]:
     weights = sum(_nbytes(kind) for kind in engine.weights.types.values())
     references = sum(kernel.is_reference for kernel in found.kernels)
+    is_host = found.device == "cpu"
+    threads = f", {count(found.threads, 'thread')}" if is_host else ""
+    taken = f", {size(found.footprint.taken)} of the device" if found.footprint else ""
     lines = [
-        f"{found.device} {found.architecture}, {count(found.threads, 'thread')}",
+        f"{found.device} {found.architecture}{threads}{taken}",
         f"{size(weights)} of weights, {size(found.arena)} for all results in between, "
         f"{count(references, 'operator')} on NumPy references",
     ]
@@ -270,10 +275,9 @@ def _print_work(found: Inspection) -> None:
     table(heads, rows, left=(len(heads) - 3, len(heads) - 2, len(heads) - 1))
     _print_sum(found)
     if found.limits is not None:
-        flops = found.limits.operations.get("float32", 0.0)
-        say(
-            f"limits: {amount(flops)}FLOP/s in float32, {amount(found.limits.bytes)}B/s from memory"
-        )
+        peaks = found.limits.operations.items()
+        flops = ", ".join(f"{amount(most)}FLOP/s in {dtype}" for dtype, most in peaks)
+        say(f"limits: {flops}, {amount(found.limits.bytes)}B/s from memory")
 
 
 def _gives(kernel: Kernel) -> str:
@@ -291,6 +295,14 @@ def _print_sum(found: Inspection) -> None:
     if names:
         said = ", ".join(names[:8]) + (" …" if len(names) > 8 else "")
         say(f"slow: {len(names)} nodes run their NumPy reference: {said}")
+
+
+def _print_room(engine: Engine) -> None:
+    """What a session of a GPU has for runs where their sizes are not known."""
+    from whet.targets.cuda.context import EASY_ROOM
+
+    said = "what the greatest sizes of the profile take" if engine.profiles else size(EASY_ROOM)
+    say(f"that is for these sizes alone; a session for all sizes begins with {said} for a run")
 
 
 def _print_memory(found: Inspection) -> None:

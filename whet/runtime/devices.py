@@ -35,13 +35,17 @@ def open_device(
     what is made for one of them, it is opened as that, unless its cache has better ones.
     """
     kind, _, which = str(name).partition(":")
-    if kind == "cuda" or (kind == "auto" and not which and _has_gpu()):
+    is_auto = kind == "auto" and not which
+    number = _first_gpu() if is_auto else None
+    if kind == "cuda":
+        if which and not (which.isdecimal() and which.isascii()):
+            raise DeviceError(f"there is no device {name!r}; GPUs are written cuda:0, cuda:1, …")
+        number = int(which or 0)
+    if number is not None:
         from whet.targets.cuda.device import Device as Gpu
 
-        if which and not which.isdecimal():
-            raise DeviceError(f"there is no device {name!r}; GPUs are written cuda:0, cuda:1, …")
-        return Gpu(_gpu_for(built_for, int(which or 0)), cache, kernels, int(which or 0), tune)
-    if kind not in ("auto", "cpu"):
+        return Gpu(_gpu_for(built_for, number), cache, kernels, number, tune)
+    if kind != "cpu" and not is_auto:
         raise DeviceError(
             f"there is no device {name!r}; whet runs on auto, cpu, cpu:avx2, cpu:sse2, cuda, cuda:1"
         )
@@ -69,18 +73,18 @@ def _gpu_for(built_for: Collection[str], number: int) -> Any:
     return nearest(built_for, driver.find(number).architecture, Architecture.parse)
 
 
-def _has_gpu() -> bool:
-    """Whether there is a GPU that code can be made for."""
+def _first_gpu() -> int | None:
+    """The first GPU that code can be made for: the driver has the fastest one come first."""
     from whet.targets.cuda import driver
 
-    if not driver.count():
-        return False
-    try:
-        driver.find(0)
-    except Error as error:
-        logger.warning("cuda:0 is not used: %s", error)
-        return False
-    return True
+    for number in range(driver.count()):
+        try:
+            driver.find(number)
+        except Error as error:
+            logger.warning("cuda:%d is not used: %s", number, str(error))  # no frames are kept
+        else:
+            return number
+    return None
 
 
 def compiler_for(name: str) -> Device:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from whet.errors import Error
 
 
@@ -33,8 +35,8 @@ def _cuda(generator: str, architecture: str) -> str | None:
 
     if generator != codegen.version():
         return "of another version of whet"
-    try:
-        here = {str(driver.find(number).architecture) for number in range(driver.count())}
-    except Error:
-        here = set()
+    here = set()
+    for number in range(driver.count()):
+        with suppress(Error):  # one that code is not made for
+            here.add(str(driver.find(number).architecture))
     return None if architecture in here else f"for {architecture}, and no such GPU is here"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from whet.errors import InvalidInput, TypeMismatch
+from whet.errors import Error, InvalidInput, TypeMismatch
 from whet.ir.types import (
     NUMPY_DTYPES,
     OptionalType,
@@ -60,7 +60,12 @@ def _numbers(
 ) -> Any:
     """An array of exactly the type's dtype, in this machine's byte order and without gaps."""
     if not isinstance(x, np.ndarray | np.generic) and hasattr(x, "__dlpack__"):
-        adopted = device.adopt(x, what, stream)
+        try:
+            adopted = device.adopt(x, what, stream)
+        except Error:
+            raise
+        except Exception as error:  # the other library's, of any kind
+            raise _refused(what, x, error) from error
         if adopted is not None:
             _check_dtype(what, adopted, kind)
             return adopted
@@ -79,11 +84,14 @@ def _numbers(
 def _from_dlpack(what: str, x: Any) -> np.ndarray:
     try:
         return np.from_dlpack(x)
-    except (BufferError, RuntimeError, TypeError, ValueError) as error:
-        raise InvalidInput(
-            f"{what}, a {type(x).__name__}, cannot be taken through DLPack: {error}; give a NumPy "
-            "array"
-        ) from error
+    except Exception as error:  # the other library's, of any kind
+        raise _refused(what, x, error) from error
+
+
+def _refused(what: str, x: Any, error: Exception) -> InvalidInput:
+    return InvalidInput(
+        f"{what}, a {type(x).__name__}, cannot be taken through DLPack: {error}; give a NumPy array"
+    )
 
 
 def _strings(what: str, x: Any) -> np.ndarray:

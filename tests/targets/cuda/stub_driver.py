@@ -84,6 +84,8 @@ class Driver(types.ModuleType):
         self.devices = devices
         self.version, self.capability, self.status = 13000, (9, 0), 0
         """Of the driver, of each device, and what waiting for a stream gives."""
+        self.capabilities: dict[int, tuple[int, int]] = {}
+        """Of single devices that have another."""
         self.faulty: set[str] = set()
         """Kernels that fail, by what they are called here, and nodes whose kernels will."""
         self.contexts: list[int] = []
@@ -142,12 +144,15 @@ class Driver(types.ModuleType):
         return 0, number
 
     def cuDeviceGetAttribute(self, attribute: str, device: int) -> tuple[int, int]:
-        major, minor = self.capability
+        major, minor = self.capabilities.get(device, self.capability)
         known = {
             "COMPUTE_CAPABILITY_MAJOR": major,
             "COMPUTE_CAPABILITY_MINOR": minor,
             "MULTIPROCESSOR_COUNT": 132,
             "L2_CACHE_SIZE": CACHE,
+            "CLOCK_RATE": 1_980_000,
+            "MEMORY_CLOCK_RATE": 3_201_000,
+            "GLOBAL_MEMORY_BUS_WIDTH": 6144,
         }
         return 0, known[attribute.removeprefix("CU_DEVICE_ATTRIBUTE_")]
 

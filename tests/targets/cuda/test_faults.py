@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import types
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -28,8 +29,9 @@ from whet.errors import (
 from whet.ir.sizes import maximum, symbol
 from whet.knobs import knobs
 from whet.runtime import devices
+from whet.runtime.fit import misfit
+from whet.targets.cuda import codegen, driver
 from whet.targets.cuda import compile as compiling
-from whet.targets.cuda import driver
 from whet.targets.cuda.compile import Function, pack, unpack
 from whet.targets.cuda.memory import Loan
 
@@ -51,7 +53,7 @@ def test_no_driver(gpu: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("libcuda.so.1 is not found")
 
     monkeypatch.setattr(gpu, "cuInit", none, raising=False)
-    with pytest.raises(DeviceError, match=r"no NVIDIA driver: libcuda\.so\.1"):
+    with pytest.raises(DeviceError, match=r"no NVIDIA driver: libcuda\.so\.1 .*run on `cpu`"):
         open_session()
 
 
@@ -88,13 +90,43 @@ def test_a_capability_that_code_is_not_made_for(
     assert devices.open_device("auto").capabilities.name == "cuda"
 
 
+def test_auto_is_the_first_gpu_that_can_be_used(
+    gpus: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "is_installed", lambda: True)
+    opened: Any = devices.open_device("auto")
+    assert opened.number == 0
+    gpus.capabilities[0] = (7, 5)
+    opened = devices.open_device("auto")
+    assert opened.number == 1
+    check(whet.build(model()).session(cache=False).run(drawn(1)), drawn(1))
+    assert len(gpus.contexts) == 1
+    with pytest.raises(DeviceError, match="there is no device 'auto:1'; whet runs on auto, cpu,"):
+        devices.open_device("auto:1")
+
+
+def test_code_fits_beside_a_gpu_that_cannot_be_used(
+    gpus: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "is_installed", lambda: True)
+    gpus.capabilities[0] = (7, 5)
+    about = f"cuda {codegen.version()}"
+    assert misfit(f"{about} sm90x132") is None
+    assert misfit(f"{about} sm80x108") == "for sm80x108, and no such GPU is here"
+
+
 def test_devices_say_what_is_there(gpu: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver, "is_installed", lambda: True)
+    monkeypatch.setattr(compiling, "has_triton", lambda: True)
     (line,) = doctor.gpus()
     assert line.name == "cuda:0" and line.problem is None
     assert line.value == (
         "a stub, compute capability 9.0, 8.0 GiB, driver for CUDA 13.0; code for sm90x132"
     )
+    monkeypatch.setattr(compiling, "has_triton", lambda: False)
+    _, line = doctor.gpus()
+    assert line.value == "Triton is not installed" and "whet[cuda]" in (line.problem or "")
+    monkeypatch.setattr(compiling, "has_triton", lambda: True)
     gpu.capability = (7, 5)
     (line,) = doctor.gpus()
     assert line.name == "cuda:0" and line.value.startswith("not used: there are no kernels for")
@@ -103,13 +135,26 @@ def test_devices_say_what_is_there(gpu: Driver, monkeypatch: pytest.MonkeyPatch)
     assert line.value == "the NVIDIA driver is there and sees no GPU"
 
 
-def test_no_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "triton", None)
+@pytest.mark.parametrize("found", [None, types.ModuleType("triton")])
+def test_no_triton(monkeypatch: pytest.MonkeyPatch, found: Any) -> None:
+    """An empty folder of its name is none either."""
+    monkeypatch.setitem(sys.modules, "triton", found)
+    assert not compiling.has_triton()
     device: Any = devices.compiler_for("sm90")
     kernels = [step.kernel for step in steps_of(whet.build(model()), device)]
     for compile in (device.compile, lambda kernels: device.object(kernels[0])):
-        with pytest.raises(DeviceError, match=r"Triton is not here .*pip install whet\[cuda\]"):
+        with pytest.raises(DeviceError, match=r"not here .*pip install whet\[cuda\].*allow_code"):
             compile(kernels)
+
+
+def test_a_triton_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    old: Any = types.ModuleType("triton")
+    old.__version__ = "3.2.0"
+    monkeypatch.setitem(sys.modules, "triton", old)
+    device: Any = devices.compiler_for("sm90")
+    (step, *_) = steps_of(whet.build(model()), device)
+    with pytest.raises(DeviceError, match=r"Triton 3\.6 or later, and 3\.2\.0 is there; pip"):
+        device.object(step.kernel)
 
 
 @needs_triton
@@ -208,7 +253,48 @@ def test_a_tensor_of_another_device(
     check(session.run(on_device(gpu, drawn(1))), drawn(1))
 
 
-@pytest.mark.parametrize("stream", ["main", 1.5, object()])
+def fails(*arguments: Any, **named: Any) -> Any:
+    raise RuntimeError("it is gone")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"__dlpack__": fails},
+        {"__dlpack__": lambda *arguments, **named: 42},
+        {"__dlpack_device__": fails},
+        {"__dlpack_device__": lambda self: "cuda"},
+        {"__dlpack_device__": None},
+    ],
+)
+@pytest.mark.parametrize("stream", [None, 5])
+def test_a_tensor_that_cannot_be_taken(gpu: Driver, wrong: Any, stream: int | None) -> None:
+    session = open_session()
+    bad = type("Bad", (Tensor,), wrong)
+    with pytest.raises(InvalidInput, match=r"'x', a Bad, cannot be taken through DLPack: .*NumPy"):
+        session.run({**on_device(gpu, drawn(1)), "x": bad(gpu, drawn(1)["x"])}, stream=stream)
+    check(session.run(on_device(gpu, drawn(1))), drawn(1))
+
+
+class Named:
+    """A stream by cuda.core's protocol."""
+
+    def __init__(self, said: Any) -> None:
+        self.said = said
+
+    def __cuda_stream__(self) -> Any:
+        return self.said() if callable(self.said) else self.said
+
+
+@pytest.mark.parametrize("stream", [5, np.int64(5), Named((0, 5))])
+def test_what_is_a_stream(stream: Any) -> None:
+    assert driver.handle_of(stream) == 5
+
+
+NO_STREAMS = ["main", 1.5, object(), True, -1, 1 << 64, Named(5), Named((0, "x")), Named(fails)]
+
+
+@pytest.mark.parametrize("stream", NO_STREAMS)
 def test_what_is_no_stream(gpu: Driver, stream: Any) -> None:
     session = open_session()
     with pytest.raises(InvalidSetting, match="is no CUDA stream"):
@@ -269,8 +355,9 @@ def test_a_prebuilt_section_that_was_tampered_with(tmp_path: Any) -> None:
 def test_a_gpu_that_is_not_there(gpu: Driver) -> None:
     with pytest.raises(DeviceError, match=r"no device cuda:1; there are: cuda:0$"):
         whet.build(model()).session(device="cuda:1", cache=False)
-    with pytest.raises(DeviceError, match="GPUs are written cuda:0"):
-        whet.build(model()).session(device="cuda:one", cache=False)
+    for name in ("cuda:one", "cuda:-1", "cuda:\u0661"):
+        with pytest.raises(DeviceError, match="GPUs are written cuda:0"):
+            whet.build(model()).session(device=name, cache=False)
 
 
 def test_several_gpus_in_one_process(gpus: Driver) -> None:

@@ -250,6 +250,14 @@ def test_indices_outside(gpu: Driver) -> None:
     check(session.run(on_device(gpu, drawn(3)), stream=5), drawn(3))
 
 
+def test_how_near_kernels_are_to_the_limit(gpu: Driver) -> None:
+    found = open_session().inspect(drawn(1), runs=2)
+    assert found.limits is not None
+    assert found.limits.bytes == 2 * 3_201e6 * 6144 / 8
+    assert found.limits.operations["float16"] == 2 * 1.98e9 * 132 * 2048
+    assert all(kernel.least and kernel.bound == "memory" for kernel in found.kernels)
+
+
 def test_many_threads(gpu: Driver) -> None:
     session = open_session()
     errors: list[BaseException] = []

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from whet.targets.cuda.driver import Context, Stream
+from whet.targets.cuda.driver import Context, Stream, handle_of
 from whet.targets.cuda.memory import Loan
 
-DLPACK_CUDA = 2
+DLPACK_CUDA, DLPACK_HOST = 2, (1, 0)
 
 
 class DeviceArray:
@@ -119,15 +119,27 @@ class DeviceArray:
     def __dlpack_device__(self) -> tuple[int, int]:
         return DLPACK_CUDA, self.context.found.number
 
-    def __dlpack__(self, stream: Any = None, **ignored: Any) -> Any:
+    def __dlpack__(
+        self,
+        stream: Any = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+        **ignored: Any,
+    ) -> Any:
         """A capsule, in which the tensor is finished for what comes next on a stream: by default on
-        every one."""
+        every one. Raises BufferError for a device that it is not on, but the host."""
+        if dl_device not in (None, self.__dlpack_device__()):
+            if dl_device != DLPACK_HOST or copy is False:
+                raise BufferError(f"{self} is not given on DLPack's device {dl_device}")
+            return self.numpy().__dlpack__()
+        if copy:
+            return self.copy().__dlpack__()
         if self.stream is not None and stream != self.stream.number:
             with self.context:  # the default stream is that of the current context
                 if stream is None:
                     self.stream.synchronize()
                 elif stream != -1:
-                    Stream(self.context, stream).follow(self.stream)
+                    Stream(self.context, handle_of(stream)).follow(self.stream)
         from whet.targets.cuda.dlpack import capsule
 
         return capsule(self)

@@ -80,23 +80,28 @@ def to_object(source: Source, architecture: Architecture) -> bytes:
 
 def has_triton() -> bool:
     """Whether kernels can be compiled here."""
-    return find_spec("triton") is not None
+    try:
+        return find_spec("triton") is not None
+    except ValueError:  # what stands in its place has no origin
+        return False
 
 
 def _triton() -> Any:
     try:
         import triton
-    except ImportError as error:
+
+        found = str(triton.__version__)  # an empty folder of its name has none
+    except Exception as error:
         raise DeviceError(
             f"a kernel has to be compiled, and Triton is not here ({error}): `pip install "
             "whet[cuda]`, or bring the kernels along in a cache (`whet cache export`) or an engine "
-            "(`whet build --architectures`)"
+            "(`whet build --architectures`, used with `allow_code=True`), made by this very version"
         ) from None
-    if tuple(map(int, re.findall(r"\d+", triton.__version__)[:2])) < OLDEST:
+    if tuple(map(int, re.findall(r"\d+", found)[:2])) < OLDEST:
         oldest = ".".join(map(str, OLDEST))
-        raise CompileError(
-            f"kernels for NVIDIA GPUs are compiled by Triton {oldest} or later, and "
-            f"{triton.__version__} is there; pip install --upgrade whet[cuda]"
+        raise DeviceError(
+            f"kernels for NVIDIA GPUs are compiled by Triton {oldest} or later, and {found} is "
+            "there; pip install --upgrade whet[cuda]"
         )
     return triton
 

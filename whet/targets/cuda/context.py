@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from whet.errors import OutOfMemory
 from whet.ir.graph import Value
 from whet.ir.types import TensorType
 from whet.plan import trace
@@ -140,14 +141,18 @@ class Context:
 
     def _grow(self, bound: Bound, allocate: Callable[[int], Any], largest: float) -> None:
         """Takes more memory than is needed now, so that larger sizes seldom have to; where profiles
-        say how large sizes get, as much as that takes."""
+        say how large sizes get, as much as that takes; where that is not to be had, what is needed
+        now."""
         before = (0, 0, 0) if self.room is None else self.room.sizes
         arena, counters, scratch = map(max, before, bound.room)
         bounded = largest <= MOST_AHEAD
         least = EASY_ROOM if allocate == self.device.heap.take else LEAST_ROOM
         arena = max(arena, aligned(int(largest))) if bounded else max(_doubled(arena), least)
         self.used.synchronize()  # what runs still has the memory that is about to go
-        self._take_room((arena, _doubled(counters), _doubled(scratch)), allocate)
+        try:
+            self._take_room((arena, _doubled(counters), _doubled(scratch)), allocate)
+        except OutOfMemory:
+            self._take_room(bound.room, allocate)
         self.used.follow(self.stream)
 
     @property

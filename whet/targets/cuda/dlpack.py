@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from whet.errors import InvalidInput
-from whet.ir.types import NUMPY_DTYPES, TensorType, Type, dtype_name
+from whet.ir.types import NUMPY_DTYPES, TensorType, Type
 from whet.targets.cuda.array import DeviceArray
 from whet.targets.cuda.driver import Context, Stream
 
@@ -24,93 +24,55 @@ BFLOAT = 4
 UNORDERED = -1  # DLPack: the exporter leaves streams alone
 
 
-class DLTensor(ctypes.Structure):
-    """A tensor as DLPack has it."""
-
-    _fields_ = [
-        ("data", ctypes.c_void_p),
-        ("device_type", ctypes.c_int32),
-        ("device_id", ctypes.c_int32),
-        ("ndim", ctypes.c_int32),
-        ("code", ctypes.c_uint8),
-        ("bits", ctypes.c_uint8),
-        ("lanes", ctypes.c_uint16),
-        ("shape", ctypes.POINTER(ctypes.c_int64)),
-        ("strides", ctypes.POINTER(ctypes.c_int64)),
-        ("byte_offset", ctypes.c_uint64),
-    ]
-
-
-class DLManagedTensor(ctypes.Structure):
-    """A tensor and how it is given back."""
-
-
-DELETER = ctypes.CFUNCTYPE(None, ctypes.POINTER(DLManagedTensor))
-DLManagedTensor._fields_ = [
-    ("tensor", DLTensor),
-    ("context", ctypes.c_void_p),
-    ("deleter", DELETER),
-]
-
-_new = ctypes.pythonapi.PyCapsule_New
-_new.restype, _new.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
 _pointer = ctypes.pythonapi.PyCapsule_GetPointer
 _pointer.restype, _pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
-_is_valid = ctypes.pythonapi.PyCapsule_IsValid
-_is_valid.restype, _is_valid.argtypes = ctypes.c_int, [ctypes.c_void_p, ctypes.c_char_p]
-_raw_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)(
-    ("PyCapsule_GetPointer", ctypes.pythonapi)
-)
 _rename = ctypes.pythonapi.PyCapsule_SetName
 _rename.restype, _rename.argtypes = ctypes.c_int, [ctypes.py_object, ctypes.c_char_p]
 
-_is_valid_object = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_char_p)(
+_is_valid = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_char_p)(
     ("PyCapsule_IsValid", ctypes.pythonapi)
 )
 
 NAME, USED, EXCHANGE = b"dltensor", b"used_dltensor", b"dlpack_exchange_api"
 
 
-_alive: dict[int, tuple[Any, ...]] = {}
-"""What capsules that are still in use point to."""
+class _Shown:
+    """What NumPy takes for an array of its own, and never reads."""
 
-
-@DELETER
-def _forget(managed: Any) -> None:
-    _alive.pop(ctypes.addressof(managed.contents), None)
-
-
-@ctypes.PYFUNCTYPE(None, ctypes.c_void_p)
-def _capsule_ends(capsule: int) -> None:
-    """A capsule that nobody took gives its tensor back."""
-    if _is_valid(capsule, NAME):
-        _alive.pop(_raw_pointer(capsule, NAME), None)
+    def __init__(self, array: DeviceArray) -> None:
+        self.array = array
+        width = array.dtype.itemsize
+        data = array.pointer, False
+        self.__array_interface__ = {
+            "shape": array.shape,
+            "typestr": f"<u{width}",
+            "data": data,
+            "version": 3,
+        }
 
 
 def capsule(array: DeviceArray) -> Any:
-    """A capsule of a tensor of ours."""
-    shape = (ctypes.c_int64 * max(array.ndim, 1))(*array.shape)
-    managed = DLManagedTensor()
-    tensor = managed.tensor
-    tensor.data, tensor.byte_offset = array.pointer, 0
-    tensor.device_type, tensor.device_id = array.__dlpack_device__()
-    tensor.ndim, tensor.lanes, tensor.bits = array.ndim, 1, array.dtype.itemsize * 8
-    is_bfloat = dtype_name(array.dtype) == "bfloat16"
-    code = BFLOAT if is_bfloat else CODES.get(array.dtype.kind)
-    if code is None:
-        raise InvalidInput(f"DLPack has no {array.dtype}; take numpy.asarray instead")
-    tensor.code = code
-    tensor.shape = ctypes.cast(shape, ctypes.POINTER(ctypes.c_int64))
-    managed.deleter = _forget
-    address = ctypes.addressof(managed)
-    _alive[address] = (managed, shape, array)
-    return _new(address, NAME, ctypes.cast(_capsule_ends, ctypes.c_void_p))
+    """A capsule of a tensor of ours: NumPy's, told where the elements really are.
 
+    It ends, and its tensor, while an exception is on its way as well as at any other time. Python
+    called through ctypes would put another one in its place, and leave the memory taken.
+    """
+    if (known := _KNOWN.get(array.dtype)) is None:
+        raise InvalidInput(f"DLPack has no {array.dtype}; take numpy.asarray instead")
+    made = np.asarray(_Shown(array)).__dlpack__()
+    place = (ctypes.c_char * _HEAD.size).from_address(_pointer(made, NAME))
+    device = array.__dlpack_device__()
+    _HEAD.pack_into(place, 0, array.pointer, *device, array.ndim, *known, 1)
+    return made
+
+
+_HEAD = struct.Struct("=QiiiBBH")
+"""The fields of DLTensor up to its shape."""
 
 _TENSOR = struct.Struct("=QiiiBBHQQQ")
 """The fields of DLTensor, read at once: a run has no time for one after the other."""
 
-_DELETER_AT = _TENSOR.size + ctypes.sizeof(ctypes.c_void_p)
+_DELETER_AT = _TENSOR.size + ctypes.sizeof(ctypes.c_void_p)  # in DLManagedTensor
 _deleters: dict[int, Any] = {}
 """By address: libraries have one each."""
 
@@ -285,7 +247,7 @@ def _exchange_of(kind: type) -> Exchange | None:
     if kind in _WITHOUT:
         return None
     table = getattr(kind, "__dlpack_c_exchange_api__", None)
-    if table is not None and _is_valid_object(table, EXCHANGE):
+    if table is not None and _is_valid(table, EXCHANGE):
         address = _pointer(table, EXCHANGE)
         major, _, _, _, _, _, show, stream = _TABLE.unpack(ctypes.string_at(address, _TABLE.size))
         if major == 1 and show and stream:
@@ -318,3 +280,4 @@ _DTYPES = {
     (BFLOAT, 16): np.dtype(NUMPY_DTYPES["bfloat16"]),
 }
 """By DLPack's code and the number of bits."""
+_KNOWN = {dtype: kind for kind, dtype in _DTYPES.items()}

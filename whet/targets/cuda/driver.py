@@ -11,6 +11,7 @@ import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from numbers import Integral
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -35,7 +36,10 @@ def api() -> Any:
     try:
         (status,) = driver.cuInit(0)
     except RuntimeError as error:
-        raise DeviceError(f"there is no NVIDIA driver: {error}") from None
+        raise DeviceError(
+            f"there is no NVIDIA driver: {error} Install it, or run on `cpu`, or on `auto`, which "
+            "takes a GPU where there is one"
+        ) from None
     if status != driver.CUresult.CUDA_SUCCESS:
         raise DeviceError(f"the NVIDIA driver cannot be used: {_said(driver, status)}")
     _, version = driver.cuDriverGetVersion()
@@ -323,14 +327,30 @@ class Context:
 def handle_of(stream: Any) -> int:
     """The number of a stream: an integer, PyTorch's `cuda_stream`, CuPy's `ptr`, or by the protocol
     `__cuda_stream__` of cuda.core. Raises InvalidSetting for what is none."""
-    if isinstance(stream, int):
+    try:
+        found = _number_in(stream)
+    except Exception as error:  # the caller's own
+        raise InvalidSetting(f"{stream!r} is no CUDA stream: {error}; {GIVE}") from error
+    number = int(found) if isinstance(found, Integral) and not isinstance(found, bool) else -1
+    if not 0 <= number < 1 << 64:
+        raise InvalidSetting(f"{stream!r} is no CUDA stream; {GIVE}")
+    return number
+
+
+GIVE = "give its handle, or torch.cuda.Stream()"
+
+
+def _number_in(stream: Any) -> Any:
+    """What an object says its stream's number is; itself where it says nothing."""
+    if isinstance(stream, Integral):
         return stream
     for name in ("cuda_stream", "ptr"):
         if isinstance(number := getattr(stream, name, None), int):
             return number
     if hasattr(stream, "__cuda_stream__"):
-        return int(stream.__cuda_stream__()[1])
-    raise InvalidSetting(f"{stream!r} is no CUDA stream; give its handle, or torch.cuda.Stream()")
+        _, number = stream.__cuda_stream__()
+        return number
+    return stream
 
 
 class Stream:
