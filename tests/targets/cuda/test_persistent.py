@@ -152,3 +152,13 @@ def test_few_blocks_prefetch_all_of_a_weight() -> None:
     each = -(-lines // sm90.multiprocessors)
     assert f"(tl.program_id(0)) * {each} +" in source.text
     assert len(unpack(to_object(source, sm90))) == 1
+
+
+@needs_triton
+def test_corners_have_32_bits_where_offsets_have_more() -> None:
+    architecture = Architecture.parse("sm90")
+    found = kernel(MatMul(), (1 << 20, 4096), (4096, 32))
+    tile = Persistent(128, 32, 64, 1, 4, 3)
+    source = codegen.to_triton(found, architecture, tile)
+    assert "tl.int64" in source.text
+    assert len(unpack(to_object(source, architecture))) == 1

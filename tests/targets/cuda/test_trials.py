@@ -8,6 +8,7 @@ import secrets
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from whet.targets.background import PAUSE
 from whet.targets.cuda import gate, trials
 from whet.targets.cuda.architecture import Architecture
 from whet.targets.cuda.autotune import MOST_OTHERS
-from whet.targets.cuda.compile import unpack
+from whet.targets.cuda.compile import Function, unpack
 from whet.targets.cuda.tactics import LEAST_FREE, TURNS, region
 from whet.targets.cuda.trials import SHARE, SLICE, Slices
 from whet.targets.cuda.ways import Way
@@ -78,6 +79,35 @@ def test_short_kernels_stay(
     measured(session, attention, inputs)
     assert device_of(session).ways, "others were measured"
     assert kinds(gpu, lambda: check(session, attention, inputs)) == {"special"}
+
+
+@pytest.mark.parametrize("greedy", ["special", "way"])
+def test_code_for_the_very_sizes_has_the_room_that_it_needs(
+    gpu: Driver,
+    rng: np.random.Generator,
+    attention: whet.Engine,
+    timed: None,
+    monkeypatch: pytest.MonkeyPatch,
+    greedy: str,
+) -> None:
+    plain, needs = StubDevice._function, {"counters": 3000, "scratch": 40 << 20}
+
+    def function(*arguments: Any, **named: Any) -> Function:
+        """Of sums that no other code cuts into parts."""
+        made = plain(*arguments, **named)
+        return replace(made, **needs) if made.name.startswith(greedy) else made  # type: ignore[arg-type]
+
+    monkeypatch.setattr(StubDevice, "_function", function)
+    session, inputs = attention.session(device="cuda", cache=False), words(rng, 2, 9)
+    measured(session, attention, inputs)
+    deadline = time.monotonic() + 60
+    while not any(
+        kind.startswith(greedy) for kind in kinds(gpu, lambda: check(session, attention, inputs))
+    ):
+        assert time.monotonic() < deadline, "launches were not made for the larger room"
+    (context,) = executable(session)._contexts
+    assert context.room is not None
+    assert context.room.holds((0, 4 * needs["counters"], needs["scratch"]))
 
 
 def kinds(gpu: Driver, run: Any) -> set[str]:

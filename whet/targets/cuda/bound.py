@@ -117,6 +117,18 @@ class Bound(bound.Bound):
         self.special: dict[int, Launches] = {}
         """Its launches, by the number of the context that they belong to."""
 
+    def take(self, code: Code, architecture: Architecture) -> None:
+        """Lets runs go over to code for the very sizes, which may need more counters and scratch
+        than the code for all sizes does."""
+        needs = [self.room]
+        for loaded in code:
+            for function, _ in () if loaded is None else taken(loaded, self.value, architecture):
+                counters, scratch = map(self.value, (function.counters, function.scratch))
+                needs.append((0, aligned(4 * counters), aligned(scratch)))
+        arena, counters, scratch = map(max, zip(*needs))
+        self.room = arena, counters, scratch
+        self.code = code
+
     def _taken(self, layout: Layout) -> np.ndarray:
         """The functions that run, of each step all or one."""
         if not len(layout.first):

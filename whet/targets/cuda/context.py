@@ -169,6 +169,7 @@ class Context:
         """Makes launches for the very sizes, with pauses in which runs go on."""
         room = self.room
         if room is None or not room.holds(bound.room):
+            self.bound = None  # the next run takes more, and asks again
             return
         way = self.plan, self.spans, bound.code, bound, room, self._words
         apart = dict.fromkeys([begin for begin, _ in self.spans], False)

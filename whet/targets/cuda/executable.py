@@ -245,7 +245,7 @@ class Executable:
             for kernel in kernels:
                 code.append(None if kernel is None else device.code(kernel))
                 give_way()
-            bound.code = code
+            bound.take(code, device.context.found.architecture)
             for context in list(self._contexts):
                 context.prepare(bound, give_way)
         bound.is_special = True
