@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 import whet
+from tests.runtime.test_ranges import judged, transformer, words
+from tests.targets.cuda import stub_driver
 from tests.targets.cuda.needs import needs_triton
 from tests.targets.cuda.stub import Tensor, TorchTensor, stubbed
 from tests.targets.cuda.stub_driver import Driver, Status
@@ -231,6 +233,32 @@ def test_out_of_memory(gpu: Driver) -> None:
     ):
         session._runner.device.heap.reserve(1 << 40)  # type: ignore[attr-defined]
     check(session.run(drawn(1)), drawn(1))
+
+
+@pytest.mark.parametrize("of_the_caller", [False, True])
+def test_little_memory_is_enough_for_small_runs(
+    gpu: Driver, monkeypatch: pytest.MonkeyPatch, of_the_caller: bool
+) -> None:
+    def allocate(size: int) -> int | None:
+        with driver.Context.of(0):
+            return gpu.cuMemAlloc(size)[1] if size < 1 << 19 else None
+
+    rng = np.random.default_rng(5)
+    engine = whet.build(transformer(rng))
+    own: Any = {"allocator": allocate} if of_the_caller else {}
+    session = engine.session(device="cuda", cache=False, specialize="none", **own)
+    monkeypatch.setattr(stub_driver, "TOTAL", gpu.used + (4 << 20))
+
+    def runs(batch: int, length: int) -> None:
+        inputs = words(rng, batch, length)
+        got = session.run(inputs)["y"]
+        np.testing.assert_allclose(got, judged(engine, inputs), atol=1e-4, rtol=1e-4)
+
+    runs(2, 3)
+    runs(2, 80)
+    with pytest.raises(OutOfMemory, match=r"allocating [\d,]+ bytes|gives no [\d,]+ bytes"):
+        session.run(words(rng, 64, 1024))
+    runs(2, 5)
 
 
 class Elsewhere(Tensor):

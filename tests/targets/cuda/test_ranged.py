@@ -20,7 +20,7 @@ from onnx import helper
 import whet
 from tests.runtime.models import convolutions, model, value
 from tests.runtime.test_ranges import judged, pixels, transformer, words
-from tests.targets.cuda import sizes, stub_driver
+from tests.targets.cuda import sizes
 from tests.targets.cuda.needs import needs_triton
 from tests.targets.cuda.stub import FEW, Tensor, TorchTensor, stubbed
 from tests.targets.cuda.stub_driver import Driver
@@ -84,28 +84,6 @@ def wait_for(session: whet.Session, **sizes: int) -> None:
     while not executable(session).bound(sizes).is_special:
         assert time.monotonic() < deadline, "no launches were made in the background"
         time.sleep(0.01)
-
-
-@pytest.mark.parametrize("of_the_caller", [False, True])
-def test_little_memory_is_enough_for_small_runs(
-    gpu: Driver,
-    monkeypatch: pytest.MonkeyPatch,
-    attention: whet.Engine,
-    rng: np.random.Generator,
-    of_the_caller: bool,
-) -> None:
-    def allocate(size: int) -> int | None:
-        with GpuContext.of(0):
-            return gpu.cuMemAlloc(size)[1] if size < 1 << 19 else None
-
-    own: Any = {"allocator": allocate} if of_the_caller else {}
-    session = open_session(attention, specialize="none", **own)
-    monkeypatch.setattr(stub_driver, "TOTAL", gpu.used + (4 << 20))
-    for batch, length in ((2, 3), (2, 80)):
-        check(session, attention, words(rng, batch, length))
-    with pytest.raises(OutOfMemory, match=r"allocating [\d,]+ bytes|gives no [\d,]+ bytes"):
-        session.run(words(rng, 64, 1024))
-    check(session, attention, words(rng, 2, 5))
 
 
 @pytest.mark.parametrize("kind", [None, Tensor, TorchTensor])
