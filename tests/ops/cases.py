@@ -289,6 +289,8 @@ def reductions() -> Iterator[Case]:
                 op = reduce.Cumulative(kind, 1, exclusive, reverse)
                 name = f"cumulative-{kind}-{exclusive}-{reverse}"
                 yield from rows(NUMERIC, name, op, x(3, 6, low=0.5, high=2), ulps=8, sums=8)
+                near = x(2, 131, 3, low=0.9, high=1.1)
+                yield row(f"{name}-long", op, near, ulps=140, sums=140)
     for axis in (0, -1):
         yield from rows(FLOATING, f"softmax-{axis}", reduce.Softmax(axis), x(5, 9), ulps=8)
         yield from rows(
