@@ -62,7 +62,8 @@ class Crew(Generic[J]):
         self.target, self.take, self.here, self.ask, self.idle = target, take, here, ask, idle
         self.workers: list[subprocess.Popen[bytes]] = []
         self.threads: list[threading.Thread] = []
-        self.is_dismissed = False
+        self.is_dismissed = self._is_late = False
+        self._starting: set[subprocess.Popen[bytes]] = set()
         self._lock = threading.Lock()
 
     def compile(
@@ -98,6 +99,7 @@ class Crew(Generic[J]):
             if waits:
                 self._wait(tell, meanwhile)
             self._drain(self.here, tell)
+            self._give_up_starting()
             self._wait(tell, meanwhile)
             for job in jobs:
                 if not job.code and job.error is None:  # its worker died
@@ -118,6 +120,13 @@ class Crew(Generic[J]):
                 worker.kill()
         for thread in self.threads:
             thread.join()
+
+    def _give_up_starting(self) -> None:
+        """Ends the workers that still start, now that no job is left for them."""
+        with self._lock:
+            self._is_late = True
+            for worker in self._starting:
+                worker.kill()
 
     def _wait(self, tell: Callable[[], None], meanwhile: Callable[[], bool]) -> None:
         while at_work := [thread for thread in self.threads if thread.is_alive()]:
@@ -140,6 +149,8 @@ class Crew(Generic[J]):
         with worker, worker.stdin as jobs, worker.stdout as results:
             try:
                 if results.read(len(READY)) == READY:
+                    with self._lock:  # from now on it has jobs, and is waited for
+                        self._starting.remove(worker)
                     self._drain(lambda job: self.ask(job, jobs, results))
             except (OSError, EOFError):
                 worker.kill()  # its job is done again in this process
@@ -149,7 +160,7 @@ class Crew(Generic[J]):
         command = [sys.executable, *how, self.target]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         with self._lock:  # who dismisses the crew must see every worker
-            if self.is_dismissed:
+            if self.is_dismissed or self._is_late:
                 return None
             try:
                 worker = subprocess.Popen(
@@ -162,6 +173,7 @@ class Crew(Generic[J]):
             except OSError:
                 return None
             self.workers.append(worker)
+            self._starting.add(worker)
             return worker
 
 
