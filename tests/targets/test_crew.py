@@ -34,9 +34,10 @@ def crew_of(jobs: list[Job]) -> Crew[Job]:
     return Crew("cpu", lambda: waiting.pop() if waiting else None, here, ask)
 
 
+@pytest.mark.parametrize("patience", [0.0, 30.0])
 @pytest.mark.parametrize("helpers", [1, 3])
 def test_processes_that_start_late_are_not_waited_for(
-    helpers: int, monkeypatch: pytest.MonkeyPatch
+    helpers: int, patience: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[subprocess.Popen[bytes]] = []
 
@@ -48,6 +49,7 @@ def test_processes_that_start_late_are_not_waited_for(
     monkeypatch.setattr(subprocess, "Popen", Slow)
     jobs = [Job() for _ in range(5)]
     steps: list[None] = []
+    monkeypatch.setattr("whet.targets.crew.PATIENCE", patience)
     begin = time.monotonic()
     crew_of(jobs).compile(jobs, helpers, lambda: steps.append(None))
     assert time.monotonic() - begin < 30

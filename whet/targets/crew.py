@@ -17,6 +17,8 @@ from typing import IO, Generic, Protocol, TypeVar
 from whet.errors import CompileError
 
 READY = b"whet compile worker\n"
+PATIENCE = 0.1
+"""Seconds before a process is started: small networks are compiled by then."""
 LOOK = 0.05
 """Seconds between two looks at how far the workers are, while there is nothing else to do."""
 
@@ -62,7 +64,7 @@ class Crew(Generic[J]):
         self.target, self.take, self.here, self.ask, self.idle = target, take, here, ask, idle
         self.workers: list[subprocess.Popen[bytes]] = []
         self.threads: list[threading.Thread] = []
-        self.is_dismissed = self._is_late = False
+        self.is_dismissed, self._is_late = False, threading.Event()
         self._starting: set[subprocess.Popen[bytes]] = set()
         self._lock = threading.Lock()
 
@@ -91,9 +93,12 @@ class Crew(Generic[J]):
                 done += 1
                 step()
 
+        patience = 0.0 if waits else PATIENCE
         try:
             for _ in range(helpers):
-                thread = threading.Thread(target=self._feed, name="whet compile", daemon=True)
+                thread = threading.Thread(
+                    target=self._feed, args=(patience,), name="whet compile", daemon=True
+                )
                 self.threads.append(thread)
                 thread.start()
             if waits:
@@ -116,6 +121,7 @@ class Crew(Generic[J]):
         """Ends all workers, whatever they are at."""
         with self._lock:
             self.is_dismissed = True
+            self._is_late.set()
             for worker in self.workers:
                 worker.kill()
         for thread in self.threads:
@@ -124,7 +130,7 @@ class Crew(Generic[J]):
     def _give_up_starting(self) -> None:
         """Ends the workers that still start, now that no job is left for them."""
         with self._lock:
-            self._is_late = True
+            self._is_late.set()
             for worker in self._starting:
                 worker.kill()
 
@@ -140,8 +146,10 @@ class Crew(Generic[J]):
             run(job)
             tell()
 
-    def _feed(self) -> None:
-        """Starts a worker and gives it jobs until there are none left, or it fails."""
+    def _feed(self, patience: float) -> None:
+        """Starts a worker, unless all is done by then, and gives it jobs until there are none left,
+        or it fails."""
+        self._is_late.wait(patience)
         worker = self._start()
         if worker is None:
             return
@@ -160,7 +168,7 @@ class Crew(Generic[J]):
         command = [sys.executable, *how, self.target]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         with self._lock:  # who dismisses the crew must see every worker
-            if self.is_dismissed or self._is_late:
+            if self.is_dismissed or self._is_late.is_set():
                 return None
             try:
                 worker = subprocess.Popen(
