@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
-from typing import IO
+from typing import IO, Any
 
 import pytest
 
@@ -41,12 +41,13 @@ def test_processes_that_start_late_are_not_waited_for(
 ) -> None:
     started: list[subprocess.Popen[bytes]] = []
 
-    class Slow(subprocess.Popen):  # type: ignore[type-arg]
-        def __init__(self, command: list[str], **options: object) -> None:
-            super().__init__([sys.executable, "-c", "import time; time.sleep(60)"], **options)  # type: ignore[call-overload]
-            started.append(self)
+    start = subprocess.Popen
 
-    monkeypatch.setattr(subprocess, "Popen", Slow)
+    def slow(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
+        started.append(start([sys.executable, "-c", "import time; time.sleep(60)"], **options))
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", slow)
     jobs = [Job() for _ in range(5)]
     steps: list[None] = []
     monkeypatch.setattr("whet.targets.crew.PATIENCE", patience)
