@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "whet"
 FILES = sorted(file.relative_to(PACKAGE) for file in PACKAGE.rglob("*.py"))
-BELOW_ALL = {"errors", "knobs", "progress"}
+BELOW_ALL = {"errors", "interrupts", "knobs", "progress"}
 LAYERS = [
     {"ir"},
     {"ops"},

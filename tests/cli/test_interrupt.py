@@ -79,6 +79,51 @@ def test_while_compiling(large, tmp_path, delay):
     assert not [p for p in cache.rglob("*") if p.suffix == ".tmp"]
 
 
+IMPORTS = """
+import sys, time
+from whet import interrupts
+interrupts.just_end()
+interrupts.raise_again()
+sys.path.insert(0, sys.argv[1])
+try:
+    import interrupted
+    print("imported", interrupted.is_whole, flush=True)
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("raised")
+"""
+
+
+def test_a_module_is_imported_first(tmp_path):
+    (tmp_path / "interrupted.py").write_text(
+        "import os, signal, time\n"
+        "os.kill(os.getpid(), signal.SIGINT)\n"
+        "time.sleep(0.1)\n"
+        "is_whole = True\n"
+    )
+    command = [sys.executable, "-c", IMPORTS, tmp_path]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert result.stdout.split() == ["imported", "True", "raised"], result.stderr
+
+
+def test_before_there_is_anything_to_undo():
+    ends = "import os, signal; from whet import interrupts; interrupts.just_end(); "
+    kills = "os.kill(os.getpid(), signal.SIGINT)"
+    command = [sys.executable, "-c", ends + kills]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert result.returncode == -signal.SIGINT and not result.stderr
+
+
+def test_who_is_not_to_be_interrupted_is_not():
+    """As of `nohup`, or in the background of a shell without job control."""
+    ends = "import os, signal; from whet import interrupts; interrupts.just_end(); "
+    kills = "interrupts.raise_again(); os.kill(os.getpid(), signal.SIGINT); print('on')"
+    command = [sys.executable, "-c", ends + kills]
+    ignored = ["sh", "-c", "trap '' INT; exec \"$@\"", "-"]
+    result = subprocess.run([*ignored, *command], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0 and result.stdout == "on\n"
+
+
 def test_build(large, tmp_path):
     command = [sys.executable, "-m", "whet", "build", large, "-o", tmp_path / "m.whet",
                "--architectures", "avx2,sse2"]  # fmt: skip
