@@ -27,6 +27,7 @@ from benchmarks.networks import FOLDER
 from whet.cli.inputs import random_inputs
 from whet.cli.models import named_sizes
 from whet.targets.cpu.executable import RUNS_BEFORE_TRIALS
+from whet.targets.cuda.library import RoutineCall
 
 Sizes = Mapping[str, int]
 NETWORKS = {
@@ -47,11 +48,12 @@ def seconds_of(fn: Callable[[], Any]) -> float:
 
 
 def take_turns(rounds: int, *runs: Callable[[], Any]) -> list[float]:
-    """The median of each one's seconds."""
+    """The median of each one's seconds; none always comes behind the same other."""
     times: list[list[float]] = [[] for _ in runs]
-    for _ in range(rounds):
-        for run, taken in zip(runs, times):
-            taken.append(seconds_of(run))
+    for number in range(rounds):
+        for turn in range(len(runs)):
+            each = (number + (turn if number % 2 else -turn)) % len(runs)
+            times[each].append(seconds_of(runs[each]))
     return [statistics.median(taken) for taken in times]
 
 
@@ -265,6 +267,26 @@ def at(
         f"    for all sizes {everywhere / special:.2f} x its own kernels (aim 1.5), which take "
         f"{special / alone:.2f} x a static build's (aim 1.05)"
     )
+    if runs.device == "cuda":
+        run_lazy()
+        on_device(lazy, static)
+
+
+def on_device(lazy: Any, static: Any) -> None:
+    """What two sessions launched in their last runs, by the device's own clock, and how."""
+    from benchmarks.gpu_time import graphs, program_time
+
+    for name, session in (("own kernels", lazy), ("a static build", static)):
+        (stage,) = session._runner._compiled
+        seconds = program_time(stage.program)
+        found = graphs(stage.program)
+        calls = [call for graph in found for call in graph.calls]
+        libraries = sum(isinstance(call, RoutineCall) for call in calls)
+        early = sum(getattr(graph, "early", 0) for graph in found)
+        print(
+            f"    {name}: {seconds * 1e6:.0f} us on the device, {len(calls)} launches, of which "
+            f"{early} start early and {libraries} are a library's"
+        )
 
 
 def wander(

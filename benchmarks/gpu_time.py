@@ -11,9 +11,20 @@ def graph_time(session: Any) -> float:
     """Seconds of the graphs of the stage that a session compiled last: the best of some launches,
     each in its turn."""
     (stage,) = list(session._runner._stages.values())[-1:]
-    context = stage.program.executable._free[0]
+    return program_time(stage.program)
+
+
+def program_time(program: Any) -> float:
+    """The same of one program, at the sizes of its last run."""
+    context = program.executable._free[-1]
     with context.device.context:
         return min(_seconds(context) for _ in range(LAUNCHES))
+
+
+def graphs(program: Any) -> list[Any]:
+    """What the last run of a program launched."""
+    launches = program.executable._free[-1].launches
+    return [s.graph for s in getattr(launches, "segments", ()) if s.graph is not None]
 
 
 def _seconds(context: Any) -> float:

@@ -144,6 +144,8 @@ class Graph:
         self.calls = tuple(calls)  # whose arguments a launch reads
         self.graph = check(driver.cuGraphCreate(0), "making a graph")
         self.nodes: list[KernelNode | RoutineNode] = []
+        self.early = 0
+        """Launches that may start before the one before them has ended."""
         before = in_order(len(calls)) if after is None else after
         behind = Counter(earlier for found in before for earlier in found)
         for number, call in enumerate(calls):
@@ -164,6 +166,7 @@ class Graph:
         driver = api()
         edge = driver.CUgraphEdgeData()
         if waits:
+            self.early += 1
             edge.from_port = PROGRAMMATIC_PORT
             edge.type = driver.CUgraphDependencyType.CU_GRAPH_DEPENDENCY_TYPE_PROGRAMMATIC.value
         connect = getattr(driver, "cuGraphAddDependencies_v2", driver.cuGraphAddDependencies)
