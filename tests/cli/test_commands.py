@@ -235,9 +235,12 @@ def test_tensors_inside_are_read_out(whet, digits, engine, tmp_path):
         assert set(saved) == {"logits", "conv2d"}
     done = whet("run", digits, "--debug", "conv2dd")
     assert done.status == 2 and "'conv2d'" in done.err
-    assert whet("run", engine, "--debug", "conv2d").status == 2
-    marked = tmp_path / "marked.whet"
-    done = whet("build", digits, "--debug", "conv2d", "-o", marked)
+    done = whet("run", engine, "--debug", "conv2d")
+    assert done.status == 0 and "conv2d" in done.out
+    folded, marked = tmp_path / "folded.whet", tmp_path / "marked.whet"
+    assert whet("build", digits, "--not-refittable", "-o", folded).status == 0
+    assert whet("run", folded, "--debug", "conv2d").status == 2
+    done = whet("build", digits, "--not-refittable", "--debug", "conv2d", "-o", marked)
     assert done.status == 0 and "conv2d" in done.out
     done = whet("run", marked, "--debug", "conv2d")
     assert done.status == 0 and "conv2d" in done.out

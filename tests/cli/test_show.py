@@ -74,10 +74,13 @@ def test_json(whet, digits, tmp_path):
     assert all(k["least"] > 0 and k["reached"] > 0 for k in found["kernels"])
 
 
-def test_tensors(whet, digits, engine):
+def test_tensors(whet, digits, engine, tmp_path):
     done = whet("show", digits, "--tensors")
     assert done.status == 0 and "logits" in done.out and "node_conv2d" in done.out
-    done = whet("show", engine, "--tensors")
+    assert whet("show", engine, "--tensors").out == done.out
+    folded = tmp_path / "folded.whet"
+    assert whet("build", digits, "--not-refittable", "-o", folded).status == 0
+    done = whet("show", folded, "--tensors")
     assert "logits" in done.out and "--debug" in done.err
 
 

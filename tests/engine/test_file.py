@@ -279,7 +279,7 @@ def set_cell(row: int, column: int, value):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (set_field(1, 2), "format is version 2, this whet reads up to 1; update whet"),
+        (set_field(1, 3), "format is version 3, this whet reads up to 2; update whet"),
         (set_field(1, 2**32 - 1), "format is version 4294967295"),
         (set_field(1, 0), "version is 0"),
         (set_field(2, 1 << 20), "flags that this version does not know"),
@@ -431,12 +431,12 @@ def test_folders_and_missing_files(tmp_path):
 def test_earlier_versions_are_upgraded(monkeypatch):
     _, _, data = an_engine()
 
-    def to_second(section, plain):
+    def to_third(section, plain):
         return {"renamed": plain} if section == "meta" else plain
 
     for module in (engine_file, engine_header):
-        monkeypatch.setattr(module, "VERSION", 2)
-    monkeypatch.setattr(engine_file, "UPGRADES", {1: to_second})
+        monkeypatch.setattr(module, "VERSION", 3)
+    monkeypatch.setattr(engine_file, "UPGRADES", {2: to_third})
     engine = EngineFile.open(data)
     assert engine.metadata["renamed"]["name"] == "κ" and engine.graph.outputs
 

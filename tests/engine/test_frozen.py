@@ -8,6 +8,7 @@ import pytest
 from whet.engine.file import EngineFile
 from whet.engine.header import VERSION
 from whet.engine.validity import check_file
+from whet.frontends.onnx.importer import import_model
 from whet.ir.evaluate import evaluate
 
 FIXTURES = sorted((Path(__file__).parents[1] / "fixtures").glob("*_v*.bin"))
@@ -29,6 +30,11 @@ def test_engines_of_earlier_versions(path):
     for name, result in zip(engine.graph.output_names, map(np.asarray, results)):
         wanted = array(expected[name], result.dtype.name)
         np.testing.assert_allclose(result, wanted, 1e-5, 1e-6, err_msg=name)
+
+
+def test_how_the_model_was_written_is_kept():
+    engine = EngineFile.open(next(path for path in FIXTURES if path.name == "model_v2.bin"))
+    assert str(import_model(engine.model).graph) == str(engine.graph)
 
 
 def test_of_the_first_days_the_levels_of_kernels_are_known():

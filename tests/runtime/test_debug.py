@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 import whet
 from tests.runtime import models
@@ -106,12 +106,46 @@ def test_each_tensor_is_told_once():
     assert sorted(seen) == ["c", "w0", "x", "y"]
 
 
+def saved(model, path, **options):
+    whet.build(model, **options).save(path)
+    return whet.load(path)
+
+
+def test_an_engine_file_knows_the_tensors_of_its_model(tmp_path):
+    model, inputs = models.convolutions(), draw(3)
+    loaded = saved(model, tmp_path / "m.whet")
+    assert loaded.tensors == whet.build(model).tensors and "d" in loaded.tensors
+    session = loaded.session("cpu", cache=False)
+    check(session.debug(inputs, ["b", "d"]), reference(model, inputs, ["b", "d"]))
+    with pytest.raises(InvalidInput, match=r"'dd'.*there are 'd'"):
+        session.debug(inputs, ["dd"])
+
+
+def test_an_engine_file_of_an_engine_file_knows_them_too(tmp_path):
+    model, inputs = models.convolutions(), draw(6)
+    saved(model, tmp_path / "m.whet").save(tmp_path / "n.whet")
+    assert (tmp_path / "m.whet").read_bytes() == (tmp_path / "n.whet").read_bytes()
+    session = whet.load(tmp_path / "n.whet").session("cpu", cache=False)
+    check(session.debug(inputs, ["d"]), reference(model, inputs, ["d"]))
+
+
+def test_what_no_output_needs_may_need_weights_that_the_file_lacks(tmp_path):
+    model, inputs = models.convolutions(), draw(6)
+    unused = np.ones(3, np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(unused, "unused"))
+    model.graph.node.append(helper.make_node("Exp", ["unused"], ["idle"]))
+    session = saved(model, tmp_path / "m.whet").session("cpu", cache=False)
+    with pytest.raises(InvalidInput, match=r"'idle' need the weights unused.*the ONNX file"):
+        session.debug(inputs, ["idle"])
+    found = session.debug(inputs, ["idle"], model=model.SerializeToString())
+    np.testing.assert_allclose(found["idle"], np.exp(unused), rtol=1e-6)
+
+
 def test_marked_tensors_survive_in_the_file(tmp_path):
     model, inputs = models.convolutions(), draw(3)
     engine = whet.build(model, debug=["d", "b"])
     assert list(engine.outputs) == ["y"] and set(engine.debug) == {"b", "d"}
-    engine.save(tmp_path / "m.whet")
-    loaded = whet.load(tmp_path / "m.whet")
+    loaded = saved(model, tmp_path / "m.whet", debug=["d", "b"], refittable=False)
     assert list(loaded.outputs) == ["y"] and set(loaded.tensors) == {"y", "b", "d"}
     session = loaded.session("cpu", cache=False)
     assert list(session.run(inputs)) == ["y"]
@@ -119,10 +153,9 @@ def test_marked_tensors_survive_in_the_file(tmp_path):
     check(session.debug(inputs, ["b", "d"]), reference(model, inputs, ["b", "d"]))
 
 
-def test_unmarked_tensors_of_a_file(tmp_path):
+def test_unmarked_tensors_of_a_file_without_its_model(tmp_path):
     model, inputs = models.convolutions(), draw(4)
-    whet.build(model).save(tmp_path / "m.whet")
-    session = whet.load(tmp_path / "m.whet").session("cpu", cache=False)
+    session = saved(model, tmp_path / "m.whet", refittable=False).session("cpu", cache=False)
     with pytest.raises(InvalidInput, match=r"'d'.*model='model.onnx'.*debug=\['d'\]"):
         session.debug(inputs, ["d"])
     with pytest.raises(InvalidInput, match=r"'relu' was fused into a kernel"):

@@ -93,7 +93,7 @@ def test_a_run_calls_back() -> None:
 
 
 def test_marked_tensors_survive_in_the_file(tmp_path: Path) -> None:
-    engine = whet.build(written(SQUEEZE), debug=["m", "h", "unused"])
+    engine = whet.build(written(SQUEEZE), debug=["m", "h", "unused"], refittable=False)
     assert set(engine.debug) == {"m", "h", "unused"}
     engine.save(tmp_path / "m.whet")
     loaded = whet.load(tmp_path / "m.whet")
@@ -105,9 +105,17 @@ def test_marked_tensors_survive_in_the_file(tmp_path: Path) -> None:
         assert list(found) == names
         compare(found, inputs)
     assert list(opened.run(inputs)) == ["early", "y"]
-    with pytest.raises(InvalidInput, match="does not keep the names of the tensors 's'"):
+    with pytest.raises(InvalidInput, match="does not know the tensors 's'"):
         opened.debug(inputs, ["s"])
     compare(opened.debug(inputs, ["s", "e"], model=written(SQUEEZE)), inputs)
+
+
+def test_an_engine_file_knows_the_tensors_of_its_model(tmp_path: Path) -> None:
+    whet.build(written(SQUEEZE)).save(tmp_path / "m.whet")
+    loaded = whet.load(tmp_path / "m.whet")
+    assert {"h", "s", "m", "unused", "z", "y"} <= set(loaded.tensors)
+    opened, inputs = loaded.session("cpu", cache=False), drawn()
+    compare(opened.debug(inputs, ["s", "e", "m"]), inputs)
 
 
 def test_what_no_output_needs() -> None:

@@ -72,7 +72,7 @@ def add(commands: Any) -> None:
         metavar="NAME",
         action="append",
         default=[],
-        help="keep a tensor inside the model readable: `whet run model.whet --debug NAME`",
+        help="with --not-refittable: keep a tensor inside the model readable (`whet run --debug`)",
     )
     parser.set_defaults(command=build)
 

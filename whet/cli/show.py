@@ -143,21 +143,22 @@ def _show_graph(options: argparse.Namespace) -> int:
 
 def _list_tensors(engine: Engine, options: argparse.Namespace) -> int:
     """The tensors that can be read out of a run, and the node that gives each."""
-    if engine.source is None:
+    source = engine.model()
+    if source is None:
         graph = engine.graph
         known = {name: str(v.type) for name, v in zip(graph.output_names, graph.outputs)}
         table(("tensor", "type"), [(n, known.get(n, "")) for n in engine.tensors], left=(0, 1))
-        note("an engine knows its outputs and what was marked: whet build --debug NAME")
+        note("this engine knows its outputs and what was marked: whet build --debug NAME")
         return OK
-    origins = engine.source.graph.origins
+    origins = source.graph.origins
     rows = [
         (name, str(value.type), " + ".join(origins.get(value, ())))
-        for name, value in engine.source.tensors.items()
+        for name, value in source.tensors.items()
     ]
     late = "behind ranks that only a run can tell"
-    rows += [(name, "", late) for name in sorted(engine.source.late)]
+    rows += [(name, "", late) for name in sorted(source.late)]
     inside = "in a body of control flow: as often as that runs"
-    rows += [(name, dtype, inside) for name, dtype in engine.source.inner.items()]
+    rows += [(name, dtype, inside) for name, dtype in source.inner.items()]
     table(("tensor", "type", "node"), rows, left=(0, 1, 2))
     return OK
 

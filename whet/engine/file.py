@@ -17,10 +17,11 @@ import mmap
 import os
 import stat
 import struct
+import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cached_property
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -54,10 +55,15 @@ from whet.errors import InvalidEngine, WriteError
 from whet.ir.graph import Graph, Weight
 from whet.ir.types import TensorType
 
+if TYPE_CHECKING:
+    from whet.frontends.onnx.model import Model
+
 _SECTION = struct.Struct("<8sQQII")
 _MOST_SECTIONS = 64
 _SECTIONS = {"meta", "graph", "consts", "weights", "index"}
-_OPTIONAL = {"kernels"}
+_OPTIONAL = {"kernels", "model"}
+MOST_MODEL = 1 << 28
+"""Bytes of a model's records as JSON: what is compressed may claim to be anything."""
 _CHECKED_IN_CHUNKS = 1  # a section's flag: its index holds the checksums
 
 
@@ -71,23 +77,29 @@ def write_engine(
     architectures: Collection[str] = (),
     refittable: bool = True,
     without: Collection[str] = (),
+    model: Model | None = None,
+    more: Collection[str] = (),
 ) -> None:
     """Writes an engine with the weights that the graph reads, but for those in `without`.
 
     `metadata` is whatever JSON holds (profiles, options); `kernels` are machine code for the
-    `architectures`, by name. A path is replaced when all is written, and untouched otherwise;
-    raises WriteError where it cannot be. The same arguments give the same bytes.
+    `architectures`, by name; `model` are the records that the graph was made of, its tensors under
+    their names among the weights, of which `more` are kept besides those of the graph. A path is
+    replaced when all is written, and untouched otherwise; raises WriteError where it cannot be. The
+    same arguments give the same bytes.
     """
     plain, constants = encode(graph)
     sections = {"meta": to_json(dict(metadata or {})), "graph": to_json(plain), "consts": constants}
     if kernels:
         sections["kernels"] = _pack_kernels(kernels)
+    if model is not None:
+        sections["model"] = _packed(model)
     bits = architecture_bits(architectures)
     with _opened(target) as file:
         writer = _Writer(file, len(sections) + 2)
         for name, data in sections.items():
             writer.section(name, data)
-        index = writer.weights(weights, weight_names(graph), without)
+        index = writer.weights(weights, list(dict.fromkeys((*weight_names(graph), *more))), without)
         stripped = any(row[3] is None for row in index["weights"])
         flags = (KERNELS if kernels else 0) | (STRIPPED if stripped else 0)
         flags |= REFITTABLE if refittable else 0
@@ -180,7 +192,24 @@ def _unpack_kernels(data: bytes) -> dict[str, bytes]:
     return kernels
 
 
-UPGRADES: Mapping[int, Callable[[str, Plain], Plain]] = {}
+def _packed(model: Model) -> bytes:
+    from whet.frontends.onnx.plain import model_to_plain
+
+    return zlib.compress(to_json(model_to_plain(model), sort=False))
+
+
+def _unpacked(data: np.ndarray) -> bytes:
+    """What was compressed; raises InvalidEngine for anything else, and where it is too much."""
+    unpacker = zlib.decompressobj()
+    try:
+        found = unpacker.decompress(data.tobytes(), MOST_MODEL)
+    except zlib.error as error:
+        raise InvalidEngine(f"its section 'model' is damaged: {error}") from None
+    need(unpacker.eof and not unpacker.unused_data, "its section 'model' is no whole one")
+    return found
+
+
+UPGRADES: Mapping[int, Callable[[str, Plain], Plain]] = {1: lambda section, plain: plain}
 """For each earlier format version, what turns a section's plain data into that of the next one."""
 
 
@@ -257,9 +286,24 @@ class EngineFile:
         with self._naming():
             return _unpack_kernels(self._section("kernels").tobytes())
 
+    @cached_property
+    def model(self) -> Model | None:
+        """The records that the graph was made of, whose tensors are read from the weights; None
+        where they were not kept."""
+        if "model" not in self._sections:
+            return None
+        from whet.frontends.onnx.plain import (
+            model_from_plain,
+        )  # what reads models takes long to load
+
+        with self._naming():
+            plain = from_json(_unpacked(self._section("model")), "its section 'model'")
+            plain = upgrade("model", plain, self.header.version)
+            return model_from_plain(plain, self.weights.array)
+
     def verify(self) -> None:
         """Checks everything, down to the last byte of the weights; raises InvalidEngine."""
-        _ = self.graph
+        _ = self.graph, self.model
         with self._naming():
             if "kernels" in self._sections:
                 _unpack_kernels(self._section("kernels").tobytes())

@@ -11,7 +11,7 @@ from whet.engine.plain import need
 from whet.errors import Error, InvalidEngine
 
 MAGIC = b"\x93whet\r\n\x1a"  # as PNG's: shows when a transfer changed line ends or cut eighth bits
-VERSION = 1
+VERSION = 2
 HEADER_BYTES = 64
 
 ARCHITECTURES = (

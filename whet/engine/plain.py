@@ -62,9 +62,9 @@ def short(plain: Plain) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def to_json(plain: Plain) -> bytes:
-    """Compact and always the same; text is ASCII."""
-    return json.dumps(plain, separators=(",", ":"), sort_keys=True, allow_nan=False).encode()
+def to_json(plain: Plain, sort: bool = True) -> bytes:
+    """Compact and always the same, unless the order of what has names matters; text is ASCII."""
+    return json.dumps(plain, separators=(",", ":"), sort_keys=sort, allow_nan=False).encode()
 
 
 def from_json(data: bytes, what: str) -> Plain:

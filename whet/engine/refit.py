@@ -136,5 +136,10 @@ def same_weights(
         if n in others
         and n not in store.missing
         and others[n].type == store.types[n]
-        and digest(others[n]) == digest(ArraySource(store.types[n], store.array(n)))
+        and digest(others[n]) == digest(stored(store, n))
     ]
+
+
+def stored(store: WeightStore, name: str) -> ArraySource:
+    """A weight of a store as a tensor to read."""
+    return ArraySource(store.types[name], store.array(name))

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from whet.engine.file import is_engine, weight_names
 from whet.engine.fold import fold_by_value
-from whet.engine.refit import digest
-from whet.engine.weights import ImportedWeights
+from whet.engine.refit import digest, stored
+from whet.engine.weights import ImportedWeights, WeightStore
 from whet.errors import InvalidModel
 from whet.ir.evaluate import bind_shape
 from whet.ir.graph import Graph
@@ -24,7 +24,7 @@ from whet.passes.recognise import Numbers
 from whet.passes.simplify import simplify
 from whet.progress import ProgressMonitor, monitored, phase
 from whet.runtime.ahead import compile_ahead
-from whet.runtime.debug import names_in, outputs_of, source_of, without_outputs
+from whet.runtime.debug import Source, names_in, outputs_of, source_of, without_outputs
 from whet.runtime.devices import compiler_for
 from whet.runtime.engine import Engine
 from whet.runtime.profile import Profile, check_profiles, profiles_in
@@ -58,9 +58,9 @@ def build(
     processor), for the most likely sizes of each profile where sizes have names, and for all of
     them.
     `refittable=False` folds weights by value,
-    and keeps only the results: a smaller engine that starts faster. `debug`: tensors of the model
-    that sessions of the engine file, too, can read out; they are fused no further, and cost nothing
-    more until asked for.
+    and keeps only the results: a smaller engine that starts faster, and does not know how its model
+    was written. `debug`: tensors of the model that sessions of such an engine can read out all the
+    same; they are fused no further, and cost nothing more until asked for.
     `progress` is told of phases and steps, and can cancel.
     Raises InvalidModel for a damaged model, UnsupportedModel with all nodes that cannot be read,
     Cancelled.
@@ -71,25 +71,35 @@ def build(
     with monitored(progress), phase("build", 2 + len(architectures)) as step:
         source, imported = source_of(model)
         step()
-        weights = ImportedWeights(imported.weights)
-        numbers = Numbers(lambda name: weights.array(name))
-        graph = optimise(source.with_outputs(debug), _dump(), numbers)
-        if precision is not None:
-            graph = optimise(lowered(graph, precision), _dump(), passes=(fold_constants, simplify))
-        given = {*imported.graph.output_names, *outputs_of(imported.graph)}
-        named = dict.fromkeys((*graph.output_names, *outputs_of(graph)))
-        marked = tuple(name for name in named if name not in given)
+        engine = optimised(source, ImportedWeights(imported.weights), precision, debug)
         if not refittable:
-            graph, weights = fold_by_value(graph, weights)
+            graph, weights = fold_by_value(engine.graph, engine.weights)
+            engine = Engine(graph, weights, refittable=False, debug=engine.debug)
         step()
-        check_profiles(ranges, graph)
-        engine = Engine(graph, weights, ranges, refittable, debug=marked)
-        engine = with_kernels(engine, architectures, step)
-    if not refittable:
-        return engine
-    frozen = {n: digest(imported.weights[n]) for n in sorted(imported.frozen | numbers.frozen)}
-    unused = frozenset(imported.weights) - set(weight_names(graph)) - frozen.keys()
-    return replace(engine, frozen=frozen, unused=unused, source=source)
+        check_profiles(ranges, engine.graph)
+        return with_kernels(replace(engine, profiles=ranges), architectures, step)
+
+
+def optimised(
+    source: Source, weights: WeightStore, precision: str | None, debug: Sequence[str]
+) -> Engine:
+    """The engine of a model that was read with these weights."""
+    numbers = Numbers(weights.array)
+    graph = optimise(source.with_outputs(debug), _dump(), numbers)
+    if precision is not None:
+        graph = optimise(lowered(graph, precision), _dump(), passes=(fold_constants, simplify))
+    given = {*source.graph.output_names, *outputs_of(source.graph)}
+    named = dict.fromkeys((*graph.output_names, *outputs_of(graph)))
+    frozen = {n: digest(stored(weights, n)) for n in sorted(source.frozen | numbers.frozen)}
+    return Engine(
+        graph,
+        weights,
+        frozen=frozen,
+        unused=frozenset(weights.types) - set(weight_names(graph)) - frozen.keys(),
+        debug=tuple(name for name in named if name not in given),
+        precision=precision,
+        model=lambda: source,
+    )
 
 
 def with_kernels(

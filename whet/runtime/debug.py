@@ -15,9 +15,10 @@ from functools import cached_property
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
+from whet.engine.file import weight_names
 from whet.engine.weights import WeightStore
 from whet.errors import InvalidInput
-from whet.ir.graph import Graph, Value
+from whet.ir.graph import Graph, Value, Weight, constant, map_inner
 from whet.plan.plan import Plan, Step
 
 if TYPE_CHECKING:
@@ -34,7 +35,10 @@ class Source:
     graph: Graph
     tensors: Mapping[str, Value]
     model: Model
-    """The model's records, from which it is read again with other tensors as outputs."""
+    """The model's records, from which it is read again with other tensors as outputs; its tensors
+    have their names among the weights."""
+    frozen: frozenset[str] = frozenset()
+    """Weights that were read as shapes."""
     dtypes: Mapping[str, str] = field(default_factory=dict)
     """Of all tensors, those in the bodies of control flow among them, as far as these were read."""
     renamed: Mapping[str, str] = field(default_factory=dict)
@@ -108,13 +112,20 @@ def read(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Source:
 
 def source_of(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> tuple[Source, Imported]:
     """The same, with all else that was read."""
-    from whet.frontends.onnx.importer import import_model
     from whet.frontends.onnx.protobuf import read_model
 
-    records = read_model(model)
+    return source_in(read_model(model))
+
+
+def source_in(records: Model) -> tuple[Source, Imported]:
+    """The same of a model's records."""
+    from whet.frontends.onnx.importer import import_model
+    from whet.frontends.onnx.records import named
+
     imported = import_model(records)
-    source = Source(imported.graph, imported.tensors, records, imported.dtypes, imported.renamed)
-    return source, imported
+    kept = named(records, imported.keys)
+    more = kept, imported.frozen, imported.dtypes, imported.renamed
+    return Source(imported.graph, imported.tensors, *more), imported
 
 
 def names_in(names: str | Iterable[str]) -> tuple[str, ...]:
@@ -167,7 +178,9 @@ def _with_outputs(graph: Graph, wanted: Mapping[str, Value]) -> Graph:
 class Tensors:
     """Which values of an engine can be read out, and the graphs that compute them."""
 
-    def __init__(self, graph: Graph, marked: Sequence[str], source: Source | None) -> None:
+    def __init__(
+        self, graph: Graph, marked: Sequence[str], source: Callable[[], Source | None]
+    ) -> None:
         self.graph = without_outputs(graph, marked)
         """What runs where nothing is read out."""
         self.marked, self.source = marked, source
@@ -198,7 +211,7 @@ class Tensors:
         known = {*self._whole.output_names, *outputs_of(self._whole)}
         if known.issuperset(names):
             return without_outputs(self._whole, [n for n in self.marked if n not in names])
-        source = self.source if model is None else read(model)
+        source = self.source() if model is None else read(model)
         if source is None:
             raise InvalidInput(_unmarked([n for n in names if n not in known], self.graph))
         if model is not None:
@@ -209,7 +222,33 @@ class Tensors:
         from whet.passes.pipeline import optimise
         from whet.passes.recognise import Numbers
 
-        return optimise(source.with_outputs(names), numbers=Numbers(weights.array))
+        graph = source.with_outputs(names)
+        if model is not None:
+            graph = _with_lacking(graph, weights, source.model)
+        graph = optimise(graph, numbers=Numbers(weights.array))
+        lacking = [name for name in weight_names(graph) if name not in weights.types]
+        if lacking:
+            raise InvalidInput(
+                f"{', '.join(map(repr, names))} need the weights {', '.join(lacking)}, which no "
+                "output needs, and which the engine file does not have: use the ONNX file "
+                "(session.debug(inputs, names, model='model.onnx'))"
+            )
+        return graph
+
+
+def _with_lacking(graph: Graph, weights: WeightStore, model: Model) -> Graph:
+    """The graph in which weights that an engine does not have are constants of its model."""
+    from whet.frontends.onnx.records import tensors_in
+
+    there = {t.name: t for t in tensors_in(model) if t.name and t.name not in weights.types}
+
+    def known(graph: Graph) -> Graph:
+        graph = map_inner(graph, known)
+        read = {v: v.op.name for v in graph.values if isinstance(v.op, Weight)}
+        arrays = {v: there[name].read() for v, name in read.items() if name in there}
+        return graph.substitute({v: constant(array, v.dtype) for v, array in arrays.items()})
+
+    return known(graph)
 
 
 class Readout:
@@ -287,7 +326,7 @@ def _unmarked(names: Sequence[str], graph: Graph) -> str:
     inside = [name for name in names if name in made or name.partition("_output_")[0] in made]
     fused = f" ({', '.join(map(repr, inside))} was fused into a kernel)" if inside else ""
     return (
-        f"the engine file does not keep the names of the tensors {listed}{fused}: use the ONNX "
+        f"the engine file does not know the tensors {listed}{fused}: use the ONNX "
         "file (session.debug(inputs, names, model='model.onnx')), or mark them when the engine is "
         f"built (debug={list(names)}, whet build --debug {names[0]})"
     )

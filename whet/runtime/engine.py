@@ -6,11 +6,11 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from whet.engine.file import EngineFile, is_engine, weight_names, write_engine
@@ -25,7 +25,7 @@ from whet.ir.types import TensorType, Type
 from whet.knobs import knobs
 from whet.progress import ProgressMonitor, monitored, phase
 from whet.runtime.cache import Cache, kept_in_the_end
-from whet.runtime.debug import Source, Tensors, outputs_of, without_outputs
+from whet.runtime.debug import Source, Tensors, outputs_of, source_in, without_outputs
 from whet.runtime.devices import (
     cache_of,
     open_device,
@@ -48,6 +48,10 @@ logger = logging.getLogger("whet")
 SPECIALIZE = ("lazy", "eager", "none")
 
 
+def _no_model() -> None:
+    """Of an engine that does not keep it."""
+
+
 @dataclass(frozen=True, eq=False)
 class Engine:
     """An optimised model, free of any device. Make one with `whet.build` or `whet.load`."""
@@ -66,8 +70,10 @@ class Engine:
     """What the kernels are for."""
     debug: tuple[str, ...] = ()
     """Tensors that were marked to be read out: outputs of the graph besides the model's own."""
-    source: Source | None = field(default=None, repr=False)
-    """The model's graph as it was read, where that was in this process."""
+    precision: str | None = None
+    """What float32 work is done in, where that is something else."""
+    model: Callable[[], Source | None] = field(default=_no_model, repr=False)
+    """Gives the model's graph as it was read; None where that was not kept."""
     shared: Shared = field(default_factory=Shared, repr=False)
     """What all sessions of the engine have in common."""
 
@@ -94,11 +100,12 @@ class Engine:
 
     @property
     def tensors(self) -> tuple[str, ...]:
-        """The names that `debug` can read out of a session's runs: all of the model's where it was
-        built in this process, else its outputs and those that were marked then."""
-        if self.source is None:
+        """The names that `debug` can read out of a session's runs: all of the model's, or, of an
+        engine that does not keep how it was made, its outputs and those that were marked then."""
+        source = self.model()
+        if source is None:
             return tuple(dict.fromkeys((*self.graph.output_names, *outputs_of(self.graph))))
-        return self.source.names
+        return source.names
 
     @cached_property
     def names(self) -> Names:
@@ -165,9 +172,13 @@ class Engine:
             "frozen": dict(self.frozen),
             "unused": sorted(self.unused),
             **({"debug": list(self.debug)} if self.debug else {}),
+            **({"precision": self.precision} if self.precision else {}),
             **({"architectures": list(self.architectures)} if self.architectures else {}),
         }
-        store = self._current.store  # a refit meanwhile is not to be in one half of the file
+        source, store = (
+            self.model(),
+            self._current.store,
+        )  # a refit meanwhile is not to be in one half of the file
         with monitored(progress):
             write_engine(
                 path,
@@ -178,6 +189,8 @@ class Engine:
                 architectures=self.architectures,
                 refittable=self.refittable,
                 without={*store.missing, *self._stripped(strip, store)},
+                model=None if source is None else source.model,
+                more=sorted(self.frozen) if source is not None else (),
             )
 
     def _stripped(self, strip: bool | WeightSource, store: WeightStore) -> Collection[str]:
@@ -241,7 +254,7 @@ class Engine:
         with undone, monitored(progress), phase("session", 1) as step:
             stream = None if weight_budget is None else stream_for(opened, weight_budget)
             prepared = self.shared.prepared(opened, self._current, count, stream)
-            tensors, way = Tensors(self.graph, self.debug, self.source), (specialize, deterministic)
+            tensors, way = Tensors(self.graph, self.debug, self.model), (specialize, deterministic)
             session = Session(tensors, prepared, opened, count, self.profiles, *way)
             stays = deterministic or not tries or stream is not None or allocator is not None
             if self.kernels and not stays:
@@ -307,7 +320,13 @@ def load(
         frozenset(str(name) for name in file.metadata.get("unused", ())),
         architectures_of(file) if file.kernels else (),
         tuple(str(name) for name in file.metadata.get("debug", ())),
+        file.metadata.get("precision"),
+        cache(partial(_model_in, file)),
     )
+
+
+def _model_in(file: EngineFile) -> Source | None:
+    return None if file.model is None else source_in(file.model)[0]
 
 
 def _frozen(file: EngineFile) -> dict[str, str]:

@@ -196,10 +196,10 @@ class Session:
         is empty where none ran.
 
         What is fused away is computed by a plan of its own, which is compiled the first time; its
-        other kernels may be fused, and round, differently for that. An engine that was loaded from
-        a file knows the tensors that were marked by `whet.build(debug=)`; for others, `model` is
-        the ONNX file that it was built from. Raises InvalidInput with all names that are unknown,
-        and what `run` raises.
+        other kernels may be fused, and round, differently for that. An engine that was built with
+        `refittable=False` and loaded from its file knows the tensors that were marked by
+        `whet.build(debug=)`; for others, `model` is the ONNX file that it was built from. Raises
+        InvalidInput with all names that are unknown, and what `run` raises.
         """
         names = names_in(names)
         graph = self._debug_graph(inputs, names, model)

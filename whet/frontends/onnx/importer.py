@@ -72,6 +72,8 @@ class Imported:
     """Of all tensors, those in the bodies of control flow among them, as far as these were read."""
     renamed: Mapping[str, str] = field(default_factory=dict)
     """What a body calls its tensors, by their names where its nodes took the place of another."""
+    keys: Mapping[int, str] = field(default_factory=dict)
+    """The names of the records' tensors among the weights, by their id."""
 
 
 def from_onnx(source: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Imported:
@@ -168,7 +170,8 @@ class Importer:
         frozen = frozenset(self.values.frozen)
         dtypes = with_old_names(self.dtypes, self.renamed)
         needed = self.values.needed
-        return Imported(graph, self.weights, frozen, needed, tensors, dtypes, self.renamed)
+        more = needed, tensors, dtypes, self.renamed, self.keys
+        return Imported(graph, self.weights, frozen, *more)
 
     def read(self, body: Body, scope: Scope) -> None:
         """Adds a graph's initializers and the results of its nodes to the scope."""

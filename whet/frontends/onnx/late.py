@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from whet.errors import InvalidInput
 from whet.frontends.onnx.importer import Imported, Importer
 from whet.frontends.onnx.known import kind_of
 from whet.frontends.onnx.model import Body
+from whet.frontends.onnx.records import reading
 from whet.frontends.onnx.region import Region, Weights
 from whet.frontends.onnx.scope import Scope
 from whet.frontends.onnx.watched import with_old_names
@@ -35,6 +36,7 @@ def import_late(
     same. Tensors come from `weights` by name where given. Raises UnsupportedModel as from_onnx
     does.
     """
+    region = region if weights is None else reading(region, weights)
     importer = Importer(region.functions, captured)
     importer.names |= _prefixes(region.body)
     scope = Scope()
@@ -46,8 +48,7 @@ def import_late(
         if value is not None:
             inputs.append(value)
         scope.values[name] = _optional(kind, value) if isinstance(kind, OptionalType) else value
-    body = region.body if weights is None else with_weights(region, weights).body
-    return importer.finish(body, scope, inputs, [name for name, _ in body.outputs])
+    return importer.finish(region.body, scope, inputs, [name for name, _ in region.body.outputs])
 
 
 def _prefixes(body: Body) -> set[str]:
@@ -55,23 +56,6 @@ def _prefixes(body: Body) -> set[str]:
     in an earlier stage."""
     parts = (name.split("/") for name in body.own)
     return {"/".join(names[:n]) for names in parts for n in range(1, len(names))}
-
-
-def with_weights(region: Region, weights: Weights) -> Region:
-    """The region with its tensors read from `weights`."""
-    from whet.frontends.onnx.region import map_tensors
-
-    def stored(where: str, tensor: Any) -> Any:
-        return replace(tensor, read=lambda: weights(tensor.name))
-
-    tensors = {name: stored(name, t) for name, t in region.body.tensors.items()}
-    functions = {
-        key: replace(f, nodes=map_tensors(f.nodes, stored)) for key, f in region.functions.items()
-    }
-    nodes = map_tensors(region.body.nodes, stored)
-    return replace(
-        region, body=replace(region.body, nodes=nodes, tensors=tensors), functions=functions
-    )
 
 
 def _optional(kind: OptionalType, value: Value | None) -> Value:

@@ -1,13 +1,19 @@
-"""Records of a late region as JSON-able data and back. Tensors go by name: their bytes are the
-engine's."""
+"""Records of a model or of a late region as JSON-able data and back. Tensors that are weights go by
+name: their bytes are the engine's; the others, most of them constants of a few elements, stand
+here."""
 
 from __future__ import annotations
 
+import base64
+import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from whet.errors import InvalidEngine
-from whet.frontends.onnx.model import Body, Function, Node, Reference, Tensor
+from whet.frontends.onnx.model import Body, Function, FunctionKey, Model, Node, Reference, Tensor
 from whet.frontends.onnx.region import Region, Weights
 from whet.ir.size_text import parse
 from whet.ir.types import (
@@ -21,24 +27,45 @@ from whet.ir.types import (
 
 Plain = dict[str, Any]
 
+MOST_HERE = 1 << 16
+"""Elements of a tensor that is no weight: trees of decisions have some more than constants do."""
+
 
 def region_to_plain(region: Region) -> Plain:
     """The region as dicts, lists, strings and numbers."""
     return {
         "body": _body(region.body),
         "outputs": list(region.outputs),
-        "functions": [[*key, _function(f)] for key, f in region.functions.items()],
+        "functions": _functions(region.functions),
     }
+
+
+def model_to_plain(model: Model) -> Plain:
+    """A model, its tensors under their names among the weights."""
+    return {"body": _body(model.body), "functions": _functions(model.functions)}
+
+
+def model_from_plain(plain: Any, weights: Weights) -> Model:
+    """The model that model_to_plain made plain; raises InvalidEngine for anything else."""
+    try:
+        read = Reader(weights)
+        return Model(read.body(plain["body"]), read.functions(plain["functions"]))
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise InvalidEngine(
+            f"the model's records in the engine are damaged ({type(error).__name__}: {error}); "
+            "build the engine again"
+        ) from None
+
+
+def _functions(functions: Mapping[FunctionKey, Function]) -> list[Any]:
+    return [[*key, _function(f)] for key, f in functions.items()]
 
 
 def region_from_plain(plain: Any, weights: Weights) -> Region:
     """The region that region_to_plain made plain; raises InvalidEngine for anything else."""
     try:
         read = Reader(weights)
-        functions = {
-            (str(domain), str(name), str(overload)): read.function(f)
-            for domain, name, overload, f in plain["functions"]
-        }
+        functions = read.functions(plain["functions"])
         return Region(read.body(plain["body"]), _texts(plain["outputs"]), functions)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise InvalidEngine(
@@ -82,7 +109,20 @@ def _function(function: Function) -> Plain:
 
 
 def _tensor(tensor: Tensor) -> list[Any]:
-    return [tensor.name, tensor.type.dtype, list(tensor.type.shape)]
+    shape: Any = tensor.type.shape
+    said = [tensor.name, tensor.type.dtype, list(shape)]
+    return said if tensor.name or math.prod(shape) > MOST_HERE else [*said, _elements(tensor)]
+
+
+def _elements(tensor: Tensor) -> Any:
+    array = np.ascontiguousarray(tensor.read())
+    if tensor.type.dtype == "string":
+        return [str(item) for item in array.reshape(-1).tolist()]
+    return base64.b64encode(_little(array).tobytes()).decode()
+
+
+def _little(array: np.ndarray) -> np.ndarray:
+    return array.byteswap() if sys.byteorder == "big" else array
 
 
 def _attribute(value: Any) -> Any:
@@ -145,6 +185,10 @@ def _texts(plain: Any) -> tuple[str, ...]:
     return tuple(plain)
 
 
+def _not_kept(kind: TensorType) -> np.ndarray:
+    raise InvalidEngine(f"the engine does not have a {kind} that the model has: use the ONNX file")
+
+
 class Reader:
     """Makes records from plain data; tensors read their elements from `weights`."""
 
@@ -172,6 +216,12 @@ class Reader:
             plain["overload"],
         )
 
+    def functions(self, plain: Any) -> dict[FunctionKey, Function]:
+        return {
+            (str(domain), str(name), str(overload)): self.function(f)
+            for domain, name, overload, f in plain
+        }
+
     def function(self, plain: Mapping[str, Any]) -> Function:
         return Function(
             plain["name"],
@@ -183,10 +233,18 @@ class Reader:
         )
 
     def tensor(self, plain: Any) -> Tensor:
-        name, dtype, shape = plain
+        name, dtype, shape, *here = plain
         kind = type_from_plain(["tensor", dtype, shape])
         assert isinstance(kind, TensorType)
-        return Tensor(name, kind, lambda: self.weights(name))
+        if not here:
+            return Tensor(name, kind, lambda: self.weights(name) if name else _not_kept(kind))
+        (data,) = here
+        if dtype == "string":
+            array = np.array(_texts(data), object)
+        else:
+            array = _little(np.frombuffer(base64.b64decode(data, validate=True), kind.numpy))
+        array = array.reshape(kind.shape)
+        return Tensor(name, kind, lambda: array)
 
     def attribute(self, plain: Any) -> Any:
         match plain:

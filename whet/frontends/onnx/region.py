@@ -12,6 +12,7 @@ import numpy as np
 
 from whet.frontends.onnx.functions import called
 from whet.frontends.onnx.model import Body, Function, FunctionKey, Node, Tensor
+from whet.frontends.onnx.records import map_function, map_tensors, tensors_in
 from whet.ir.graph import Graph, Value
 
 if TYPE_CHECKING:
@@ -78,37 +79,7 @@ class Region:
     @property
     def tensors(self) -> dict[str, Tensor]:
         """Every stored tensor that the nodes may read, by its name among the weights."""
-        found = {t.name: t for t in self.body.tensors.values()}
-        for nodes in (self.body.nodes, *(f.nodes for f in self.functions.values())):
-            map_tensors(nodes, lambda name, tensor: found.setdefault(tensor.name, tensor))
-        return found
-
-
-def map_tensors(
-    nodes: tuple[Node, ...], fn: Callable[[str, Tensor], Tensor], prefix: str = ""
-) -> tuple[Node, ...]:
-    """The nodes with each stored tensor t in them replaced by fn(where, t)."""
-
-    def change(item: Any, where: str) -> Any:
-        match item:
-            case Tensor():
-                return fn(where, item)
-            case tuple():
-                return tuple(change(i, f"{where}.{n}") for n, i in enumerate(item))
-            case Body():
-                tensors = {name: fn(f"{where}/{name}", t) for name, t in item.tensors.items()}
-                return replace(
-                    item, nodes=map_tensors(item.nodes, fn, f"{where}/"), tensors=tensors
-                )
-        return item
-
-    def node(n: Node) -> Node:
-        where = f"{prefix}{n.label}"
-        return replace(
-            n, attributes={name: change(v, f"{where}.{name}") for name, v in n.attributes.items()}
-        )
-
-    return tuple(node(n) for n in nodes)
+        return {tensor.name: tensor for tensor in reversed(tensors_in(self))}
 
 
 def cut(importer: Importer, scope: Scope, late: list[str], wanted: tuple[str, ...]) -> Region:
@@ -132,7 +103,7 @@ def cut(importer: Importer, scope: Scope, late: list[str], wanted: tuple[str, ..
         tuple((name, None) for name in late),
         tensors,
     )
-    functions = {k: replace(f, nodes=map_tensors(f.nodes, keep)) for k, f in functions.items()}
+    functions = {key: map_function(f, keep) for key, f in functions.items()}
     return Region(body, tuple(wanted), functions)
 
 
