@@ -14,7 +14,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,11 @@ import numpy as np
 import whet
 from whet.cli.inputs import random_inputs
 from whet.cli.models import named_sizes
-from whet.frontends.onnx.importer import Imported
 from whet.frontends.onnx.model import Tensor
+from whet.frontends.onnx.records import map_records
 from whet.ir.types import FLOATS
 from whet.runtime.cache import Cache
-from whet.runtime.debug import Source, source_of
+from whet.runtime.debug import Source, source_in, source_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -48,14 +48,17 @@ def changed(array: np.ndarray, dtype: str, rng: np.random.Generator) -> np.ndarr
     if dtype in FLOATS:
         factor = rng.uniform(0.8, 1.25, array.shape)
         return np.asarray(array.astype(np.float64) * factor).astype(array.dtype)
-    return array[::-1].copy() if array.ndim else array
+    return array[::-1].copy() if array.size > 1 else np.asarray(array ^ 1)
 
 
-def built(source: Source, imported: Imported, name: str, array: np.ndarray) -> whet.Engine:
+def built(source: Source, name: str, array: np.ndarray) -> whet.Engine:
     """The engine of the model with another weight, from the start."""
-    tensor = Tensor(name, imported.weights[name].type, lambda: array)
-    other = replace(imported, weights={**imported.weights, name: tensor})
-    with patch("whet.runtime.build.source_of", lambda model: (source, other)):
+
+    def other(where: str, tensor: Tensor) -> Tensor:
+        return replace(tensor, read=lambda: array) if tensor.name == name else tensor
+
+    read = source_in(map_records(source.model, other))
+    with patch("whet.runtime.build.source_of", lambda model: read):
         return whet.build("")
 
 
@@ -83,16 +86,28 @@ def same_all(a: dict[str, Any], b: dict[str, Any]) -> bool:
     return a.keys() == b.keys() and all(same(a[name], b[name]) for name in a)
 
 
-def outcome(session: Any, feeds: dict[str, Any]) -> dict[str, Any]:
-    """The outputs, or the error: some weights are indices, which the others must suit."""
+def outcome(run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The outputs, or the error: some weights are indices or shapes, which the others must suit."""
     try:
-        found: dict[str, Any] = session.run(feeds)
+        return run()
     except whet.Error as error:
-        return {"error": np.array(str(error), object)}
+        return {"error": np.array(f"{type(error).__name__}: {error}", object)}
+
+
+def chosen(
+    engine: whet.Engine, weights: int | None, frozen: int | None, rng: np.random.Generator
+) -> list[str]:
+    """So many weights, and so many of those that the graph itself is made of; None for all."""
+    free = list(engine.names.free)
+    others = [name for name in engine.refittable_weights if name not in engine.names.free]
+    found: list[str] = rng.permutation(free)[:weights].tolist()
+    found += rng.permutation(others)[:frozen].tolist()
     return found
 
 
-def check(model: Any, cache: Cache, weights: int | None = None, seed: int = 0) -> Result:
+def check(
+    model: Any, cache: Cache, weights: int | None = None, seed: int = 0, frozen: int | None = None
+) -> Result:
     """Exchanges weights of one model, each by itself and then back."""
     source, imported = source_of(model)
     with tempfile.TemporaryDirectory() as folder:
@@ -106,20 +121,24 @@ def check(model: Any, cache: Cache, weights: int | None = None, seed: int = 0) -
     session = engine.session(**options)
     before, result = session.run(feeds), Result()
     rng = np.random.default_rng(seed)
-    names = list(engine.refittable_weights)
-    chosen = names if weights is None else rng.permutation(names)[:weights].tolist()
-    for name in chosen:
+
+    def refitted(name: str, array: np.ndarray) -> dict[str, Any]:
+        engine.refit({name: array})
+        return session.run(feeds)
+
+    for name in chosen(engine, weights, frozen, rng):
         old = imported.weights[name].read()
         new = changed(old, imported.weights[name].type.dtype, rng)
-        engine.refit({name: new})
-        after = outcome(session, feeds)
-        expected = outcome(built(source, imported, name, new).session(**options), feeds)
+        after = outcome(lambda name=name, new=new: refitted(name, new))  # type: ignore[misc]
+        expected = outcome(
+            lambda name=name, new=new: built(source, name, new).session(**options).run(feeds)  # type: ignore[misc]
+        )
         result.tried += 1
         result.effective += not same_all(after, before)
         if not same_all(after, expected):
             result.wrong.append(name)
         engine.refit({name: old})
-    if not same_all(outcome(session, feeds), before):
+    if not same_all(outcome(lambda: session.run(feeds)), before):
         result.wrong.append("(all weights as they were)")
     return result
 

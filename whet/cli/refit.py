@@ -74,9 +74,16 @@ def _list(engine: Any) -> None:
         for name, kind in engine.names.types.items()
     ]
     only = [n for n in engine.frozen if n not in engine.names.types]
-    rows += [(name, "", "read as a shape or number: build anew to change it") for name in only]
+    rows += [
+        (name, str(refittable.get(name, "")), _frozen_state(name in refittable)) for name in only
+    ]
     table(("weight", "type", "state"), rows, left=(0, 1, 2))
     say(f"{len(rows)} weights, {len(missing)} of them missing")
+
+
+def _frozen_state(is_refittable: bool) -> str:
+    how = "with another the graph is made anew" if is_refittable else "build anew to change it"
+    return f"read as a shape or number: {how}"
 
 
 def _state(is_missing: bool, is_refittable: bool) -> str:

@@ -286,11 +286,15 @@ class EngineFile:
         with self._naming():
             return _unpack_kernels(self._section("kernels").tobytes())
 
+    @property
+    def has_model(self) -> bool:
+        """Whether it keeps the records that the graph was made of."""
+        return "model" in self._sections
+
     @cached_property
     def model(self) -> Model | None:
-        """The records that the graph was made of, whose tensors are read from the weights; None
-        where they were not kept."""
-        if "model" not in self._sections:
+        """These records, whose tensors are read from the weights; None where they were not kept."""
+        if not self.has_model:
             return None
         from whet.frontends.onnx.plain import (
             model_from_plain,

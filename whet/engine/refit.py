@@ -90,32 +90,40 @@ class Names:
     """Those that were read as shapes or numbers when it was built, with a digest of each."""
     unused: Collection[str] = ()
     """Those that nothing reads any more."""
+    frozen_types: Mapping[str, TensorType] = field(default_factory=dict)
+    """Of the frozen ones, where the engine can be made anew with others."""
+
+    @property
+    def free(self) -> dict[str, TensorType]:
+        """Those that can be exchanged with the graph as it is."""
+        return {name: kind for name, kind in self.types.items() if name not in self.frozen}
 
     @property
     def refittable(self) -> dict[str, TensorType]:
-        return {name: kind for name, kind in self.types.items() if name not in self.frozen}
+        """All that can be exchanged."""
+        return {**self.free, **self.frozen_types}
 
     def chosen(self, given: Mapping[str, Source], wanted: Collection[str]) -> dict[str, Source]:
         """Of the weights given, those to exchange; raises RefitError with all that is wrong.
 
-        A frozen weight may be given as it was. `wanted` are those that must be among them.
+        `wanted` are those that must be among them. Of the frozen ones those are chosen that differ.
         """
-        refittable = self.refittable
-        fixed = {n for n in given if n in self.frozen and digest(given[n]) == self.frozen[n]}
+        free, refittable = self.free, self.refittable
         known = refittable.keys() | set(self.unused) | self.frozen.keys()
+        changed = {n for n in given if n in self.frozen and digest(given[n]) != self.frozen[n]}
         problems = {
-            "missing": [n for n in wanted if n in refittable and n not in given],
+            "missing": [n for n in wanted if n in free and n not in given],
             "unknown": [n for n in given if n not in known],
             "mismatched": [
                 f"{n} ({kind} is needed, not {given[n].type})"
                 for n, kind in refittable.items()
                 if n in given and given[n].type != kind
             ],
-            "frozen": [n for n in given if n in self.frozen and n not in fixed],
+            "frozen": [n for n in given if n in changed - self.frozen_types.keys()],
         }
         if any(problems.values()):
             raise RefitError(**problems)
-        return {n: source for n, source in given.items() if n in refittable}
+        return {n: source for n, source in given.items() if n in free or n in changed}
 
 
 def digest(source: Source) -> str:

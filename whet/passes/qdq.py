@@ -41,7 +41,7 @@ from whet.passes.recognise import known_numbers
 def quantized_arithmetic(graph: Graph) -> Graph:
     """Contractions of 8-bit integers into int32, and movement on 8 bits."""
     numbers = known_numbers()
-    return rewrite(graph, RULES, numbers.read, numbers.frozen.update)
+    return rewrite(graph, RULES, numbers.look, numbers.frozen.update)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -52,6 +53,15 @@ class Numbers:
 
     read: ReadNumber = no_number
     frozen: set[str] = field(default_factory=set)
+    seen: set[str] = field(default_factory=set)
+    """All that rules looked at: with other elements they might have made another graph."""
+
+    def look(self, name: str) -> Any:
+        """What a rule may read, and is noted."""
+        found = self.read(name)
+        if found is not None:
+            self.seen.add(name)
+        return found
 
 
 _numbers: ContextVar[Numbers | None] = ContextVar("numbers", default=None)
@@ -75,13 +85,13 @@ def looking_at(numbers: Numbers | None) -> Iterator[None]:
 def read_numbers(graph: Graph) -> Graph:
     """Indices and exponents that the model keeps as weights become attributes."""
     numbers = known_numbers()
-    return rewrite(graph, [small_power, gather_of_one], numbers.read, numbers.frozen.update)
+    return rewrite(graph, [small_power, gather_of_one], numbers.look, numbers.frozen.update)
 
 
 def recognise(graph: Graph) -> Graph:
     """GELU, SiLU, softmax, normalisation and attention become one operator each."""
     numbers = known_numbers()
-    return rewrite(graph, [*RULES, *ATTENTION], numbers.read, numbers.frozen.update)
+    return rewrite(graph, [*RULES, *ATTENTION], numbers.look, numbers.frozen.update)
 
 
 @rule(lambda x: x * 0.5 * (1 + Erf()(x * math.sqrt(0.5))))

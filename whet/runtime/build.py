@@ -12,7 +12,7 @@ from whet.engine.file import is_engine, weight_names
 from whet.engine.fold import fold_by_value
 from whet.engine.refit import digest, stored
 from whet.engine.weights import ImportedWeights, WeightStore
-from whet.errors import InvalidModel
+from whet.errors import InvalidModel, RefitError
 from whet.ir.evaluate import bind_shape
 from whet.ir.graph import Graph
 from whet.ir.types import TensorType
@@ -24,7 +24,14 @@ from whet.passes.recognise import Numbers
 from whet.passes.simplify import simplify
 from whet.progress import ProgressMonitor, monitored, phase
 from whet.runtime.ahead import compile_ahead
-from whet.runtime.debug import Source, names_in, outputs_of, source_of, without_outputs
+from whet.runtime.debug import (
+    Source,
+    names_in,
+    outputs_of,
+    source_in,
+    source_of,
+    without_outputs,
+)
 from whet.runtime.devices import compiler_for
 from whet.runtime.engine import Engine
 from whet.runtime.profile import Profile, check_profiles, profiles_in
@@ -90,16 +97,38 @@ def optimised(
         graph = optimise(lowered(graph, precision), _dump(), passes=(fold_constants, simplify))
     given = {*source.graph.output_names, *outputs_of(source.graph)}
     named = dict.fromkeys((*graph.output_names, *outputs_of(graph)))
-    frozen = {n: digest(stored(weights, n)) for n in sorted(source.frozen | numbers.frozen)}
+    read = source.frozen | numbers.frozen
+    frozen, seen = (
+        {name: digest(stored(weights, name)) for name in sorted(names)}
+        for names in (read, numbers.seen - read)
+    )
     return Engine(
         graph,
         weights,
         frozen=frozen,
+        seen=seen,
         unused=frozenset(weights.types) - set(weight_names(graph)) - frozen.keys(),
         debug=tuple(name for name in named if name not in given),
         precision=precision,
         model=lambda: source,
     )
+
+
+def remade(engine: Engine, weights: WeightStore) -> Engine:
+    """The engine as it would be of its model with other weights; raises RefitError, and what
+    `build` raises."""
+    from whet.frontends.onnx.records import reading
+
+    before = engine.model()
+    assert before is not None
+    source, _ = source_in(reading(before.model, weights.array))
+    new = optimised(source, weights, engine.precision, engine.debug)
+    check_profiles(engine.profiles, new.graph)
+    lacking = [name for name in weight_names(new.graph) if name not in weights.types]
+    if lacking:
+        raise RefitError(missing=lacking)
+    known = {*weights.types, *engine.unused}
+    return replace(new, unused=known - set(weight_names(new.graph)) - new.frozen.keys())
 
 
 def with_kernels(

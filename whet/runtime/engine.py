@@ -9,15 +9,16 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from whet.engine.file import EngineFile, is_engine, weight_names, write_engine
 from whet.engine.header import HEADER_BYTES, REFITTABLE
-from whet.engine.refit import CurrentWeights, LayeredWeights, Names, same_weights
+from whet.engine.refit import CurrentWeights, LayeredWeights, Names, digest, same_weights
 from whet.engine.sources import WeightSource, weights_in
 from whet.engine.validity import Validity, architectures_of, check_file, check_header
+from whet.engine.weights import Source as Given
 from whet.engine.weights import WeightStore
 from whet.errors import InvalidEngine, InvalidSetting
 from whet.ir.graph import Graph
@@ -61,7 +62,10 @@ class Engine:
     profiles: tuple[Profile, ...] = ()
     refittable: bool = True
     frozen: Mapping[str, str] = field(default_factory=dict)
-    """Weights that were read as shapes or numbers, with digests: a refit cannot change them."""
+    """Weights that were read as shapes or numbers, with digests: with others of them the graph is
+    made anew."""
+    seen: Mapping[str, str] = field(default_factory=dict)
+    """The same of weights that rules looked at, and left as they are."""
     kernels: Mapping[str, bytes] | None = None
     """Code built ahead of time, by cache key; only where the caller allowed it."""
     unused: Collection[str] = ()
@@ -110,8 +114,11 @@ class Engine:
     @cached_property
     def names(self) -> Names:
         """Which weights the engine has, and which of them can be exchanged."""
-        types = {name: self.weights.types[name] for name in weight_names(self.graph)}
-        return Names(types, self.frozen, self.unused)
+        known = self.weights.types
+        types = {name: known[name] for name in weight_names(self.graph)}
+        can_be_remade = self.model is not _no_model
+        frozen = {name: known[name] for name in self.frozen if can_be_remade and name in known}
+        return Names(types, self.frozen, self.unused, frozen)
 
     @property
     def refittable_weights(self) -> dict[str, TensorType]:
@@ -129,17 +136,42 @@ class Engine:
         `source`: arrays by name, or a file: .safetensors, .npz, an ONNX model, another engine.
         Weights go by their names in the ONNX model, also those that were folded, packed or merged:
         what was made of them is made anew; one that stands in a body of control flow goes by the
-        name of that node, a slash and its own. Arrays are copied, files stay mapped. A run that is
-        under way keeps the weights it began with. Unless `partial`, a whole model must hold all
-        weights, and anything else those that are missing. Raises RefitError with all that is wrong,
-        and then nothing has changed.
+        name of that node, a slash and its own. Where one is another that was read as a shape or a
+        number, the graph is made anew and compiled for every session before any goes over. Arrays
+        are copied, files stay mapped. A run that is under way keeps the weights it began with.
+        Unless `partial`, a whole model must hold all weights, and anything else those that are
+        missing. Raises RefitError with all that is wrong, and what `whet.build` raises of a model
+        that cannot have such shapes; then nothing has changed.
         """
         new = weights_in(source)
         if not self.refittable:
             raise InvalidSetting("the engine was built with refittable=False; build it anew")
-        wanted = self.names.types if new.is_whole else self.missing_weights
-        chosen = self.names.chosen(new.tensors, () if partial else wanted)
-        self.shared.refit(self._current, chosen)
+        with self.shared.still:
+            wanted = self.names.types if new.is_whole else self.missing_weights
+            chosen = self.names.chosen(new.tensors, () if partial else wanted)
+            known = {**self.frozen, **self.seen}
+            if any(n in known and digest(source) != known[n] for n, source in chosen.items()):
+                self._remake(chosen)
+            else:
+                self.shared.refit(self._current, chosen)
+
+    def _remake(self, given: Mapping[str, Given]) -> None:
+        """Exchanges weights of which the graph itself is made, within `still`."""
+        from whet.runtime.build import remade
+
+        store = self._current.store.exchanged(given)
+        new = remade(self, store)
+        if _is_same(new.graph, self.graph):
+            self.shared.refit(self._current, given)
+            new = replace(new, graph=self.graph)
+        else:
+            tensors = partial(Tensors, new.graph, self.debug, new.model)
+            go_over = self.shared.remade(store, tensors)
+            self._current.store = store
+            go_over()
+        for name in ("graph", "frozen", "seen", "unused", "model"):
+            object.__setattr__(self, name, getattr(new, name))
+        self.__dict__.pop("names", None)
 
     def refit_async(self, source: WeightSource, partial: bool = False) -> Future[None]:
         """`refit` on a thread of its own, while sessions run on; the result raises what it does."""
@@ -167,22 +199,22 @@ class Engine:
         With `strip` it is written without the weights that `refit` can give it again; where that is
         a model or another source of weights, without those that are the same there.
         """
+        with self.shared.still:  # a refit meanwhile is not to be in one half of the file
+            graph, store, source = self.graph, self._current.store, self.model()
+            frozen, seen, unused = dict(self.frozen), dict(self.seen), sorted(self.unused)
         metadata = {
             "profiles": [p.to_plain() for p in self.profiles],
-            "frozen": dict(self.frozen),
-            "unused": sorted(self.unused),
+            "frozen": frozen,
+            "unused": unused,
+            **({"seen": seen} if source is not None else {}),
             **({"debug": list(self.debug)} if self.debug else {}),
             **({"precision": self.precision} if self.precision else {}),
             **({"architectures": list(self.architectures)} if self.architectures else {}),
         }
-        source, store = (
-            self.model(),
-            self._current.store,
-        )  # a refit meanwhile is not to be in one half of the file
         with monitored(progress):
             write_engine(
                 path,
-                self.graph,
+                graph,
                 store,
                 metadata=metadata,
                 kernels=self.kernels,
@@ -190,7 +222,7 @@ class Engine:
                 refittable=self.refittable,
                 without={*store.missing, *self._stripped(strip, store)},
                 model=None if source is None else source.model,
-                more=sorted(self.frozen) if source is not None else (),
+                more=() if source is None else frozen,
             )
 
     def _stripped(self, strip: bool | WeightSource, store: WeightStore) -> Collection[str]:
@@ -200,8 +232,8 @@ class Engine:
         if not self.refittable:
             raise InvalidSetting("an engine built with refittable=False cannot be stripped")
         if strip is True:
-            return self.refittable_weights
-        return same_weights(store, weights_in(strip).tensors, self.refittable_weights)
+            return self.names.free
+        return same_weights(store, weights_in(strip).tensors, self.names.free)
 
     def session(
         self,
@@ -253,15 +285,25 @@ class Engine:
         undone = nullcontext() if progress is None else kept_in_the_end()
         with undone, monitored(progress), phase("session", 1) as step:
             stream = None if weight_budget is None else stream_for(opened, weight_budget)
-            prepared = self.shared.prepared(opened, self._current, count, stream)
-            tensors, way = Tensors(self.graph, self.debug, self.model), (specialize, deterministic)
-            session = Session(tensors, prepared, opened, count, self.profiles, *way)
+            session = self._joined(opened, count, stream, (specialize, deterministic))
             stays = deterministic or not tries or stream is not None or allocator is not None
             if self.kernels and not stays:
                 self._improve(session, opened, self._device(device, store, (None, *how[1:])))
             step()
         _report(opened, opened.compiled - before, time.perf_counter() - start)
         return session
+
+    def _joined(self, device: Device, threads: int, stream: Any, way: tuple[str, bool]) -> Session:
+        """A session that refits know of, of the graph as it is then."""
+        while True:
+            graph = self.graph
+            prepared = self.shared.prepared(device, self._current, threads, stream)
+            tensors = Tensors(graph, self.debug, self.model)
+            session = Session(tensors, prepared, device, threads, self.profiles, *way)
+            with self.shared.still:
+                if self.graph is graph:
+                    self.shared.sessions.add(session)
+                    return session
 
     def _improve(self, session: Session, opened: Device, own: Device) -> None:
         """Lets a session go over to the processor's own kernels later, where it begins with those
@@ -316,12 +358,13 @@ def load(
         profiles,
         bool(file.header.flags & REFITTABLE),
         _frozen(file),
+        file.metadata.get("seen", {}) if file.has_model else {},
         file.kernels,
         frozenset(str(name) for name in file.metadata.get("unused", ())),
         architectures_of(file) if file.kernels else (),
         tuple(str(name) for name in file.metadata.get("debug", ())),
         file.metadata.get("precision"),
-        cache(partial(_model_in, file)),
+        cache(partial(_model_in, file)) if file.has_model else _no_model,
     )
 
 
@@ -334,6 +377,12 @@ def _frozen(file: EngineFile) -> dict[str, str]:
     frozen = file.metadata.get("frozen", ())
     digests = frozen if isinstance(frozen, Mapping) else dict.fromkeys(frozen, "")
     return {str(name): str(found) for name, found in digests.items()}
+
+
+def _is_same(graph: Graph, other: Graph) -> bool:
+    """Whether two graphs are known to be one; a late region is never looked into."""
+    has_late = graph.late is not None or other.late is not None
+    return not has_late and graph.key == other.key and graph.definers == other.definers
 
 
 def engine_validity(

@@ -77,11 +77,14 @@ class Better:
             self._device.later(lambda: self._take_over(reference))
 
     def _take_over(self, reference: weakref.ref[Session]) -> None:
-        if reference() is None:
+        session = reference()
+        if session is None:
             return
+        before = session._runner
+        del session
         device, runner = self._device, self._make()
         if device.cache is not None:
             device.cache.put(mark(device, self._kernels), b"1", device.about)
         if (session := reference()) is not None:
-            session.use(runner)
+            session.use(runner, before)
             logger.info("kernels for %s took over from prebuilt ones", device.architecture)

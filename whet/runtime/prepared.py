@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary, WeakValueDictionary
+from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
 from whet.engine.refit import CurrentWeights
 from whet.engine.weights import Source, WeightStore
@@ -20,7 +20,9 @@ from whet.plan.trace import tracing
 from whet.runtime.planned import drafted
 
 if TYPE_CHECKING:
+    from whet.runtime.debug import Tensors
     from whet.runtime.program import Runner
+    from whet.runtime.session import Session
 
 
 LEAST_PART = 16 << 20
@@ -264,6 +266,14 @@ class Prepared:
 
         return Runner(self.device, self, self.threads)
 
+    def emptied(self, weights: WeightStore) -> Prepared:
+        """The same for other weights, with nothing prepared yet."""
+        from whet.runtime.devices import stream_for
+
+        budget = None if self.stream is None else self.stream.asked
+        stream = None if budget is None else stream_for(self.device, budget)
+        return Prepared(self.device, weights, self.threads, stream)
+
     def renewed(self, weights: WeightStore, changed: Set[str]) -> Generation:
         """All that was prepared, for other weights, of which `changed` differ; not in use yet."""
         with self._lock:
@@ -286,6 +296,7 @@ class Shared:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self.sessions: WeakSet[Session] = WeakSet()
         self._prepared: WeakValueDictionary[Any, Prepared] = WeakValueDictionary()
         self._devices: WeakValueDictionary[Any, Device] = WeakValueDictionary()
 
@@ -309,16 +320,36 @@ class Shared:
                 found = self._prepared[key] = Prepared(device, weights.store, threads, stream)
             return found
 
+    @property
+    def still(self) -> threading.Lock:
+        """Within it, no weights are exchanged."""
+        return self._lock
+
     def refit(self, weights: CurrentWeights, given: Mapping[str, Source]) -> None:
-        """Exchanges weights everywhere, once all that is made of them has been made anew."""
-        with self._lock:
-            store = weights.store.exchanged(given)
-            for source in () if self._prepared else given.values():
-                source.read()  # what is damaged must be found now
-            new = [(p, p.renewed(store, given.keys())) for p in self._prepared.values()]
-            weights.store = store
-            for prepared, generation in new:
-                prepared.current = generation
+        """Exchanges weights everywhere, once all that is made of them has been made anew; within
+        `still`."""
+        store = weights.store.exchanged(given)
+        for source in () if self._prepared else given.values():
+            source.read()  # what is damaged must be found now
+        new = [(p, p.renewed(store, given.keys())) for p in self._prepared.values()]
+        weights.store = store
+        for prepared, generation in new:
+            prepared.current = generation
+
+    def remade(self, store: WeightStore, tensors: Callable[[], Tensors]) -> Callable[[], None]:
+        """For weights that the graph itself was made of: a new graph for every session, compiled,
+        and what weights alone make of it. What is returned lets all of them go over."""
+        before = dict(self._prepared)
+        new = {old: old.emptied(store) for old in before.values()}
+        sessions = [(s, s.remade(tensors(), new[s.prepared])) for s in list(self.sessions)]
+
+        def go_over() -> None:
+            for key, old in before.items():
+                self._prepared[key] = new[old]
+            for session, now in sessions:
+                session.go_over(now)
+
+        return go_over
 
 
 def is_given(value: Value) -> bool:

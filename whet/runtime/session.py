@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,18 @@ if TYPE_CHECKING:
     from whet.plan.target import Device
 
 
+@dataclass(frozen=True)
+class Now:
+    """What a session's next run is: exchanged as a whole, and a run keeps the one it began with."""
+
+    tensors: Tensors
+    runner: Runner
+
+    @property
+    def graph(self) -> Graph:
+        return self.tensors.graph
+
+
 class Session:
     """Runs an engine. `run` may be called from any number of threads at once."""
 
@@ -47,29 +59,60 @@ class Session:
         specialize: str = "lazy",
         deterministic: bool = False,
     ) -> None:
-        graph = self.graph = tensors.graph
-        self.profiles, self._tensors = profiles, tensors
+        graph, self.profiles = tensors.graph, profiles
         self._optimised = lru_cache(MOST_STAGES)(_optimised)
         self._way = specialize, deterministic
         self.inputs: dict[str, Type] = {v.op.name: v.type for v in graph.inputs}  # type: ignore[attr-defined]
         self._accepted = [(f"input {n!r}", n, kind, {}) for n, kind in self.inputs.items()]  # type: ignore[var-annotated]
         self._outputs = outputs_of(graph)
-        self._runner = self.runner_on(device, weights, threads)
+        self._now = Now(tensors, self._runner_for(graph, device, weights, threads))
         self.better: Better | None = None
         """What takes over when it has run a few times."""
 
+    @property
+    def graph(self) -> Graph:
+        """What runs where nothing is read out."""
+        return self._now.graph
+
+    @property
+    def _runner(self) -> Runner:
+        return self._now.runner
+
+    @property
+    def prepared(self) -> Prepared:
+        """The weights as its kernels read them."""
+        return self._now.runner.prepared
+
     def runner_on(self, device: Device, weights: WeightStore | Prepared, threads: int) -> Runner:
         """What runs the engine on a device, compiled as far as it can be before a run."""
-        graph, runner = self.graph, Runner(device, weights, threads, *self._way)
+        return self._runner_for(self.graph, device, weights, threads)
+
+    def _runner_for(
+        self, graph: Graph, device: Device, weights: WeightStore | Prepared, threads: int
+    ) -> Runner:
+        runner = Runner(device, weights, threads, *self._way)
         if all(isinstance(v.type, TensorType) and v.type.is_static for v in graph.inputs):
             runner.stage(graph, {})
         elif runner.is_wide:
             runner.wide(graph, ranges_of(graph, self.profiles))
         return runner
 
-    def use(self, runner: Runner) -> None:
-        """Later runs are done by another runner; those under way keep theirs to the end."""
-        self._runner, self.better = runner, None
+    def use(self, runner: Runner, instead_of: Runner) -> None:
+        """Later runs are done by another runner, unless something else took over meanwhile; those
+        under way keep theirs to the end."""
+        now = self._now
+        if now.runner is instead_of:
+            self.go_over(replace(now, runner=runner))
+
+    def remade(self, tensors: Tensors, weights: Prepared) -> Now:
+        """What runs another graph of the same inputs, with these weights."""
+        runner = self._runner
+        made = self._runner_for(tensors.graph, runner.device, weights, runner.threads)
+        return Now(tensors, made)
+
+    def go_over(self, now: Now) -> None:
+        """Lets later runs be another one's."""
+        self._now, self.better = now, None
 
     @property
     def reference_ops(self) -> tuple[str, ...]:
@@ -168,17 +211,18 @@ class Session:
         Raises InvalidInput for wrong names, dtypes or numbers of axes, ShapeError for sizes that do
         not fit, IndexOutOfRange for an index outside of its axis, OutOfMemory.
         """
+        now = self._now
         if not debug:
-            named = self._run(self.graph, inputs, out, stream)
-            if self.graph.late is None:
+            named = self._run(now, now.graph, inputs, out, stream)
+            if now.graph.late is None:
                 return named
             return {name: named[name] for name in self._outputs}
         if not isinstance(debug, Mapping) or not all(map(callable, debug.values())):
             raise InvalidInput(f"debug is callbacks by tensor name, not {debug!r}")
-        graph = self._debug_graph(inputs, names_in(debug))
-        readout = Readout(debug, lambda: self.plans)
+        graph = self._debug_graph(now, inputs, names_in(debug))
+        readout = Readout(debug, lambda: now.runner.plans)
         with tracing(Trace(readout.look)):
-            named = self._run(graph, inputs, out, stream)
+            named = self._run(now, graph, inputs, out, stream)
         readout.finish(named)
         return {name: named[name] for name in self._outputs}
 
@@ -201,13 +245,14 @@ class Session:
         `whet.build(debug=)`; for others, `model` is the ONNX file that it was built from. Raises
         InvalidInput with all names that are unknown, and what `run` raises.
         """
-        names = names_in(names)
-        graph = self._debug_graph(inputs, names, model)
-        named = self._run(graph, inputs)
+        names, now = names_in(names), self._now
+        graph = self._debug_graph(now, inputs, names, model)
+        named = self._run(now, graph, inputs)
         return {name: named[name] for name in names}
 
     def _debug_graph(
         self,
+        now: Now,
         inputs: Mapping[str, Any],
         names: Collection[str],
         model: str | os.PathLike[str] | bytes | onnx.ModelProto | None = None,
@@ -215,22 +260,23 @@ class Session:
         """The graph that also gives tensors of these names, for a run with such inputs."""
 
         def dtypes() -> Mapping[str, str]:
-            prepared, late = self._runner.prepared, self.graph.late
+            prepared, late = now.runner.prepared, now.graph.late
             with prepared.pinned():
-                self._run(self.graph, inputs)
+                self._run(now, now.graph, inputs)
                 return {} if late is None else prepared.generation.late(late).stages.dtypes
 
-        return self._tensors.graph_of(names, self.weights, model, dtypes)
+        return now.tensors.graph_of(names, now.runner.weights, model, dtypes)
 
     def _run(
         self,
+        now: Now,
         graph: Graph,
         inputs: Mapping[str, Any],
         out: Mapping[str, np.ndarray] | None = None,
         stream: Any = None,
     ) -> dict[str, Any]:
         """All outputs that a graph names."""
-        runner, better = self._runner, self.better
+        runner, better = now.runner, self.better
         if better is not None:
             better.note_run(self)
         self._check_names(inputs)
