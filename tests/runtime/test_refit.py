@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import threading
 import weakref
 from pathlib import Path
@@ -463,3 +464,25 @@ def test_weights_one_at_a_time(name: str, proto: Any, tmp_path: Path) -> None:
     result = check(proto, Cache(tmp_path), weights=20)
     assert result.tried and not result.wrong
     assert result.effective > result.tried / 2
+
+
+PLACES = [Path(__file__).parents[2] / place for place in (".models", "../shared/models")]
+"""Where trained models may lie: folders with a model.onnx, an io.json, and its inputs."""
+
+
+def trained() -> list[Any]:
+    places = [Path(os.environ["WHET_MODELS"])] if "WHET_MODELS" in os.environ else PLACES
+    found = [path for place in places[:2] for path in sorted(place.glob("*/model.onnx"))]
+    unique = {path.parent.name: path for path in found}
+    missing = pytest.mark.skip(reason="no trained models here: WHET_MODELS names a folder of them")
+    return [pytest.param(path, id=name) for name, path in unique.items()] or [
+        pytest.param(None, id="none", marks=missing)
+    ]
+
+
+@pytest.mark.parametrize("path", trained())
+def test_weights_of_trained_models(path: Path, tmp_path: Path) -> None:
+    """Twenty of each here, and a few of those that the graph is made of; all in scripts/soak."""
+    tmp_path.chmod(0o700)
+    result = check(path, Cache(tmp_path), weights=20, frozen=3)
+    assert result.tried and not result.wrong

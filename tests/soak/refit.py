@@ -1,10 +1,11 @@
 """Refit then run is build then run, bit for bit, for each weight by itself.
 
-`python -m tests.soak.refit [MODEL.onnx or FOLDER…] [--weights N] [--seed N]`
+`python -m tests.soak.refit [MODEL.onnx or FOLDER…] [--weights N] [--frozen N] [--seed N]`
 
 Without a model, the small ones of the tests. A folder is searched for .onnx files; beside a model,
 `io.json` names its inputs (see benchmarks/real_models.py), which are random otherwise. `--weights`
-takes so many of each model's, chosen at random, instead of all.
+takes so many of each model's, chosen at random, instead of all, and `--frozen` so many of those
+that the graph itself is made of: shapes and numbers.
 """
 
 from __future__ import annotations
@@ -161,6 +162,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="*", type=Path)
     parser.add_argument("--weights", type=int)
+    parser.add_argument("--frozen", type=int)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     failed = 0
@@ -168,7 +170,8 @@ def main(arguments: list[str] | None = None) -> int:
         Path(folder).chmod(0o700)
         for name, model in given_models(options.models) if options.models else small_models():
             start = time.monotonic()
-            result = check(model, Cache(folder), options.weights, options.seed)
+            counts = options.weights, options.seed, options.frozen
+            result = check(model, Cache(folder), *counts)
             verdict = f"DIFFERS: {', '.join(result.wrong)}" if result.wrong else "same bits"
             print(
                 f"{name:40} {result.tried:4} weights, {result.effective:4} change the outputs, "

@@ -252,7 +252,8 @@ def size_in_bytes(type: TensorType) -> Size:
 
 
 def _lives(graph: Graph, steps: tuple[Step, ...]) -> dict[Value, tuple[int, int]]:
-    """The steps between which each buffer of the arena is in use."""
+    """The steps between which each buffer of the arena is in use; text is Python's objects, which
+    lie elsewhere."""
     kept = set(graph.outputs)
     first: dict[Value, int] = {}
     last: dict[Value, int] = {}
@@ -265,7 +266,10 @@ def _lives(graph: Graph, steps: tuple[Step, ...]) -> dict[Value, tuple[int, int]
     return {
         value: (first[value], last[value])
         for value in first
-        if value not in kept and not is_leaf(value) and isinstance(value.type, TensorType)
+        if value not in kept
+        and not is_leaf(value)
+        and isinstance(value.type, TensorType)
+        and value.type.dtype != "string"
     }
 
 
