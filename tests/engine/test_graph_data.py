@@ -397,7 +397,7 @@ def test_random_damage_is_refused_or_harmless(rng):
     """Whatever is changed, the only error is InvalidEngine."""
     plain, constants = sample()
     for _ in range(rng.randrange(1, 4)):
-        _mutate(plain, rng)
+        mutate(plain, rng)
     try:
         graph = decode(plain, constants)
     except InvalidEngine:
@@ -424,14 +424,14 @@ NONSENSE = [
 ]
 
 
-def _mutate(plain, rng: random.Random) -> None:
+def mutate(plain, rng: random.Random) -> None:
     """Replaces, removes or doubles something at a random place."""
     keys = list(plain) if isinstance(plain, dict) else list(range(len(plain)))
     if not keys:
         return
     key = rng.choice(keys)
     if isinstance(plain[key], list | dict) and plain[key] and rng.random() < 0.8:
-        _mutate(plain[key], rng)
+        mutate(plain[key], rng)
     elif rng.random() < 0.7:
         plain[key] = copy.deepcopy(rng.choice(NONSENSE))
     elif isinstance(plain, list):

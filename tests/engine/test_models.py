@@ -1,18 +1,23 @@
 """ONNX models through an engine file: sizes that depend on data, inner graphs, late regions."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
+from tests.engine.test_graph_data import mutate
 from whet.engine.decode import decode
 from whet.engine.encode import encode
 from whet.engine.file import EngineFile, engine_bytes, weight_names
 from whet.engine.weights import ImportedWeights
-from whet.errors import InvalidEngine
-from whet.frontends.onnx.importer import Imported, from_onnx
+from whet.errors import Error, InvalidEngine
+from whet.frontends.onnx.importer import Imported, from_onnx, import_model
+from whet.frontends.onnx.plain import model_from_plain, model_to_plain
 from whet.ir.evaluate import evaluate
 from whet.ir.graph import Graph, Input, make
 from whet.ir.sizes import symbol
@@ -155,3 +160,17 @@ def test_a_model_that_is_read_twice_keeps_its_guards():
     first, second = from_onnx(proto).graph, from_onnx(proto).graph
     assert first.outputs == second.outputs and len(first.guards) == 1
     assert first.guards == second.guards
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.randoms(use_true_random=False))
+def test_damaged_records_of_a_model_are_refused_or_harmless(rng):
+    """Whatever is changed in what a file says of its model, there is an error that says so."""
+    engine = EngineFile.open(Path(__file__).parents[1] / "fixtures" / "model_v2.bin")
+    plain = json.loads(json.dumps(model_to_plain(engine.model)))
+    for _ in range(rng.randrange(1, 4)):
+        mutate(plain, rng)
+    try:
+        import_model(model_from_plain(plain, engine.weights.array))
+    except Error as error:
+        assert str(error)

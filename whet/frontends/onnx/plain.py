@@ -179,10 +179,23 @@ def _size(plain: Any) -> Any:
     return plain
 
 
+def _text(plain: Any) -> str:
+    if not isinstance(plain, str):
+        raise ValueError(f"{plain!r} is no name")
+    return plain
+
+
 def _texts(plain: Any) -> tuple[str, ...]:
-    if not isinstance(plain, list) or not all(isinstance(s, str) for s in plain):
+    if not isinstance(plain, list):
         raise ValueError(f"{plain!r} is no list of names")
-    return tuple(plain)
+    return tuple(map(_text, plain))
+
+
+def _ends(plain: Any) -> tuple[tuple[str, Type | None], ...]:
+    """Names of inputs or outputs, and the types that are known of them."""
+    return tuple(
+        (_text(name), None if kind is None else type_from_plain(kind)) for name, kind in plain
+    )
 
 
 def _not_kept(kind: TensorType) -> np.ndarray:
@@ -197,23 +210,23 @@ class Reader:
 
     def body(self, plain: Mapping[str, Any]) -> Body:
         return Body(
-            plain["name"],
+            _text(plain["name"]),
             tuple(self.node(n) for n in plain["nodes"]),
-            tuple((name, kind and type_from_plain(kind)) for name, kind in plain["inputs"]),
-            tuple((name, kind and type_from_plain(kind)) for name, kind in plain["outputs"]),
+            _ends(plain["inputs"]),
+            _ends(plain["outputs"]),
             {name: self.tensor(t) for name, t in plain["tensors"].items()},
         )
 
     def node(self, plain: Mapping[str, Any]) -> Node:
         return Node(
-            plain["operator"],
-            plain["domain"],
+            _text(plain["operator"]),
+            _text(plain["domain"]),
             int(plain["opset"]),
-            plain["name"],
+            _text(plain["name"]),
             _texts(plain["inputs"]),
             _texts(plain["outputs"]),
             {name: self.attribute(v) for name, v in plain["attributes"].items()},
-            plain["overload"],
+            _text(plain["overload"]),
         )
 
     def functions(self, plain: Any) -> dict[FunctionKey, Function]:
@@ -224,8 +237,8 @@ class Reader:
 
     def function(self, plain: Mapping[str, Any]) -> Function:
         return Function(
-            plain["name"],
-            plain["domain"],
+            _text(plain["name"]),
+            _text(plain["domain"]),
             _texts(plain["inputs"]),
             _texts(plain["outputs"]),
             tuple(self.node(n) for n in plain["nodes"]),
@@ -234,6 +247,7 @@ class Reader:
 
     def tensor(self, plain: Any) -> Tensor:
         name, dtype, shape, *here = plain
+        name = _text(name)
         kind = type_from_plain(["tensor", dtype, shape])
         assert isinstance(kind, TensorType)
         if not here:
