@@ -12,7 +12,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,6 +22,7 @@ import onnx
 import whet
 from tests.frontends.drawing import BINDINGS, Model, Tensor
 from tests.frontends.random_graphs import differences, drawn, outputs_of
+from tests.soak.refit import changed
 from whet.frontends.onnx import from_onnx
 from whet.ir.evaluate import evaluate
 
@@ -51,10 +54,24 @@ def by_kernels(model: Model, outputs: Sequence[Tensor], seed: int) -> Iterator[s
         specialize=("none", "lazy", "eager")[rng.integers(3)],
     )
     for binding in (*range(len(BINDINGS)), 0):
+        if engine.refittable_weights and not rng.integers(3):
+            there_and_back(engine, session, model.feeds(binding, proto), rng)
         results = session.run(model.feeds(binding, proto))
         yield from (
             f"{line} (binding {binding})" for line in differences(results, outputs, binding)
         )
+
+
+def there_and_back(
+    engine: whet.Engine, session: whet.Session, feeds: dict[str, Any], rng: np.random.Generator
+) -> None:
+    """Gives an engine another weight, whatever becomes of it, and then the one it had."""
+    name = str(rng.choice(sorted(engine.refittable_weights)))
+    old, kind = engine.weights.array(name).copy(), engine.weights.types[name]
+    with suppress(whet.Error):
+        engine.refit({name: changed(old, kind.dtype, rng)})
+        session.run(feeds)
+    engine.refit({name: old})
 
 
 def through_file(engine: whet.Engine) -> whet.Engine:
