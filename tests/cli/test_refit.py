@@ -5,6 +5,7 @@ import onnx
 from onnx import numpy_helper
 
 import whet as library
+from tests.runtime.models import attention
 
 
 def test_strip_and_give_back(whet, digits, tmp_path):
@@ -37,6 +38,25 @@ def test_some_weights(whet, digits, engine, tmp_path):
     assert whet("refit", engine, tmp_path / "new.npz").status == 0
     found = library.load(engine).weights.array(name)
     np.testing.assert_array_equal(found, numpy_helper.to_array(tensor) * 2)
+
+
+def test_another_shape_with_kernels_for_it(whet, tmp_path):
+    old, new = attention(), attention()
+    (heads,) = (t for t in new.graph.initializer if t.name == "heads")
+    heads.CopyFrom(numpy_helper.from_array(np.array([1, -1, 4, 4]), "heads"))
+    for name, proto in (("old", old), ("new", new)):
+        onnx.save(proto, tmp_path / f"{name}.onnx")
+        built = whet("build", tmp_path / f"{name}.onnx", "--architectures", "sse2")
+        assert built.status == 0
+    listed = whet("refit", tmp_path / "old.whet")
+    assert "with another the graph is made anew" in " ".join(listed.out.split())
+    np.savez(tmp_path / "heads.npz", heads=np.array([1, -1, 4, 4]))
+    assert whet("refit", tmp_path / "old.whet", tmp_path / "heads.npz").status == 0
+    assert (tmp_path / "old.whet").read_bytes() == (tmp_path / "new.whet").read_bytes()
+    np.savez(tmp_path / "heads.npz", heads=np.array([1, -1, 3, 5]))
+    refused = whet("refit", tmp_path / "old.whet", tmp_path / "heads.npz")
+    assert refused.status == 2 and "Reshape" in refused.err
+    assert (tmp_path / "old.whet").read_bytes() == (tmp_path / "new.whet").read_bytes()
 
 
 def test_what_is_wrong_is_listed(whet, engine, tmp_path):

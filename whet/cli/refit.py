@@ -41,6 +41,7 @@ def add(commands: Any) -> None:
 
 def refit(options: argparse.Namespace) -> int:
     """Exchanges and saves, or lists."""
+    from whet.runtime.build import with_kernels
     from whet.runtime.engine import load
 
     if not models.is_engine(options.engine):
@@ -54,7 +55,10 @@ def refit(options: argparse.Namespace) -> int:
         return OK
     start, target = time.perf_counter(), Path(options.output or options.engine)
     with working(f"refitting from {Path(options.source).name}"):
+        architectures = engine.architectures
         engine.refit(options.source, options.partial)
+        if engine.architectures != architectures:  # the graph is another
+            engine = with_kernels(engine, architectures)
         engine.save(target)
     said = f"{len(engine.missing_weights)} weights are missing still" * bool(engine.missing_weights)
     taken = duration(time.perf_counter() - start)

@@ -137,8 +137,8 @@ class Engine:
         Weights go by their names in the ONNX model, also those that were folded, packed or merged:
         what was made of them is made anew; one that stands in a body of control flow goes by the
         name of that node, a slash and its own. Where one is another that was read as a shape or a
-        number, the graph is made anew and compiled for every session before any goes over. Arrays
-        are copied, files stay mapped. A run that is under way keeps the weights it began with.
+        number, the graph is made anew and compiled for every session before any goes over; kernels
+        that were built ahead of time are dropped then. Arrays are copied, files stay mapped. A run that is under way keeps the weights it began with.
         Unless `partial`, a whole model must hold all weights, and anything else those that are
         missing. Raises RefitError with all that is wrong, and what `whet.build` raises of a model
         that cannot have such shapes; then nothing has changed.
@@ -169,6 +169,10 @@ class Engine:
             go_over = self.shared.remade(store, tensors)
             self._current.store = store
             go_over()
+            if self.kernels:
+                logger.info("the kernels that were built ahead of time were for another graph")
+                object.__setattr__(self, "kernels", {})
+                object.__setattr__(self, "architectures", ())
         for name in ("graph", "frozen", "seen", "unused", "model"):
             object.__setattr__(self, name, getattr(new, name))
         self.__dict__.pop("names", None)
