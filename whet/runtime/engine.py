@@ -138,10 +138,11 @@ class Engine:
         what was made of them is made anew; one that stands in a body of control flow goes by the
         name of that node, a slash and its own. Where one is another that was read as a shape or a
         number, the graph is made anew and compiled for every session before any goes over; kernels
-        that were built ahead of time are dropped then. Arrays are copied, files stay mapped. A run that is under way keeps the weights it began with.
-        Unless `partial`, a whole model must hold all weights, and anything else those that are
-        missing. Raises RefitError with all that is wrong, and what `whet.build` raises of a model
-        that cannot have such shapes; then nothing has changed.
+        that were built ahead of time are dropped then. Arrays are copied, files stay mapped. A run
+        that is under way keeps the weights it began with. Unless `partial`, a whole model must hold
+        all weights, and anything else those that are missing. Raises RefitError with all that is
+        wrong, and what `whet.build` raises of a model that cannot have such shapes; then nothing
+        has changed.
         """
         new = weights_in(source)
         if not self.refittable:
