@@ -28,6 +28,8 @@ WEIGHT_FROM_L2 = 1 / 80
 """Cycles lost for each byte of weight that streams from the second-level cache."""
 WEIGHT_FROM_L3 = 1 / 5
 """Cycles that one core waits for each byte beyond that, if it does nothing else meanwhile."""
+AHEAD_FROM = 3
+"""Tiles of a panel, between which the next panel's weights are fetched."""
 EXPOSED, EXPOSED_AHEAD = 0.9, 0.6
 """How much of the shorter of computing and waiting comes on top of the longer."""
 X_FROM_L3 = 1 / 24
@@ -109,7 +111,8 @@ def alike(
 
 
 def register_tiles(c: Convolution, architecture: Architecture) -> Iterator[tuple[int, int]]:
-    """(outputs, vectors) whose sums, weights and one element of x fit into the registers."""
+    """(outputs, vectors) whose sums, weights and one element of x fit into the registers: as many
+    as do, and where those are two tiles, three smaller ones, between which weights come in."""
     spare = 2 if architecture.vector_registers > 16 else 1
     spare += 0 if architecture.fma else 1
     registers = architecture.vector_registers - spare
@@ -118,7 +121,10 @@ def register_tiles(c: Convolution, architecture: Architecture) -> Iterator[tuple
     for vectors in (1,) if needed == 1 else (2, 3, 4, 6, 8):
         outputs = (registers - vectors) // vectors
         if vectors <= needed and outputs >= 1 and (vectors <= 4 or most_outputs <= 4):
-            yield min(outputs, 28), vectors
+            outputs = min(outputs, 28)
+            yield outputs, vectors
+            if outputs < most_outputs <= 2 * outputs:
+                yield -(-most_outputs // AHEAD_FROM), vectors
 
 
 def walks(c: Convolution, outputs: int, vectors: int, threads: int) -> Iterator[Schedule]:
@@ -193,7 +199,7 @@ class DenseCost:
         per_panel = full * (1 - rest) + last * rest
         compute = columns * tiles * per_panel
         compute += self._activation_cycles(tiles / grid.tiles, columns / c.groups)
-        ahead = self.schedule.ahead and grid.tiles >= 3
+        ahead = self.schedule.ahead and grid.tiles >= AHEAD_FROM
         return overlapped(compute, c.weight_bytes * columns / panels.count, ahead)
 
     def _activation_cycles(self, share: float, panels: float) -> float:
