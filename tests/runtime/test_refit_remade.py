@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -203,14 +204,18 @@ def test_a_budget_for_weights_is_kept() -> None:
     assert_same(list(session.run(feeds).values()), run(whet.build(NEW), feeds))
 
 
-def test_on_a_gpu() -> None:
+@pytest.fixture
+def gpu() -> Iterator[None]:
     with stubbed():
-        engine = whet.build(OLD)
-        feeds, session = inputs_of(engine), engine.session("cuda", cache=False)
-        session.run(feeds)
-        engine.refit(NEW)
-        got = session.run(feeds)["y"]
-    np.testing.assert_allclose(got, run(whet.build(NEW), feeds)[0], 1e-4, 1e-5)
+        yield
+
+
+def test_on_a_gpu(gpu: None) -> None:
+    engine = whet.build(OLD)
+    feeds, session = inputs_of(engine), engine.session("cuda", cache=False)
+    session.run(feeds)
+    engine.refit(NEW)
+    np.testing.assert_allclose(session.run(feeds)["y"], run(whet.build(NEW), feeds)[0], 1e-4, 1e-5)
 
 
 def test_prebuilt_kernels_for_another_processor(tmp_path: Path) -> None:
