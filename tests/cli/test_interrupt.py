@@ -106,6 +106,31 @@ def test_a_module_is_imported_first(tmp_path):
     assert result.stdout.split() == ["imported", "True", "raised"], result.stderr
 
 
+ENDS = """
+import os, signal, time
+from whet import interrupts
+interrupts.just_end()
+interrupts.raise_again()
+class Ends:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+        print("whole", flush=True)
+try:
+    ended = Ends()
+    del ended
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("raised")
+"""
+
+
+def test_an_object_ends_first():
+    command = [sys.executable, "-c", ENDS]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert result.stdout.split() == ["whole", "raised"] and not result.stderr
+
+
 def test_before_there_is_anything_to_undo():
     ends = "import os, signal; from whet import interrupts; interrupts.just_end(); "
     kills = "os.kill(os.getpid(), signal.SIGINT)"
