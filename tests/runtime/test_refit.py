@@ -472,7 +472,7 @@ PLACES = [Path(__file__).parents[2] / place for place in (".models", "../shared/
 
 def trained() -> list[Any]:
     places = [Path(os.environ["WHET_MODELS"])] if "WHET_MODELS" in os.environ else PLACES
-    found = [path for place in places[:2] for path in sorted(place.glob("*/model.onnx"))]
+    found = [path for place in places for path in sorted(place.glob("*/model.onnx"))]
     unique = {path.parent.name: path for path in found}
     missing = pytest.mark.skip(reason="no trained models here: WHET_MODELS names a folder of them")
     return [pytest.param(path, id=name) for name, path in unique.items()] or [

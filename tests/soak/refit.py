@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -127,13 +128,15 @@ def check(
         engine.refit({name: array})
         return session.run(feeds)
 
+    def anew(name: str, array: np.ndarray) -> dict[str, Any]:
+        found: dict[str, Any] = built(source, name, array).session(**options).run(feeds)
+        return found
+
     for name in chosen(engine, weights, frozen, rng):
         old = imported.weights[name].read()
         new = changed(old, imported.weights[name].type.dtype, rng)
-        after = outcome(lambda name=name, new=new: refitted(name, new))  # type: ignore[misc]
-        expected = outcome(
-            lambda name=name, new=new: built(source, name, new).session(**options).run(feeds)  # type: ignore[misc]
-        )
+        after = outcome(partial(refitted, name, new))
+        expected = outcome(partial(anew, name, new))
         result.tried += 1
         result.effective += not same_all(after, before)
         if not same_all(after, expected):

@@ -296,9 +296,8 @@ class EngineFile:
         """These records, whose tensors are read from the weights; None where they were not kept."""
         if not self.has_model:
             return None
-        from whet.frontends.onnx.plain import (
-            model_from_plain,
-        )  # what reads models takes long to load
+        # What reads models takes long to load, and only who debugs or refits needs it.
+        from whet.frontends.onnx.plain import model_from_plain
 
         with self._naming():
             plain = from_json(_unpacked(self._section("model")), "its section 'model'")

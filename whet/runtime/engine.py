@@ -227,7 +227,7 @@ class Engine:
                 refittable=self.refittable,
                 without={*store.missing, *self._stripped(strip, store)},
                 model=None if source is None else source.model,
-                more=() if source is None else frozen,
+                more=() if source is None else [n for n in frozen if n in store.types],
             )
 
     def _stripped(self, strip: bool | WeightSource, store: WeightStore) -> Collection[str]:
@@ -356,19 +356,20 @@ def load(
     """
     file = EngineFile.open(path, allow_code is True)
     profiles = tuple(Profile.from_plain(p) for p in file.metadata.get("profiles", ()))
-    withheld = () if weights else file.weights.types.keys() - _frozen(file).keys()
+    withheld = () if weights else file.weights.types.keys() - _digests(file, "frozen").keys()
+    precision = file.metadata.get("precision")
     return Engine(
         file.graph,
         LayeredWeights(file.weights, withheld=withheld),
         profiles,
         bool(file.header.flags & REFITTABLE),
-        _frozen(file),
-        file.metadata.get("seen", {}) if file.has_model else {},
+        _digests(file, "frozen"),
+        _digests(file, "seen"),
         file.kernels,
         frozenset(str(name) for name in file.metadata.get("unused", ())),
         architectures_of(file) if file.kernels else (),
         tuple(str(name) for name in file.metadata.get("debug", ())),
-        file.metadata.get("precision"),
+        precision if isinstance(precision, str) else None,
         cache(partial(_model_in, file)) if file.has_model else _no_model,
     )
 
@@ -377,10 +378,10 @@ def _model_in(file: EngineFile) -> Source | None:
     return None if file.model is None else source_in(file.model)[0]
 
 
-def _frozen(file: EngineFile) -> dict[str, str]:
+def _digests(file: EngineFile, what: str) -> dict[str, str]:
     """Names and digests; files of the first days have names only."""
-    frozen = file.metadata.get("frozen", ())
-    digests = frozen if isinstance(frozen, Mapping) else dict.fromkeys(frozen, "")
+    found = file.metadata.get(what, ())
+    digests = found if isinstance(found, Mapping) else dict.fromkeys(found, "")
     return {str(name): str(found) for name, found in digests.items()}
 
 
